@@ -1,0 +1,20 @@
+#pragma once
+#include "core/tensor/weight.h"
+
+namespace moe::kernels {
+
+/// Target of a token that counts in no loss (padding).
+constexpr int64_t kIgnore = -100;
+
+struct HeadLossOptions {
+    double scale = 1;                     ///< usually 1 / valid tokens of the global batch
+    int64_t chunk = 1024;                 ///< tokens whose logits exist at a time
+    int64_t keep_bytes = 256 << 20;       ///< the logits' gradient is kept for backward up to this size, else computed again
+};
+
+/// Sum over valid tokens of cross entropy · scale, in chunks: x [T, D], w.value [V, D], targets int64 [T] (kIgnore = none) →
+/// 0-d float64 on x's device. Where `token_loss` is given it becomes float32 [T], unscaled, 0 where ignored.
+/// Throws moe::Error (data) for a target outside [0, V) on the CPU.
+Tensor head_loss(const Tensor& x_TD, const WeightPtr& w_VD, const Tensor& targets_T, const HeadLossOptions& options, Tensor* token_loss = nullptr);
+
+}  // namespace moe::kernels

@@ -1,0 +1,11 @@
+#pragma once
+#include "core/tensor/weight.h"
+
+namespace moe::kernels {
+
+/// y = x / sqrt(mean(x²) + eps) · gamma over the last dim. x [T, D] fp64, fp32 or bf16, statistics in at least fp32; gamma.value
+/// [D] of x's dtype. Backward adds to gamma.grad (fp32 or fp64) in an order that does not depend on timing.
+/// Source: Zhang and Sennrich, "Root mean square layer normalization", 2019.
+Tensor rmsnorm(const Tensor& x_TD, const WeightPtr& gamma_D, double eps);
+
+}  // namespace moe::kernels

@@ -1,0 +1,46 @@
+// A weight as the products see it, and where its gradient goes. Neither knows of a parameter store or of ranks.
+#pragma once
+#include <ATen/core/Tensor.h>
+#include <torch/custom_class.h>
+
+#include <functional>
+#include <string>
+#include <vector>
+
+namespace moe {
+using at::Tensor;
+
+/// Gets every weight gradient. The step program changes it only between segment backwards, while no backward runs, so ops
+/// may read it from whatever thread the autograd engine uses (thread_local would not do: CUDA nodes run elsewhere).
+class GradSink {
+public:
+    /// Runs `make` now, or keeps it for drain() where gradients are deferred. What it captures must be detached.
+    void add(std::function<void()> make);
+    /// From now on gradients made in the backward of (segment, micro_batch) are put off until drain() of the same pair.
+    void defer(int segment, int micro_batch);
+    /// From now on gradients are made at once (the default).
+    void immediate() { deferring_ = false; }
+    /// Makes the deferred gradients of one segment and micro-batch, in the order in which they were put off.
+    void drain(int segment, int micro_batch);
+    /// Drops what is queued and goes back to immediate: a step that failed is rolled back.
+    void reset();
+    size_t num_queued() const { return queue_.size(); }
+
+private:
+    struct Deferred { int segment, micro_batch; std::function<void()> make; };
+    bool deferring_ = false;
+    int segment_ = -1, micro_batch_ = -1;
+    std::vector<Deferred> queue_;
+};
+
+/// value: what the product reads, in the compute dtype; may be replaced between forward and backward (gather and release).
+/// grad: main gradient, same shape, fp32 or fp64, added to in place; not the .grad of an autograd leaf. It may be undefined
+/// (a frozen or inference weight): then no gradient is made. A CustomClassHolder only so that autograd can hold it.
+struct Weight : torch::CustomClassHolder {
+    Tensor value, grad;
+    std::string name;
+    GradSink* sink = nullptr;
+};
+using WeightPtr = c10::intrusive_ptr<Weight>;
+
+}  // namespace moe
