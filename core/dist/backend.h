@@ -1,0 +1,40 @@
+// What a communication library must offer, on raw memory, so that MPI can be a plugin opened at run time and NCCL a second
+// implementation. No LibTorch here: the plugin includes this file alone.
+#pragma once
+#include <cstdint>
+#include <memory>
+
+namespace moe::dist {
+
+enum class DType : int { f64, f32, bf16, i64, i32, u8 };
+enum class ReduceOp : int { sum, max, min };
+
+/// Bytes of one element.
+constexpr int64_t size_of(DType t) { return t == DType::f64 || t == DType::i64 ? 8 : t == DType::f32 || t == DType::i32 ? 4 : t == DType::bf16 ? 2 : 1; }
+
+/// One process group. Every call is made by all ranks of it, in the same order; counts are in elements. Calls block until
+/// the data is there. Failures throw std::runtime_error with the library's message: the caller turns it into moe::Error (dist).
+class Backend {
+public:
+    virtual ~Backend() = default;
+    virtual int rank() const = 0;
+    virtual int size() const = 0;
+    /// A group of the ranks that give the same colour, ordered by key.
+    virtual std::unique_ptr<Backend> split(int colour, int key) = 0;
+    virtual void barrier() = 0;
+    virtual void broadcast(void* data, int64_t count, DType type, int root) = 0;
+    /// In place.
+    virtual void all_reduce(void* data, int64_t count, DType type, ReduceOp op) = 0;
+    /// Rank r's counts[r] elements land at the sum of the counts before r, on every rank.
+    virtual void all_gather(const void* in, void* out, const int64_t* counts, DType type) = 0;
+    /// Rank r receives the reduced elements of its part of `in`, which starts at the sum of the counts before r.
+    virtual void reduce_scatter(const void* in, void* out, const int64_t* counts, DType type, ReduceOp op) = 0;
+    /// Parts lie one after another in rank order, in `in` by send_counts and in `out` by recv_counts.
+    virtual void all_to_all(const void* in, const int64_t* send_counts, void* out, const int64_t* recv_counts, DType type) = 0;
+};
+
+/// The symbol a plugin exports: the world group, initialised. Throws std::runtime_error.
+using OpenBackend = Backend* (*)();
+constexpr const char* kOpenBackend = "moe_open_backend";
+
+}  // namespace moe::dist

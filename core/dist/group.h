@@ -1,0 +1,53 @@
+// Process groups on tensors, the mesh of them that a run uses, and where the ranks come from.
+#pragma once
+#include "core/config/config.h"
+#include "core/dist/backend.h"
+
+#include <ATen/core/Tensor.h>
+
+#include <memory>
+#include <vector>
+
+namespace moe::dist {
+
+/// A process group; copies share it. Of one rank it needs no backend and every collective is the identity. Tensors must be
+/// contiguous; shapes and types are checked; failures throw moe::Error (dist, shape, dtype).
+class Group {
+public:
+    Group() = default;                                     ///< one rank
+    explicit Group(std::shared_ptr<Backend> backend) : backend_(std::move(backend)) {}
+    int rank() const { return backend_ ? backend_->rank() : 0; }
+    int size() const { return backend_ ? backend_->size() : 1; }
+    Group split(int colour, int key) const;
+    void barrier() const;
+    void broadcast(at::Tensor data, int root) const;
+    void all_reduce(at::Tensor data, ReduceOp op = ReduceOp::sum) const;
+    double all_reduce(double value, ReduceOp op = ReduceOp::sum) const;
+    int64_t all_reduce(int64_t value, ReduceOp op = ReduceOp::sum) const;
+    /// Flat tensors; out.numel() is the sum of counts, in.numel() is counts[rank]. `in` may be a view of its own part of out.
+    void all_gather(const at::Tensor& in, at::Tensor out, const std::vector<int64_t>& counts) const;
+    /// in.numel() is the sum of counts, out.numel() is counts[rank]; out may be a view of its own part of in.
+    void reduce_scatter(const at::Tensor& in, at::Tensor out, const std::vector<int64_t>& counts) const;
+    /// Rows of a tensor [R, …] to ranks: send[r] rows to r, recv[r] rows from r.
+    at::Tensor all_to_all_rows(const at::Tensor& rows, const std::vector<int64_t>& send, const std::vector<int64_t>& recv) const;
+
+private:
+    std::shared_ptr<Backend> backend_;
+};
+
+/// The world of this process: MPI where a launcher started several ranks (OMPI_COMM_WORLD_SIZE, PMI_SIZE, or SLURM_NTASKS
+/// with MOELAB_BACKEND=mpi), else one rank. Opened once. Throws moe::Error (dist) when the plugin or the library is missing.
+const Group& world();
+/// True where a launcher's environment says that several ranks were started.
+bool launched_with_ranks();
+
+/// The groups of a run. Dense parameters are replicated over dp; experts are cut over ep and replicated over expert_dp (the
+/// ranks of dp with the same place in ep). ep lies within dp: neighbouring ranks first.
+struct Mesh {
+    Group world, dp, ep, expert_dp;
+    Group tp, pp, cp;                                       ///< size 1 until those axes are built
+};
+/// Throws moe::Error (config) where the sizes do not divide the number of ranks.
+Mesh make_mesh(const DistributedConfig& config, const Group& world);
+
+}  // namespace moe::dist

@@ -1,0 +1,132 @@
+// All parameters of a model on one rank: logical tensors in typed buckets, their main gradients and optimizer state, and which
+// pieces of them this rank owns. A logical tensor has the name of Hugging Face's checkpoints (one expert's matrix is one).
+// What products read is a handle (Weight): a run of neighbouring logical tensors seen as one array.
+#pragma once
+#include "core/dist/group.h"
+#include "core/tensor/precision.h"
+#include "core/tensor/weight.h"
+
+#include <map>
+#include <string>
+#include <vector>
+
+namespace moe {
+
+/// Dense parameters are replicated over dp, expert parameters over expert_dp. Router weights are dense, but their compute
+/// type is the master type: the gate's product is fp32.
+enum class BucketKind { dense, expert, router };
+constexpr int kNumBuckets = 3;
+
+/// One parameter as a checkpoint knows it. Rows are its first dim.
+struct TensorSpec {
+    std::string name;
+    std::vector<int64_t> shape;
+    double init_std = 0;          ///< normal with this deviation, by (seed, name, element); see init_value for 0
+    double init_value = 0;        ///< where init_std is 0: every element
+    bool decay = true;            ///< weight decay applies (not to norms and biases)
+    bool frozen = false;
+};
+
+/// A handle over consecutive tensors: `shape` has as many elements as they have together.
+struct WeightSpec {
+    std::string name;
+    BucketKind bucket = BucketKind::dense;
+    std::vector<TensorSpec> tensors;
+    std::vector<int64_t> shape;
+};
+
+/// A piece of a logical tensor: rows [offset, offset + shape[0]) of it. What a checkpoint's index stores.
+struct Rectangle {
+    std::string name;
+    int64_t offset = 0;
+    std::vector<int64_t> shape;
+    bool operator==(const Rectangle&) const = default;
+};
+
+/// Part of a bucket with one treatment by the optimizer. Elements [begin, end) of the bucket.
+struct Range {
+    int64_t begin = 0, end = 0;
+    bool decay = true, frozen = false;
+    double lr_scale = 1;
+};
+
+/// One flat allocation a kind. value and grad span the whole bucket; master, moments and `ranges` the part [own_begin, own_end)
+/// that this rank updates (ZeRO 0: all of it; ZeRO 1: a cut at tensor starts or at rows that are multiples of 128).
+struct Bucket {
+    BucketKind kind = BucketKind::dense;
+    dist::Group group;                        ///< ranks that hold the same elements
+    Tensor value, grad;                       ///< [N] compute type; [N] gradient type (undefined without training)
+    Tensor master;                            ///< [own] master type; a view of value where the types agree
+    std::vector<Tensor> state;                ///< optimizer's moments, each [own], master type
+    int64_t own_begin = 0, own_end = 0;
+    std::vector<int64_t> counts;              ///< elements by rank of the group under ZeRO 1
+    int64_t norm_begin = 0, norm_end = 0;     ///< part whose squares this rank adds to the gradient norm: a partition over the group
+    std::vector<Range> ranges;                ///< merged, cover [own_begin, own_end)
+};
+
+struct StoreOptions {
+    Precision precision;
+    at::Device device = at::kCPU;
+    int zero_stage = 0;                       ///< 0 or 1
+    uint64_t seed = 0;
+    int num_moments = 2;                      ///< optimizer's state tensors: AdamW 2, SGD 0
+    bool training = true;                     ///< false: no gradients and no state
+};
+
+class ParamStore {
+public:
+    ParamStore(const dist::Mesh& mesh, StoreOptions options);
+    /// Declares a handle; its tensors exist after build(). Throws moe::Error (state after build, config for a name used twice,
+    /// shape where the element counts differ).
+    WeightPtr declare(const WeightSpec& spec);
+    /// Allocates, initialises, fills every handle. Throws moe::Error (memory) with the bytes wanted.
+    void build();
+
+    const StoreOptions& options() const { return options_; }
+    GradSink& sink() { return sink_; }
+    std::vector<Bucket>& buckets() { return buckets_; }
+    /// Logical names in declaration order.
+    const std::vector<std::string>& names() const { return names_; }
+    bool has(const std::string& name) const { return tensors_.contains(name); }
+    const TensorSpec& spec(const std::string& name) const;
+    BucketKind bucket_of(const std::string& name) const;
+    /// View of the compute weights of a logical tensor, of its main gradient. Throws moe::Error (config) with the nearest name.
+    Tensor value(const std::string& name) const;
+    Tensor grad(const std::string& name) const;
+    /// Master weights of a whole logical tensor, gathered from the ranks that own its pieces (a collective under ZeRO 1).
+    Tensor master(const std::string& name);
+    /// Sets master (where owned) and compute weights from a tensor of the logical shape, any float dtype. Throws (shape).
+    void set(const std::string& name, const Tensor& from);
+    /// The pieces whose master this rank keeps, in bucket order.
+    std::vector<Rectangle> rectangles() const;
+    /// Elements of all logical tensors on this rank.
+    int64_t num_parameters() const;
+
+    void zero_grads();
+    /// Sums main gradients over the ranks that hold the same parameters: all-reduce under ZeRO 0, reduce-scatter into the own part under ZeRO 1.
+    void reduce_grads();
+    /// Name of the first parameter with a gradient that is not finite, "" if none; local to this rank.
+    std::string first_non_finite() const;
+    /// After an update of the own parts: every rank gets all compute weights (all-gather under ZeRO 1).
+    void gather_values();
+
+private:
+    struct Placed { TensorSpec spec; int bucket; int64_t offset, count; };
+    const Placed& placed(const std::string& name) const;
+    void allocate(Bucket& bucket, int64_t count);
+    void initialise();
+    dist::Mesh mesh_;
+    StoreOptions options_;
+    GradSink sink_;
+    std::vector<Bucket> buckets_;
+    std::vector<std::pair<WeightSpec, WeightPtr>> handles_;
+    std::map<std::string, Placed> tensors_;
+    std::vector<std::string> names_;
+    bool built_ = false;
+};
+
+/// Where a flat sequence of tensors is cut into `parts`: part boundaries (parts + 1 of them) at tensor starts or at rows that are
+/// multiples of 128, each the nearest such place to an equal share. Pure; used by build() and its tests.
+std::vector<int64_t> partition(const std::vector<std::vector<int64_t>>& shapes, int parts);
+
+}  // namespace moe
