@@ -1,0 +1,16 @@
+// Raw entry points of the optimizer passes: checked, contiguous tensors of one device. Contracts as in adamw.h.
+#pragma once
+#include "core/kernels/adamw/adamw.h"
+
+namespace moe::kernels {
+
+void adamw_cpu(Tensor master, const Tensor& grad, Tensor m, Tensor v, Tensor value, const AdamWOptions& options);
+void adamw_cuda(Tensor master, const Tensor& grad, Tensor m, Tensor v, Tensor value, const AdamWOptions& options);
+
+void sgd_cpu(Tensor master, const Tensor& grad, Tensor value, double lr, double weight_decay, double grad_scale);
+void sgd_cuda(Tensor master, const Tensor& grad, Tensor value, double lr, double weight_decay, double grad_scale);
+
+/// out: 0-d float64 on x's device.
+void sum_of_squares_cpu(const Tensor& x, Tensor out);
+void sum_of_squares_cuda(const Tensor& x, Tensor out);
+}  // namespace moe::kernels

@@ -1,0 +1,39 @@
+// The raw products behind the linear door, one set a device: no autograd, no weights, no sinks.
+// Every tensor is contiguous and on one device; outputs are made by the caller. Operands may differ in dtype (the router's
+// fp32 weight with bf16 activations, the head's fp32 logits): the product is of the values as stored, accumulated in at least
+// fp32, in fp64 where an operand is fp64, and rounded once to the output's dtype. Row counts may be 0, the outputs are then
+// zero or unchanged. Letters as in linear.h.
+#pragma once
+#include <ATen/core/Tensor.h>
+
+namespace moe::kernels {
+using at::Tensor;
+
+/// y [T, O] = x [T, I] w [O, I]ᵀ.
+void product_nt_cpu(const Tensor& x_TI, const Tensor& w_OI, Tensor y_TO);
+void product_nt_cuda(const Tensor& x_TI, const Tensor& w_OI, Tensor y_TO);
+
+/// dx [T, I] = dy [T, O] w [O, I].
+void product_nn_cpu(const Tensor& dy_TO, const Tensor& w_OI, Tensor dx_TI);
+void product_nn_cuda(const Tensor& dy_TO, const Tensor& w_OI, Tensor dx_TI);
+
+/// dw [O, I] += dy [T, O]ᵀ x [T, I]; dw is fp32 or fp64 and is added to in that dtype.
+void add_product_tn_cpu(const Tensor& dy_TO, const Tensor& x_TI, Tensor dw_OI);
+void add_product_tn_cuda(const Tensor& dy_TO, const Tensor& x_TI, Tensor dw_OI);
+
+/// The same three by groups of rows: rows offsets[e] … offsets[e+1] belong to w[e]; offsets int64 [E + 1] on the host.
+void grouped_product_nt_cpu(const Tensor& x_RI, const Tensor& offsets_E1, const Tensor& w_EOI, Tensor y_RO);
+void grouped_product_nt_cuda(const Tensor& x_RI, const Tensor& offsets_E1, const Tensor& w_EOI, Tensor y_RO);
+void grouped_product_nn_cpu(const Tensor& dy_RO, const Tensor& offsets_E1, const Tensor& w_EOI, Tensor dx_RI);
+void grouped_product_nn_cuda(const Tensor& dy_RO, const Tensor& offsets_E1, const Tensor& w_EOI, Tensor dx_RI);
+void add_grouped_product_tn_cpu(const Tensor& dy_RO, const Tensor& x_RI, const Tensor& offsets_E1, Tensor dw_EOI);
+void add_grouped_product_tn_cuda(const Tensor& dy_RO, const Tensor& x_RI, const Tensor& offsets_E1, Tensor dw_EOI);
+
+/// Dispatch by the first operand's device (linear.cpp). Throws moe::Error (device) where this build has no CUDA parts.
+void product_nt(const Tensor& x_TI, const Tensor& w_OI, Tensor y_TO);
+void product_nn(const Tensor& dy_TO, const Tensor& w_OI, Tensor dx_TI);
+void add_product_tn(const Tensor& dy_TO, const Tensor& x_TI, Tensor dw_OI);
+
+/// True: the processor check of MKL is answered by this program (mkl_switch.cpp).
+bool mkl_switch_active();
+}  // namespace moe::kernels
