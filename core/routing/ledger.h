@@ -1,0 +1,25 @@
+// The only place where routed tokens are counted for balance and monitoring: once per token and optimizer step, never in
+// evaluation, recomputation or for padding.
+// Letters: L layers (absolute index), E experts, D domains.
+#pragma once
+#include "core/dist/group.h"
+
+namespace moe::routing {
+
+class Ledger {
+public:
+    Ledger(int64_t num_layers, int64_t num_experts, int64_t num_domains, at::Device device);
+    /// Adds a layer's decision: ids int64 [T, K]; domain int32 [T], −1 for padding, which counts nowhere. No synchronisation.
+    void count(int64_t layer, const at::Tensor& ids_TK, const at::Tensor& domain_T);
+    /// Sums over the ranks of a group, once at the end of an optimizer step.
+    void reduce(const dist::Group& group);
+    void clear();
+    /// int64 [L, E] and [L, D, E], on the host.
+    at::Tensor counts() const;
+    at::Tensor counts_by_domain() const;
+
+private:
+    at::Tensor counts_LDE_;       ///< int64, row 0 of D takes padding
+};
+
+}  // namespace moe::routing

@@ -1,0 +1,92 @@
+// A run: model, data, optimizer and a log directory, driven step by step.
+#pragma once
+#include "core/data/loader.h"
+#include "core/metrics/writer.h"
+#include "core/model/model.h"
+#include "core/train/step_program.h"
+
+#include <functional>
+#include <memory>
+#include <string>
+
+namespace moe::train {
+
+/// What one optimizer step gave. Rates are over all ranks.
+struct StepMetrics {
+    int64_t step = 0;                     ///< of the step just done, from 1
+    double loss = 0, grad_norm = 0, lr = 0;
+    double tokens_per_sec = 0, tflops = 0, mfu = 0;   ///< model FLOPs by the causal rule; mfu as a share of 1
+    double memory_gib = 0;                ///< peak: allocated on the device, resident on the CPU
+    double max_vio = 0;                   ///< largest over the layers, of this step's global counts
+    double step_secs = 0;
+    int64_t tokens = 0;                   ///< seen since step 0
+    bool skipped = false;                 ///< loss or gradient norm was not finite: nothing was updated
+    /// "step: 10 loss: 4.87123 grad_norm: 1.2041 lr: 3.0e-04 tps: 7800 tflops: 0.10 mfu: 0.1% memory: 0.62GiB maxvio: 1.31"
+    std::string line() const;
+    /// The same keys in full precision, one JSON object.
+    std::string json() const;
+};
+
+/// Mean loss in nats a token over validation data.
+struct Evaluation {
+    double loss = 0;                                       ///< mean over the domains of their means
+    std::vector<std::pair<std::string, double>> by_domain;
+    int64_t num_tokens = 0;
+};
+
+struct RunOptions {
+    std::string name;                     ///< "" = experiment_name
+    std::string script;                   ///< path of the script to copy, "" for none
+    std::string command;                  ///< command line, for env.json
+    bool log_folder = true;               ///< false: nothing on disk (tests, benchmarks)
+    bool console = true;                  ///< log lines on standard output (rank 0)
+    bool json = false;                    ///< as one JSON object a line
+};
+
+class Run {
+public:
+    /// Validates, opens the data, makes the log folder, builds the model. Throws moe::Error.
+    Run(const Config& config, const RunOptions& options);
+    ~Run();
+
+    /// One optimizer step. Throws moe::Error (state) after max_skipped_steps skipped in a row.
+    StepMetrics step();
+    /// Steps until `num_steps` more are done; `on_step` may return false to stop.
+    void train(int64_t num_steps, const std::function<bool(const StepMetrics&)>& on_step = {});
+    /// Validation loss by domain; the router's counts and biases do not move. With `trace`, decisions are recorded. max_batches 0 = config's.
+    Evaluation evaluate(routing::Trace* trace = nullptr, int64_t max_batches = 0);
+
+    const Config& config() const { return config_; }
+    Model& model() { return *model_; }
+    int64_t current_step() const { return step_; }        ///< steps done
+    int64_t num_steps() const { return num_steps_; }      ///< length of the run by the configuration
+    const std::string& folder() const { return folder_; } ///< "" without one
+    const std::vector<std::string>& domains() const { return loader_->domains(); }
+    /// Counts of the last step, int64 [L, E] and [L, D, E].
+    Tensor last_counts() const { return last_counts_; }
+    Tensor last_counts_by_domain() const { return last_counts_by_domain_; }
+    /// Segments joined in one graph instead of scheduled; weight gradients deferred. For tests of their equality.
+    void set_mode(Mode mode) { mode_ = mode; }
+    void set_defer(bool defer) { defer_ = defer; }
+
+private:
+    std::vector<MicroBatch> load_batch(double& valid);
+    void balance(const Tensor& counts);
+    void record(const StepMetrics& m);
+    Config config_;
+    RunOptions options_;
+    std::string folder_;
+    dist::Mesh mesh_;
+    std::unique_ptr<data::Loader> loader_;
+    std::unique_ptr<Model> model_;
+    std::unique_ptr<routing::Ledger> ledger_;
+    std::unique_ptr<Executor> executor_;
+    std::unique_ptr<metrics::Writer> metrics_;
+    Mode mode_ = Mode::scheduled;
+    bool defer_ = false;
+    int64_t step_ = 0, num_steps_ = 0, tokens_ = 0, skipped_in_a_row_ = 0;
+    double flops_per_token_ = 0, peak_flops_ = 0;
+    Tensor last_counts_, last_counts_by_domain_;
+};
+
+}  // namespace moe::train
