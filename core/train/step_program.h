@@ -35,6 +35,9 @@ public:
     Tensor run(const Program& program, std::vector<MicroBatch>& batches);
     /// The same as one autograd graph a micro-batch.
     Tensor run_attached(std::vector<MicroBatch>& batches);
+    /// Segments (by index) of which only the inputs are kept: their forward runs again in backward, with the decisions of the first.
+    /// Empty (the default): none.
+    void set_recompute(std::vector<bool> recompute) { recompute_ = std::move(recompute); }
     /// Forward only, nothing kept: evaluation.
     Tensor run_forward(MicroBatch& batch);
 
@@ -43,8 +46,10 @@ private:
     void forward(int segment, int micro_batch);
     void backward(int segment, int micro_batch, bool defer);
     Tape& tape(int segment, int micro_batch);
+    bool recomputed(int segment) const { return !recompute_.empty() && recompute_.at(size_t(segment)); }
 
     Model& model_;
+    std::vector<bool> recompute_;
     std::vector<MicroBatch>* batches_ = nullptr;
     std::vector<Tape> tapes_;                                  ///< [micro-batch][segment]
     std::vector<std::map<std::string, Tensor>> slots_, grads_; ///< by micro-batch: what the next forward and backward read
