@@ -15,9 +15,9 @@ namespace moe::data {
 /// Whole sequences on the host. Row b is sequence first_sequence + b of the run, whichever rank or worker made it.
 struct Batch {
     at::Tensor ids;           ///< int64 [B, S]
-    at::Tensor targets;       ///< int64 [B, S]: the next token; −100 where there is none (padding)
+    at::Tensor targets;       ///< int64 [B, S]: the next token of the document; −100 where there is none (its last token, padding)
     at::Tensor domain;        ///< int32 [B, S]: index into Loader::domains(), of the input token; −1 for padding
-    at::Tensor doc_start;     ///< int32 [B, S]: position in the sequence where the token's document starts
+    at::Tensor doc_start;     ///< int32 [B, S]: position in the sequence where the token's document starts; 0 without data.document_mask
     int64_t first_sequence = 0;
     int64_t num_valid() const;    ///< targets that count
 };
@@ -33,11 +33,17 @@ public:
     virtual Batch next(int64_t num_sequences, int64_t first, int64_t count) = 0;
     /// Everything that restore() needs to go on with the next sequence.
     virtual nlohmann::json state() const = 0;
+    /// Goes on from a state() of the same data. Throws moe::Error (state) for one of other data.
     virtual void restore(const nlohmann::json& state) = 0;
+    /// Tokens of all domains together, end-of-document tokens included; −1 where they never end. A short validation set is read
+    /// again from its start once it is used up.
+    virtual int64_t tokens_per_epoch() const { return -1; }
 };
 
-/// Opens what `config.data` (or, with `validation`, `config.validation`) names. Throws moe::Error (data, io, config) for what is
-/// missing, unreadable or empty.
+/// Opens what `config.data` (or, with `validation`, `config.validation`) names: a mixture of `sources`, or the subfolders of `path`
+/// weighted by their size, or synthetic domains (for validation: other documents of the same processes). Validation is in the
+/// documents' order; open it again, or restore its first state, for every evaluation. Throws moe::Error (data, io, config) for what
+/// is missing, unreadable or empty.
 std::unique_ptr<Loader> open_loader(const Config& config, bool validation);
 
 }  // namespace moe::data
