@@ -1,0 +1,117 @@
+#include "core/kernels/linear/linear.h"
+
+#include "core/kernels/common/autograd.h"
+#include "core/kernels/common/dispatch.h"
+#include "core/kernels/linear/linear_kernels.h"
+
+#include <ATen/ATen.h>
+
+namespace moe::kernels {
+void product_nt(const Tensor& x_TI, const Tensor& w_OI, Tensor y_TO) { MOE_BY_DEVICE("linear", x_TI, product_nt, x_TI, w_OI, y_TO); }
+void product_nn(const Tensor& dy_TO, const Tensor& w_OI, Tensor dx_TI) { MOE_BY_DEVICE("linear", dy_TO, product_nn, dy_TO, w_OI, dx_TI); }
+void add_product_tn(const Tensor& dy_TO, const Tensor& x_TI, Tensor dw_OI) { MOE_BY_DEVICE("linear", dy_TO, add_product_tn, dy_TO, x_TI, dw_OI); }
+
+namespace {
+/// The object file that answers MKL's processor check is linked because of this reference.
+[[maybe_unused]] const bool kMklSwitch = mkl_switch_active();
+
+void check_weight(std::string_view op, const Tensor& x, const WeightPtr& w, int64_t dims) {
+    check_dims(op, {"x", x}, 2);
+    MOE_CHECK(w, state, std::string(op), "no weight", "a Weight", "");
+    check_dims(op, {"w", w->value}, dims);
+    check_float(op, {"x", x});
+    check_inner(op, {"x", x}, 1, {"w", w->value}, dims - 1);
+    check_same_device(op, {"x", x}, {"w", w->value});
+    if (!w->grad.defined()) return;
+    check_wide_float(op, {"w.grad", w->grad});
+    MOE_CHECK(w->grad.sizes() == w->value.sizes(), shape, fmt::format("{}: w.grad of {}", op, w->name), shape_text(w->grad.sizes()), shape_text(w->value.sizes()), "");
+    check_contiguous(op, {"w.grad", w->grad});
+}
+
+Tensor linear_forward(const Tensor& x_TI, const Tensor& w_OI, at::ScalarType dtype) {
+    Tensor y_TO = at::empty({x_TI.size(0), w_OI.size(0)}, x_TI.options().dtype(dtype));
+    product_nt(x_TI, w_OI, y_TO);
+    return y_TO;
+}
+
+/// Both doors: the result has the dtype of w.value, which for linear is that of x.
+struct LinearFunction : Function<LinearFunction> {
+    static Tensor forward(AutogradContext* ctx, const Tensor& x_TI, const WeightPtr& w) {
+        ctx->save_for_backward({x_TI});
+        hold_weight(ctx, w);
+        return linear_forward(x_TI, w->value, w->value.scalar_type());
+    }
+    static Grads backward(AutogradContext* ctx, Grads grads) {
+        WeightPtr w = held_weight(ctx);
+        Tensor dy_TO = grads[0].contiguous(), x_TI = ctx->get_saved_variables()[0].detach(), dx_TI;
+        if (ctx->needs_input_grad(0)) {
+            dx_TI = at::empty_like(x_TI);
+            product_nn(dy_TO, w->value, dx_TI);
+        }
+        add_weight_grad(w, [w, dy_TO = dy_TO.detach(), x_TI] { add_product_tn(dy_TO, x_TI, w->grad); });
+        return {dx_TI, Tensor()};
+    }
+};
+
+Tensor grouped_forward(const Tensor& x_RI, const Tensor& offsets_E1, const Tensor& w_EOI) {
+    Tensor y_RO = at::empty({x_RI.size(0), w_EOI.size(1)}, x_RI.options());
+    MOE_BY_DEVICE("grouped_linear", x_RI, grouped_product_nt, x_RI, offsets_E1, w_EOI, y_RO);
+    return y_RO;
+}
+
+struct GroupedLinearFunction : Function<GroupedLinearFunction> {
+    static Tensor forward(AutogradContext* ctx, const Tensor& x_RI, const Tensor& offsets_E1, const WeightPtr& w) {
+        ctx->save_for_backward({x_RI});
+        keep(ctx, "offsets", offsets_E1);
+        hold_weight(ctx, w);
+        return grouped_forward(x_RI, offsets_E1, w->value);
+    }
+    static Grads backward(AutogradContext* ctx, Grads grads) {
+        WeightPtr w = held_weight(ctx);
+        Tensor offsets_E1 = kept<Tensor>(ctx, "offsets");
+        Tensor dy_RO = grads[0].contiguous(), x_RI = ctx->get_saved_variables()[0].detach(), dx_RI;
+        if (ctx->needs_input_grad(0)) {
+            dx_RI = at::empty_like(x_RI);
+            MOE_BY_DEVICE("grouped_linear", dy_RO, grouped_product_nn, dy_RO, offsets_E1, w->value, dx_RI);
+        }
+        add_weight_grad(w, [w, offsets_E1, dy_RO = dy_RO.detach(), x_RI] {
+            MOE_BY_DEVICE("grouped_linear", dy_RO, add_grouped_product_tn, dy_RO, x_RI, offsets_E1, w->grad);
+        });
+        return {dx_RI, Tensor(), Tensor()};
+    }
+};
+
+void check_offsets(const Tensor& offsets_E1, int64_t experts, int64_t rows) {
+    check_shape("grouped_linear", {"offsets", offsets_E1}, {experts + 1});
+    check_dtype("grouped_linear", {"offsets", offsets_E1}, {at::kLong});
+    MOE_CHECK(offsets_E1.is_cpu(), device, "grouped_linear: offsets", offsets_E1.device().str(), "cpu", "");
+    check_contiguous("grouped_linear", {"offsets", offsets_E1});
+    const int64_t* offset = offsets_E1.const_data_ptr<int64_t>();
+    MOE_CHECK(offset[0] == 0 && offset[experts] == rows, shape, "grouped_linear: offsets", fmt::format("{} … {}", offset[0], offset[experts]), fmt::format("0 … {}", rows), "");
+    for (int64_t e = 0; e < experts; ++e)
+        MOE_CHECK(offset[e] <= offset[e + 1], shape, fmt::format("grouped_linear: offsets[{}]", e + 1), std::to_string(offset[e + 1]), fmt::format("at least {}", offset[e]), "");
+}
+}  // namespace
+
+Tensor linear(const Tensor& x_TI, const WeightPtr& w_OI) {
+    check_weight("linear", x_TI, w_OI, 2);
+    check_same_dtype("linear", {"x", x_TI}, {"w", w_OI->value});
+    Tensor x = x_TI.contiguous();
+    return wants_grad(x) ? LinearFunction::apply(x, w_OI) : linear_forward(x, w_OI->value, x.scalar_type());
+}
+
+Tensor linear_wide(const Tensor& x_TI, const WeightPtr& w_OI) {
+    check_weight("linear_wide", x_TI, w_OI, 2);
+    check_wide_float("linear_wide", {"w", w_OI->value});
+    Tensor x = x_TI.contiguous();
+    return wants_grad(x) ? LinearFunction::apply(x, w_OI) : linear_forward(x, w_OI->value, w_OI->value.scalar_type());
+}
+
+Tensor grouped_linear(const Tensor& x_RI, const Tensor& offsets_E1, const WeightPtr& w_EOI) {
+    check_weight("grouped_linear", x_RI, w_EOI, 3);
+    check_same_dtype("grouped_linear", {"x", x_RI}, {"w", w_EOI->value});
+    check_offsets(offsets_E1, w_EOI->value.size(0), x_RI.size(0));
+    Tensor x = x_RI.contiguous();
+    return wants_grad(x) ? GroupedLinearFunction::apply(x, offsets_E1, w_EOI) : grouped_forward(x, offsets_E1, w_EOI->value);
+}
+}  // namespace moe::kernels

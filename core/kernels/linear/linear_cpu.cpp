@@ -1,0 +1,49 @@
+// Products on the CPU: MKL's, through ATen. Operands of another dtype are cast up first, exactly.
+#include "core/kernels/linear/linear_kernels.h"
+
+#include "core/kernels/common/dtype.h"
+
+#include <ATen/ATen.h>
+
+namespace moe::kernels {
+namespace {
+at::ScalarType product_dtype(const Tensor& a, const Tensor& b) {
+    return a.scalar_type() == at::kDouble || b.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+}
+
+/// out = a b.
+void multiply(const Tensor& a, const Tensor& b, Tensor out) {
+    auto dtype = product_dtype(a, b);
+    if (out.scalar_type() == dtype) at::mm_out(out, a.to(dtype), b.to(dtype));
+    else out.copy_(at::mm(a.to(dtype), b.to(dtype)));
+}
+
+/// out += a b, added in out's dtype.
+void multiply_add(const Tensor& a, const Tensor& b, Tensor out) {
+    auto dtype = product_dtype(a, b);
+    if (out.scalar_type() == dtype) at::addmm_out(out, out, a.to(dtype), b.to(dtype));
+    else out.add_(at::mm(a.to(dtype), b.to(dtype)));
+}
+
+/// f(e, first row, rows) of every group that has rows.
+template <class F> void each_group(const Tensor& offsets_E1, F f) {
+    const int64_t* offset = offsets_E1.const_data_ptr<int64_t>();
+    for (int64_t e = 0; e + 1 < offsets_E1.numel(); ++e)
+        if (int64_t n = offset[e + 1] - offset[e]; n > 0) f(e, offset[e], n);
+}
+}  // namespace
+
+void product_nt_cpu(const Tensor& x_TI, const Tensor& w_OI, Tensor y_TO) { multiply(x_TI, w_OI.t(), y_TO); }
+void product_nn_cpu(const Tensor& dy_TO, const Tensor& w_OI, Tensor dx_TI) { multiply(dy_TO, w_OI, dx_TI); }
+void add_product_tn_cpu(const Tensor& dy_TO, const Tensor& x_TI, Tensor dw_OI) { multiply_add(dy_TO.t(), x_TI, dw_OI); }
+
+void grouped_product_nt_cpu(const Tensor& x_RI, const Tensor& offsets_E1, const Tensor& w_EOI, Tensor y_RO) {
+    each_group(offsets_E1, [&](int64_t e, int64_t lo, int64_t n) { multiply(x_RI.narrow(0, lo, n), w_EOI[e].t(), y_RO.narrow(0, lo, n)); });
+}
+void grouped_product_nn_cpu(const Tensor& dy_RO, const Tensor& offsets_E1, const Tensor& w_EOI, Tensor dx_RI) {
+    each_group(offsets_E1, [&](int64_t e, int64_t lo, int64_t n) { multiply(dy_RO.narrow(0, lo, n), w_EOI[e], dx_RI.narrow(0, lo, n)); });
+}
+void add_grouped_product_tn_cpu(const Tensor& dy_RO, const Tensor& x_RI, const Tensor& offsets_E1, Tensor dw_EOI) {
+    each_group(offsets_E1, [&](int64_t e, int64_t lo, int64_t n) { multiply_add(dy_RO.narrow(0, lo, n).t(), x_RI.narrow(0, lo, n), dw_EOI[e]); });
+}
+}  // namespace moe::kernels
