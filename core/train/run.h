@@ -45,8 +45,8 @@ struct RunOptions {
 
 class Run {
 public:
-    /// Validates, opens the data, makes the log folder, builds the model. Throws moe::Error.
-    Run(const Config& config, const RunOptions& options);
+    /// Validates, opens the data, makes the log folder, builds the model over the ranks of `world`. Throws moe::Error.
+    Run(const Config& config, const RunOptions& options, const dist::Group& world = dist::world());
     ~Run();
 
     /// One optimizer step. Throws moe::Error (state) after max_skipped_steps skipped in a row.

@@ -1,0 +1,91 @@
+#include "core/train/hardware.h"
+
+#include "core/base/error.h"
+
+#include <ATen/ATen.h>
+#ifdef MOE_WITH_CUDA
+#include <ATen/cuda/CUDAContext.h>
+#include <c10/cuda/CUDACachingAllocator.h>
+#include <c10/cuda/CUDAFunctions.h>
+#endif
+
+#include <chrono>
+#include <fstream>
+#include <map>
+
+namespace moe::train {
+namespace {
+struct Peak { const char* name; double bf16, fp32, fp64; };
+/// Makers' data sheets, dense, SXM boards where there are several; first match wins, so GB200 stands before B200.
+constexpr Peak kPeaks[] = {{"GB200", 2450e12, 80e12, 40e12}, {"B200", 2250e12, 80e12, 40e12}, {"H200", 989e12, 67e12, 67e12},
+                           {"H100", 989e12, 67e12, 67e12},   {"A100", 312e12, 19.5e12, 19.5e12}};
+
+/// A line "key : value" of a file in /proc.
+std::string proc_field(const char* file, const std::string& key) {
+    std::ifstream in(file);
+    for (std::string line; std::getline(in, line);)
+        if (line.starts_with(key)) {
+            auto at = line.find(':');
+            auto start = line.find_first_not_of(" \t", at + 1);
+            return start == std::string::npos ? "" : line.substr(start);
+        }
+    return "";
+}
+
+double measured_cpu_flops(at::ScalarType type) {
+    at::NoGradGuard no_grad;
+    int64_t n = 768;
+    at::Tensor a = at::ones({n, n}, type), b = at::ones({n, n}, type), c = at::empty({n, n}, type);
+    double best = 0;
+    for (int i = 0; i < 4; ++i) {
+        auto t = std::chrono::steady_clock::now();
+        at::mm_out(c, a, b);
+        best = std::max(best, 2.0 * double(n * n * n) / std::chrono::duration<double>(std::chrono::steady_clock::now() - t).count());
+    }
+    return best;
+}
+}  // namespace
+
+std::string device_name(at::Device device) {
+#ifdef MOE_WITH_CUDA
+    if (device.is_cuda()) return at::cuda::getDeviceProperties(device.index())->name;
+#endif
+    std::string name = proc_field("/proc/cpuinfo", "model name");
+    return name.empty() ? "CPU" : name;
+}
+
+double peak_flops(at::Device device, const Precision& precision) {
+    if (device.is_cpu()) {
+        static std::map<at::ScalarType, double> measured;
+        auto [it, fresh] = measured.try_emplace(precision.compute, 0);
+        if (fresh) it->second = measured_cpu_flops(precision.compute);
+        return it->second;
+    }
+    std::string name = device_name(device);
+    for (auto& p : kPeaks)
+        if (name.find(p.name) != std::string::npos) return precision.compute == at::kBFloat16 ? p.bf16 : precision.compute == at::kFloat ? p.fp32 : p.fp64;
+    return 0;
+}
+
+double peak_memory_bytes(at::Device device) {
+#ifdef MOE_WITH_CUDA
+    if (device.is_cuda()) {
+        auto stats = c10::cuda::CUDACachingAllocator::getDeviceStats(device.index());
+        return double(stats.allocated_bytes[size_t(c10::CachingAllocator::StatType::AGGREGATE)].peak);
+    }
+#endif
+    return std::strtod(proc_field("/proc/self/status", "VmHWM").c_str(), nullptr) * 1024;
+}
+
+at::Device choose_device(const std::string& wanted, int local_rank) {
+    MOE_CHECK(wanted.empty() || wanted == "cpu" || wanted == "cuda", config, "device", wanted, "cpu or cuda", "null takes cuda where there is a GPU");
+    int gpus = 0;
+#ifdef MOE_WITH_CUDA
+    gpus = c10::cuda::device_count();
+#endif
+    if (wanted == "cpu" || (wanted.empty() && gpus <= local_rank)) return at::kCPU;
+    MOE_CHECK(gpus > local_rank, device, "device", fmt::format("cuda for local rank {} with {} GPUs", local_rank, gpus), "a GPU a rank", "use device=cpu, or build and run where CUDA is");
+    return at::Device(at::kCUDA, c10::DeviceIndex(local_rank));
+}
+
+}  // namespace moe::train

@@ -1,0 +1,23 @@
+// What the machine can do and what it used: for tflops, mfu and memory of the log line.
+#pragma once
+#include "core/tensor/precision.h"
+
+#include <c10/core/Device.h>
+
+#include <string>
+
+namespace moe::train {
+
+/// Name of the device: the GPU's own, or the processor's model.
+std::string device_name(at::Device device);
+/// Peak FLOP/s of dense products in the compute type. GPUs: the maker's figures (the table in hardware.cpp; TF32 is off, so fp32
+/// is the plain rate), 0 for a GPU or type that is not in it. The CPU: the rate of a product timed once in this process, since no
+/// maker's figure describes a virtual machine.
+double peak_flops(at::Device device, const Precision& precision);
+/// Peak memory in bytes: allocated by LibTorch on a GPU, resident on the CPU.
+double peak_memory_bytes(at::Device device);
+/// "cuda" where LibTorch and this build see a GPU, else "cpu". `wanted` is the config's device: null takes that default; a wish
+/// that cannot be met throws moe::Error (device).
+at::Device choose_device(const std::string& wanted, int local_rank);
+
+}  // namespace moe::train

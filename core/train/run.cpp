@@ -1,0 +1,212 @@
+#include "core/train/run.h"
+
+#include "core/base/error.h"
+#include "core/base/log.h"
+#include "core/config/load.h"
+#include "core/data/tokenizer.h"
+#include "core/metrics/statistics.h"
+#include "core/plan/count.h"
+#include "core/routing/balance.h"
+#include "core/train/hardware.h"
+#include "core/train/optimizer.h"
+#include "core/train/run_folder.h"
+
+#include <ATen/ATen.h>
+#include <nlohmann/json.hpp>
+
+#include <chrono>
+#include <cmath>
+#include <span>
+
+namespace moe::train {
+namespace {
+/// The configuration with what follows from elsewhere filled in.
+Config resolved(Config c) {
+    if (!c.model.vocab_size) c.model.vocab_size = data::open_tokenizer(c.data.tokenizer)->vocab_size();
+    validate(c);
+    require_built(c);
+    return c;
+}
+
+int local_rank(const dist::Group& world) {
+    const char* text = std::getenv("OMPI_COMM_WORLD_LOCAL_RANK");
+    return text ? std::atoi(text) : world.rank();
+}
+
+double max_vio(const Tensor& counts_LE, const std::vector<int64_t>& layers) {
+    double worst = 0;
+    for (int64_t layer : layers) {
+        Tensor c = counts_LE[layer].contiguous();
+        worst = std::max(worst, metrics::max_vio(std::span(c.const_data_ptr<int64_t>(), size_t(c.numel()))));
+    }
+    return worst;
+}
+}  // namespace
+
+std::string StepMetrics::line() const {
+    return fmt::format("step: {} loss: {:.5f} grad_norm: {:.4f} lr: {:.1e} tps: {:.0f} tflops: {:.2f} mfu: {:.1f}% memory: {:.2f}GiB maxvio: {:.2f}{}", step, loss, grad_norm, lr,
+                       tokens_per_sec, tflops, 100 * mfu, memory_gib, max_vio, skipped ? " skipped: not finite" : "");
+}
+
+std::string StepMetrics::json() const {
+    nlohmann::ordered_json j = {{"step", step}, {"loss", loss}, {"grad_norm", grad_norm}, {"lr", lr}, {"tps", tokens_per_sec}, {"tflops", tflops}, {"mfu", mfu},
+                                {"memory", memory_gib}, {"maxvio", max_vio}, {"tokens", tokens}, {"step_secs", step_secs}, {"skipped", skipped}};
+    return j.dump();
+}
+
+Run::Run(const Config& config, const RunOptions& options, const dist::Group& world)
+    : config_(resolved(config)), options_(options), mesh_(dist::make_mesh(config_.distributed, world)) {
+    at::Device device = choose_device(config_.device.value_or(""), local_rank(mesh_.world));
+    Precision precision = Precision::named(config_.training.precision());
+    config_.training.micro_batches(mesh_.dp.size());                     // throws where it does not divide
+    loader_ = data::open_loader(config_, /*validation=*/false);
+    num_steps_ = config_.training.total_steps(plan::count(config_.model).total).value_or(0);
+    MOE_CHECK(num_steps_ > 0, config, "training.train_steps", "null", "a length of the run", "set training.train_steps, total_training_tokens or tokens_per_parameter_ratio");
+    model_ = std::make_unique<Model>(config_, mesh_, ModelOptions{precision, device, true});
+    ledger_ = std::make_unique<routing::Ledger>(config_.model.num_layers, config_.model.moe.num_experts, int64_t(loader_->domains().size()), device);
+    executor_ = std::make_unique<Executor>(*model_);
+    flops_per_token_ = plan::flops_per_token(config_.model, config_.training.seq_length, plan::AttentionRule::causal);
+    peak_flops_ = peak_flops(device, precision) * mesh_.world.size();
+    if (!options_.log_folder) return;
+    folder_ = make_run_folder(config_, options_.name.empty() ? config_.experiment_name : options_.name,
+                              {options_.command, options_.script, device_name(device), mesh_.world.size()}, mesh_.world);
+    log::set_file(fmt::format("{}/log.rank{}.txt", folder_, mesh_.world.rank()));
+    if (mesh_.world.rank() == 0) metrics_ = std::make_unique<metrics::Writer>(folder_ + "/metrics/log.bin");
+}
+
+Run::~Run() {
+    if (!folder_.empty()) log::set_file("");
+}
+
+/// This rank's micro-batches of the next step. `valid` becomes the number of targets of the global batch.
+std::vector<MicroBatch> Run::load_batch(double& valid) {
+    auto& t = config_.training;
+    int64_t ranks = mesh_.dp.size(), mine = t.global_batch_size / ranks, first = mesh_.dp.rank() * mine, per = t.micro_batch_size;
+    data::Batch batch = loader_->next(t.global_batch_size, first, mine);
+    valid = double(mesh_.dp.all_reduce(batch.num_valid()));
+    MOE_CHECK(valid > 0, data, "training data", "a step without a single target", "at least one token with a next token", "are all documents one token long?");
+    std::vector<MicroBatch> out;
+    for (int64_t row = 0; row < mine; row += per) {
+        auto rows = [&](const Tensor& x) { return x.narrow(0, row, per); };
+        out.push_back(model_->micro_batch(rows(batch.ids), rows(batch.targets), rows(batch.domain), config_.data.packing && config_.data.document_mask ? rows(batch.doc_start) : Tensor()));
+        out.back().first_token = (first + row) * t.seq_length;
+        out.back().step = uint32_t(step_);
+        out.back().loss_scale = 1 / valid;
+        out.back().ledger = ledger_.get();
+    }
+    return out;
+}
+
+/// Moves the selection biases by the step's global counts.
+void Run::balance(const Tensor& counts_LE) {
+    auto& c = config_.model.moe;
+    if (!c.use_aux_loss_free || (c.bias_freeze_step && step_ >= *c.bias_freeze_step)) return;
+    for (int64_t layer : model_->routed_layers()) routing::update_bias(model_->bias(layer), counts_LE[layer], c.bias_update_speed, c.bias_update_rule);
+}
+
+StepMetrics Run::step() {
+    auto start = std::chrono::steady_clock::now();
+    ParamStore& store = model_->store();
+    StepMetrics m;
+    m.lr = learning_rate(config_.training, step_, num_steps_);
+    double valid = 0;
+    auto batches = load_batch(valid);
+    Tensor loss;
+    try {
+        loss = mode_ == Mode::attached ? executor_->run_attached(batches)
+                                       : executor_->run(accumulate(int(model_->segments().size()), int(batches.size()), defer_), batches);
+    } catch (...) {                                    // the step is as if it had never begun
+        store.zero_grads();
+        ledger_->clear();
+        throw;
+    }
+    m.loss = mesh_.dp.all_reduce(loss.item<double>());
+    store.reduce_grads();
+    m.grad_norm = grad_norm(store, mesh_.world);
+    ledger_->reduce(mesh_.dp);
+    last_counts_by_domain_ = ledger_->counts_by_domain();
+    last_counts_ = last_counts_by_domain_.sum(1);
+    ledger_->clear();
+    m.skipped = !std::isfinite(m.loss) || !std::isfinite(m.grad_norm);
+    if (m.skipped) {
+        std::string where = store.first_non_finite();
+        log::warn(fmt::format("step {}: loss {} and gradient norm {}: skipped{}", step_ + 1, m.loss, m.grad_norm, where.empty() ? "" : "; first in " + where));
+        store.zero_grads();
+        ++skipped_in_a_row_;
+        MOE_CHECK(skipped_in_a_row_ < config_.training.max_skipped_steps, state, "training", fmt::format("{} steps in a row whose loss or gradient is not finite", skipped_in_a_row_), "finite numbers",
+                  "lower training.learning_rate, raise lr_warmup_steps, or look at the data");
+    } else {
+        skipped_in_a_row_ = 0;
+        update(store, config_.training, m.lr, m.grad_norm, step_ + 1);
+        balance(last_counts_);
+    }
+    m.step = ++step_;
+    tokens_ += config_.training.tokens_per_step();
+    m.tokens = tokens_;
+    m.max_vio = max_vio(last_counts_, model_->routed_layers());
+    m.memory_gib = peak_memory_bytes(model_->options().device) / double(1 << 30);
+    m.step_secs = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    m.tokens_per_sec = double(config_.training.tokens_per_step()) / m.step_secs;
+    m.tflops = m.tokens_per_sec * flops_per_token_ * 1e-12;
+    m.mfu = peak_flops_ > 0 ? m.tflops * 1e12 / peak_flops_ : 0;
+    record(m);
+    return m;
+}
+
+void Run::record(const StepMetrics& m) {
+    if (mesh_.world.rank() != 0) return;
+    if (metrics_) {
+        metrics_->scalars(m.step, 0, {{"loss", m.loss}, {"grad_norm", m.grad_norm}, {"lr", m.lr}, {"tps", m.tokens_per_sec}, {"tflops", m.tflops}, {"mfu", m.mfu},
+                                      {"memory_gib", m.memory_gib}, {"max_vio", m.max_vio}, {"tokens", double(m.tokens)}, {"step_secs", m.step_secs}, {"skipped", double(m.skipped)}});
+        auto& s = config_.logging.statistics;
+        if (m.step % s.interval == 0) {
+            Tensor c = last_counts_.contiguous();
+            metrics_->matrix(m.step, 0, "counts", c.size(0), c.size(1), std::span(c.const_data_ptr<int64_t>(), size_t(c.numel())));
+        }
+    }
+    if (m.step % config_.training.log_interval && m.step != 1) return;
+    if (options_.console && config_.logging.console) fmt::print("{}\n", options_.json ? m.json() : m.line());
+    std::fflush(stdout);
+}
+
+void Run::train(int64_t num_steps, const std::function<bool(const StepMetrics&)>& on_step) {
+    for (int64_t i = 0; i < num_steps; ++i) {
+        StepMetrics m = step();
+        if (on_step && !on_step(m)) return;
+    }
+}
+
+Evaluation Run::evaluate(routing::Trace* trace, int64_t max_batches) {
+    auto& t = config_.training;
+    auto loader = data::open_loader(config_, /*validation=*/true);
+    int64_t ranks = mesh_.dp.size(), per = t.micro_batch_size, D = int64_t(loader->domains().size());
+    Tensor sum = at::zeros({2, D}, at::kDouble);                        // loss and tokens by domain
+    for (int64_t i = 0; i < (max_batches > 0 ? max_batches : config_.validation.max_batches); ++i) {
+        data::Batch b = loader->next(per * ranks, per * mesh_.dp.rank(), per);
+        MicroBatch batch = model_->micro_batch(b.ids, b.targets, b.domain, config_.data.packing && config_.data.document_mask ? b.doc_start : Tensor());
+        Tensor losses;
+        batch.token_loss = &losses;
+        batch.trace = trace;
+        if (trace) trace->begin(batch.ids_T, batch.domain_T);
+        executor_->run_forward(batch);
+        Tensor target = b.targets.reshape({-1}), counted = (target >= 0).to(at::kDouble), domain = b.domain.reshape({-1}).clamp_min(0).to(at::kLong);
+        sum[0].scatter_add_(0, domain, losses.to(at::kCPU, at::kDouble) * counted);
+        sum[1].scatter_add_(0, domain, counted);
+    }
+    mesh_.dp.all_reduce(sum);
+    Evaluation e;
+    int64_t seen = 0;
+    for (int64_t d = 0; d < D; ++d) {
+        double tokens = sum[1][d].item<double>(), loss = tokens > 0 ? sum[0][d].item<double>() / tokens : std::nan("");
+        e.by_domain.emplace_back(loader->domains()[size_t(d)], loss);
+        e.num_tokens += int64_t(tokens);
+        if (tokens > 0) {
+            e.loss += loss;
+            ++seen;
+        }
+    }
+    e.loss /= double(std::max<int64_t>(1, seen));
+    return e;
+}
+
+}  // namespace moe::train

@@ -1,0 +1,88 @@
+#include "core/train/run_folder.h"
+
+#include "core/base/error.h"
+#include "core/base/version.h"
+#include "core/config/load.h"
+
+#include <ATen/ATen.h>
+#include <nlohmann/json.hpp>
+#include <unistd.h>
+
+#include <ctime>
+#include <filesystem>
+#include <fstream>
+
+namespace moe::train {
+namespace fs = std::filesystem;
+namespace {
+constexpr const char* kHint = "choose another output_dir, check its permissions and the free space";
+
+void write_file(const fs::path& path, const std::string& text) {
+    std::ofstream out(path, std::ios::binary);
+    out << text;
+    out.close();
+    MOE_CHECK(out.good(), io, "run folder", fmt::format("{} could not be written: {}", path.string(), std::strerror(errno)), "a folder that can be written", kHint);
+}
+
+std::string environment_json(const Environment& e) {
+    char host[256] = "";
+    gethostname(host, sizeof host - 1);
+    nlohmann::ordered_json j = {{"moelab", kVersion}, {"commit", kCommit}, {"libtorch", kTorchVersion}, {"compiler", __VERSION__}, {"device", e.device}, {"host", host},
+                                {"threads", at::get_num_threads()}, {"ranks", e.ranks}, {"command", e.command}, {"script", e.script}, {"started", std::time(nullptr)}};
+    return j.dump(2) + "\n";
+}
+
+/// The new folder, or throws.
+fs::path create(const Config& config, const std::string& name) {
+    fs::path parent = fs::path(config.output_dir) / name;
+    std::error_code error;
+    fs::create_directories(parent, error);
+    MOE_CHECK(!error, io, "output_dir", fmt::format("{}: {}", parent.string(), error.message()), "a folder that can be made", kHint);
+    for (std::time_t now = std::time(nullptr);; ++now) {
+        fs::path folder = parent / std::to_string(now);
+        if (fs::create_directory(folder, error)) return folder;     // false without an error: it was there, another run's
+        MOE_CHECK(!error, io, "output_dir", fmt::format("{}: {}", folder.string(), error.message()), "a folder that can be made", kHint);
+    }
+}
+
+fs::path fill(const Config& config, const std::string& name, const Environment& e) {
+    fs::path folder = create(config, name);
+    write_file(folder / "config.json", to_json(config).dump(2) + "\n");
+    write_file(folder / "env.json", environment_json(e));
+    if (!e.script.empty()) {
+        std::error_code error;
+        fs::copy_file(e.script, folder / "script.lua", error);
+        MOE_CHECK(!error, io, "run folder: script.lua", fmt::format("{}: {}", e.script, error.message()), "a copy of the script", kHint);
+    }
+    std::error_code error;
+    fs::create_directory(folder / "metrics", error);
+    MOE_CHECK(!error, io, "run folder", fmt::format("{}: {}", (folder / "metrics").string(), error.message()), "a folder that can be made", kHint);
+    return folder;
+}
+
+/// Rank 0's string on every rank.
+std::string shared(std::string text, const dist::Group& world) {
+    int64_t size = world.all_reduce(world.rank() == 0 ? int64_t(text.size()) : int64_t(0));
+    at::Tensor bytes = at::zeros({size}, at::kByte);
+    if (world.rank() == 0) std::copy(text.begin(), text.end(), bytes.data_ptr<uint8_t>());
+    if (size > 0) world.broadcast(bytes, 0);
+    return {reinterpret_cast<const char*>(bytes.data_ptr<uint8_t>()), size_t(size)};
+}
+}  // namespace
+
+std::string make_run_folder(const Config& config, const std::string& name, const Environment& environment, const dist::Group& world) {
+    std::string folder, problem;
+    if (world.rank() == 0) {
+        try {
+            folder = fill(config, name, environment).string();
+        } catch (const Error& e) {
+            if (world.size() == 1) throw;
+            problem = e.parts().got;
+        }
+    }
+    problem = shared(problem, world);
+    MOE_CHECK(problem.empty(), io, "run folder", problem, "a folder that rank 0 can write", kHint);
+    return shared(folder, world);
+}
+
+}  // namespace moe::train
