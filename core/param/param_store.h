@@ -6,6 +6,7 @@
 #include "core/tensor/precision.h"
 #include "core/tensor/weight.h"
 
+#include <array>
 #include <map>
 #include <string>
 #include <vector>
@@ -56,7 +57,7 @@ struct Bucket {
     BucketKind kind = BucketKind::dense;
     dist::Group group;                        ///< ranks that hold the same elements
     Tensor value, grad;                       ///< [N] compute type; [N] gradient type (undefined without training)
-    Tensor master;                            ///< [own] master type; a view of value where the types agree
+    Tensor master;                            ///< [own] master type; a view of value where the types agree, else undefined without training
     std::vector<Tensor> state;                ///< optimizer's moments, each [own], master type
     int64_t own_begin = 0, own_end = 0;
     std::vector<int64_t> counts;              ///< elements by rank of the group under ZeRO 1
@@ -75,7 +76,10 @@ struct StoreOptions {
 
 class ParamStore {
 public:
+    /// Throws moe::Error (config) for a ZeRO stage other than 0 and 1.
     ParamStore(const dist::Mesh& mesh, StoreOptions options);
+    ParamStore(const ParamStore&) = delete;             // handles point at sink_
+    ParamStore& operator=(const ParamStore&) = delete;
     /// Declares a handle; its tensors exist after build(). Throws moe::Error (state after build, config for a name used twice,
     /// shape where the element counts differ).
     WeightPtr declare(const WeightSpec& spec);
@@ -90,12 +94,15 @@ public:
     bool has(const std::string& name) const { return tensors_.contains(name); }
     const TensorSpec& spec(const std::string& name) const;
     BucketKind bucket_of(const std::string& name) const;
-    /// View of the compute weights of a logical tensor, of its main gradient. Throws moe::Error (config) with the nearest name.
+    /// View of the compute weights of a logical tensor, of its main gradient (also of a frozen one: zeros). Throws moe::Error
+    /// (config) with the nearest name, (state) before build() and for gradients without training.
     Tensor value(const std::string& name) const;
     Tensor grad(const std::string& name) const;
-    /// Master weights of a whole logical tensor, gathered from the ranks that own its pieces (a collective under ZeRO 1).
+    /// Copy of the master weights of a whole logical tensor, gathered from the ranks that own its pieces (a collective under
+    /// ZeRO 1). Where there are none (no training, lower-precision compute type) the compute weights in the master type.
     Tensor master(const std::string& name);
-    /// Sets master (where owned) and compute weights from a tensor of the logical shape, any float dtype. Throws (shape).
+    /// Sets master (where owned) and compute weights (master rounded, as after an update) from a tensor of the logical shape,
+    /// any float dtype, any device. Throws (shape, dtype).
     void set(const std::string& name, const Tensor& from);
     /// The pieces whose master this rank keeps, in bucket order.
     std::vector<Rectangle> rectangles() const;
@@ -103,30 +110,44 @@ public:
     int64_t num_parameters() const;
 
     void zero_grads();
-    /// Sums main gradients over the ranks that hold the same parameters: all-reduce under ZeRO 0, reduce-scatter into the own part under ZeRO 1.
+    /// Sums main gradients over the ranks that hold the same parameters: all-reduce under ZeRO 0, reduce-scatter into the own
+    /// part under ZeRO 1, whose other parts keep this rank's share. Gradients of frozen tensors become zero first.
     void reduce_grads();
     /// Name of the first parameter with a gradient that is not finite, "" if none; local to this rank.
     std::string first_non_finite() const;
-    /// After an update of the own parts: every rank gets all compute weights (all-gather under ZeRO 1).
+    /// After an update of the own parts of master and value: every rank gets all compute weights (all-gather under ZeRO 1).
     void gather_values();
 
 private:
     struct Placed { TensorSpec spec; int bucket; int64_t offset, count; };
     const Placed& placed(const std::string& name) const;
-    void allocate(Bucket& bucket, int64_t count);
+    void cut(Bucket& bucket, int index);
+    void allocate(Bucket& bucket);
+    void fill_handles();
     void initialise();
+    /// Elements [offset, offset + from.numel()) of a bucket, from flat values.
+    void write(Bucket& bucket, int64_t offset, const Tensor& from);
+    /// A bucket's tensors in the order of their offsets.
+    std::vector<const Placed*> tensors_of(int bucket) const;
     dist::Mesh mesh_;
     StoreOptions options_;
     GradSink sink_;
     std::vector<Bucket> buckets_;
-    std::vector<std::pair<WeightSpec, WeightPtr>> handles_;
+    struct Handle { WeightSpec spec; WeightPtr weight; int64_t offset = 0, count = 0; };
+    std::vector<Handle> handles_;
+    std::array<int64_t, kNumBuckets> sizes_{};              ///< elements of each bucket, padding included
     std::map<std::string, Placed> tensors_;
     std::vector<std::string> names_;
     bool built_ = false;
 };
 
-/// Where a flat sequence of tensors is cut into `parts`: part boundaries (parts + 1 of them) at tensor starts or at rows that are
-/// multiples of 128, each the nearest such place to an equal share. Pure; used by build() and its tests.
-std::vector<int64_t> partition(const std::vector<std::vector<int64_t>>& shapes, int parts);
+/// A tensor's place in a flat bucket. Offsets ascend; padding may follow a tensor and belongs to the part that ends it.
+struct Extent {
+    int64_t offset = 0;
+    std::vector<int64_t> shape;
+};
+/// Where a bucket of `total` elements is cut into `parts`: part boundaries (parts + 1 of them) at tensor starts or at rows that
+/// are multiples of 128, each the nearest such place to an equal share; parts may be empty. Pure; used by build() and its tests.
+std::vector<int64_t> partition(const std::vector<Extent>& tensors, int64_t total, int parts);
 
 }  // namespace moe

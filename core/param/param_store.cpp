@@ -1,0 +1,181 @@
+// Building of the store: placing, cutting, allocating, filling. What reads it by name and what runs in a step is in access.cpp.
+#include "core/param/param_store.h"
+
+#include "core/base/error.h"
+#include "core/base/random.h"
+#include "core/tensor/check.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/zeros.h>
+
+#include <algorithm>
+#include <new>
+
+namespace moe {
+namespace {
+/// Every handle starts at a multiple of this many elements: 64 bytes in fp32, whole vector registers and TMA's alignment.
+constexpr int64_t kAlignment = 16;
+/// Initial values pass through a host buffer of at most this many elements.
+constexpr int64_t kInitElements = int64_t(1) << 22;
+
+int64_t count_of(const std::string& name, const std::vector<int64_t>& shape) {
+    int64_t n = 1;
+    for (int64_t d : shape) MOE_CHECK(d >= 1 && !__builtin_mul_overflow(n, d, &n), shape, name, shape_text(shape), "sizes of at least 1 whose product fits 63 bits", "");
+    return n;
+}
+
+at::ScalarType compute_type(const Precision& p, BucketKind kind) { return kind == BucketKind::router ? p.master : p.compute; }
+
+std::string gib(double bytes) { return bytes < 1 << 20 ? fmt::format("{:.0f} bytes", bytes) : fmt::format("{:.2f} GiB", bytes / (1 << 30)); }
+
+const char* to_string(BucketKind kind) { return kind == BucketKind::dense ? "dense" : kind == BucketKind::expert ? "expert" : "router"; }
+}  // namespace
+
+ParamStore::ParamStore(const dist::Mesh& mesh, StoreOptions options) : mesh_(mesh), options_(std::move(options)) {
+    MOE_CHECK(options_.zero_stage == 0 || options_.zero_stage == 1, config, "distributed.zero_stage", fmt::format("{}", options_.zero_stage), "0 or 1", "stages 2 and 3 are not built yet (row D2)");
+    for (int k = 0; k < kNumBuckets; ++k) {
+        Bucket bucket;
+        bucket.kind = BucketKind(k);
+        bucket.group = bucket.kind == BucketKind::expert ? mesh.expert_dp : mesh.dp;
+        buckets_.push_back(std::move(bucket));
+    }
+}
+
+WeightPtr ParamStore::declare(const WeightSpec& spec) {
+    MOE_CHECK(!built_, state, spec.name, "declared after build()", "every parameter declared before it", "");
+    int64_t together = 0;
+    for (const TensorSpec& t : spec.tensors) together += count_of(t.name, t.shape);
+    int64_t count = count_of(spec.name, spec.shape);
+    MOE_CHECK(count == together, shape, spec.name, fmt::format("{} of {} elements over tensors of {}", shape_text(spec.shape), count, together), "equal numbers", "");
+    for (const Handle& h : handles_) MOE_CHECK(h.spec.name != spec.name, config, spec.name, "a handle declared twice", "one name each", "");
+    int bucket = int(spec.bucket);
+    int64_t offset = sizes_[bucket];
+    Handle handle{spec, c10::make_intrusive<Weight>(), offset, count};
+    handle.weight->name = spec.name;
+    handle.weight->sink = &sink_;
+    for (const TensorSpec& t : spec.tensors) {
+        int64_t n = count_of(t.name, t.shape);
+        bool added = tensors_.emplace(t.name, Placed{t, bucket, offset, n}).second;
+        MOE_CHECK(added, config, t.name, "a parameter declared twice", "one name each", "");
+        names_.push_back(t.name);
+        offset += n;
+    }
+    sizes_[bucket] = (offset + kAlignment - 1) / kAlignment * kAlignment;
+    handles_.push_back(std::move(handle));
+    return handles_.back().weight;
+}
+
+std::vector<const ParamStore::Placed*> ParamStore::tensors_of(int bucket) const {
+    std::vector<const Placed*> list;
+    for (const auto& name : names_)
+        if (const Placed& p = tensors_.at(name); p.bucket == bucket) list.push_back(&p);
+    return list;
+}
+
+void ParamStore::build() {
+    MOE_CHECK(!built_, state, "build", "a second call", "one", "");
+    for (int k = 0; k < kNumBuckets; ++k) {
+        cut(buckets_[k], k);
+        allocate(buckets_[k]);
+    }
+    initialise();
+    fill_handles();
+    built_ = true;
+}
+
+void ParamStore::cut(Bucket& bucket, int index) {
+    int64_t total = sizes_[index];
+    auto tensors = tensors_of(index);
+    std::vector<Extent> extents;
+    for (const Placed* p : tensors) extents.push_back({p->offset, p->spec.shape});
+    auto cuts = partition(extents, total, bucket.group.size());
+    int rank = bucket.group.rank();
+    bucket.norm_begin = cuts[rank];
+    bucket.norm_end = cuts[rank + 1];
+    bool sharded = options_.zero_stage >= 1;
+    bucket.own_begin = sharded ? bucket.norm_begin : 0;
+    bucket.own_end = sharded ? bucket.norm_end : total;
+    bucket.counts.clear();
+    if (sharded)
+        for (size_t r = 0; r + 1 < cuts.size(); ++r) bucket.counts.push_back(cuts[r + 1] - cuts[r]);
+    // A tensor's range reaches to the next tensor's start: padding is treated like what it follows, and stays zero.
+    for (size_t i = 0; i < tensors.size(); ++i) {
+        int64_t begin = std::max(tensors[i]->offset, bucket.own_begin);
+        int64_t end = std::min(i + 1 < tensors.size() ? tensors[i + 1]->offset : total, bucket.own_end);
+        if (begin >= end) continue;
+        Range range{begin, end, tensors[i]->spec.decay, tensors[i]->spec.frozen, 1};
+        Range* last = bucket.ranges.empty() ? nullptr : &bucket.ranges.back();
+        if (last && last->decay == range.decay && last->frozen == range.frozen && last->lr_scale == range.lr_scale) last->end = end;
+        else bucket.ranges.push_back(range);
+    }
+}
+
+void ParamStore::allocate(Bucket& bucket) {
+    int64_t total = sizes_[int(bucket.kind)], own = bucket.own_end - bucket.own_begin;
+    const Precision& p = options_.precision;
+    auto compute = compute_type(p, bucket.kind);
+    bool own_master = compute != p.master && options_.training;
+    double bytes = double(total) * c10::elementSize(compute);
+    if (options_.training) bytes += double(total) * c10::elementSize(p.grad) + double(own) * c10::elementSize(p.master) * (own_master + options_.num_moments);
+    auto make = [&](int64_t n, at::ScalarType type) { return at::zeros({n}, at::TensorOptions().dtype(type).device(options_.device)); };
+    auto failed = [&](const std::string& why) {
+        MOE_THROW(memory, fmt::format("{} parameters", to_string(bucket.kind)), why.substr(0, why.find('\n')),
+                  fmt::format("{} on {} for {} elements (weights{})", gib(bytes), options_.device.str(), total, options_.training ? ", gradients, optimizer state" : ""),
+                  "a smaller model, bf16 weights, expert parallelism or zero_stage 1 over more ranks");
+    };
+    try {
+        bucket.value = make(total, compute);
+        if (compute == p.master) bucket.master = bucket.value.narrow(0, bucket.own_begin, own);
+        if (!options_.training) return;
+        if (own_master) bucket.master = make(own, p.master);
+        bucket.grad = make(total, p.grad);
+        for (int i = 0; i < options_.num_moments; ++i) bucket.state.push_back(make(own, p.master));
+    } catch (const c10::Error& e) {
+        failed(e.what_without_backtrace());
+    } catch (const std::bad_alloc& e) {
+        failed(e.what());
+    }
+}
+
+void ParamStore::initialise() {
+    auto host = at::TensorOptions().dtype(at::kDouble);
+    for (const auto& name : names_) {
+        const Placed& p = tensors_.at(name);
+        Bucket& bucket = buckets_[p.bucket];
+        for (int64_t first = 0; first < p.count; first += kInitElements) {
+            int64_t n = std::min(kInitElements, p.count - first);
+            if (p.spec.init_std == 0) {
+                if (p.spec.init_value != 0) write(bucket, p.offset + first, at::full({n}, p.spec.init_value, host));
+                continue;
+            }
+            Tensor values = at::empty({n}, host);
+            double* out = values.data_ptr<double>();
+            at::parallel_for(0, n, 4096, [&](int64_t lo, int64_t hi) {
+                normal(options_.seed, name, first + lo, hi - lo, out + lo);
+                for (int64_t i = lo; i < hi; ++i) out[i] *= p.spec.init_std;
+            });
+            write(bucket, p.offset + first, values);
+        }
+    }
+}
+
+void ParamStore::write(Bucket& bucket, int64_t offset, const Tensor& from) {
+    int64_t n = from.numel();
+    Tensor rounded = from.detach().reshape(-1).to(options_.precision.master);
+    bucket.value.narrow(0, offset, n).copy_(rounded);
+    if (!bucket.master.defined() || bucket.master.scalar_type() == bucket.value.scalar_type()) return;      // none, or a view of value
+    int64_t begin = std::max(offset, bucket.own_begin), end = std::min(offset + n, bucket.own_end);
+    if (begin < end) bucket.master.narrow(0, begin - bucket.own_begin, end - begin).copy_(rounded.narrow(0, begin - offset, end - begin));
+}
+
+void ParamStore::fill_handles() {
+    for (Handle& h : handles_) {
+        Bucket& bucket = buckets_[int(h.spec.bucket)];
+        h.weight->value = bucket.value.narrow(0, h.offset, h.count).view(h.spec.shape);
+        bool frozen = std::all_of(h.spec.tensors.begin(), h.spec.tensors.end(), [](const TensorSpec& t) { return t.frozen; });
+        if (options_.training && !frozen) h.weight->grad = bucket.grad.narrow(0, h.offset, h.count).view(h.spec.shape);
+    }
+}
+}  // namespace moe
