@@ -1,0 +1,129 @@
+#include "core/config/not_built.h"
+
+#include "core/base/json.h"
+#include "core/config/load.h"
+#include "core/config/schema.h"
+
+#include <algorithm>
+
+namespace moe {
+namespace {
+using reflect::OrderedJson;
+
+const OrderedJson& value_at(const OrderedJson& root, const std::string& path) {
+    std::string pointer = "/" + path;
+    std::replace(pointer.begin(), pointer.end(), '.', '/');
+    return root.at(OrderedJson::json_pointer(pointer));
+}
+
+/// Adds a problem for each key below `path` that differs from its default.
+void differing(const OrderedJson& value, const OrderedJson& standard, const std::string& path, const NotBuilt& rule, std::vector<Problem>& out) {
+    if (value.is_object() && standard.is_object()) {
+        for (auto it = value.begin(); it != value.end(); ++it) differing(it.value(), standard.at(it.key()), reflect::join(path, it.key()), rule, out);
+    } else if (value != standard) {
+        out.push_back({path, brief(value, 40), brief(standard, 40), fmt::format("not built yet: row {}", rule.row)});
+    }
+}
+}  // namespace
+
+const std::vector<NotBuilt>& not_built() {
+    auto refused = [](const char* path, const char* row) { return NotBuilt{path, row, {}, nullptr, ""}; };
+    auto values = [](const char* path, const char* row, std::vector<std::string> list) { return NotBuilt{path, row, std::move(list), nullptr, ""}; };
+    static const std::vector<NotBuilt> table = {
+        refused("model.mla.sliding_window", "A1"),
+        refused("model.mla.attn_dropout", "A1"),
+        values("model.mla.flash_mla_backend", "A2", {"\"sparse\""}),
+        refused("model.mla.fallback_to_dense", "A2"),
+        refused("model.mla.sparse_top_k", "A2"),
+        refused("model.mla.indexer_heads", "A2"),
+        refused("model.mla.indexer_head_dim", "A2"),
+        refused("model.mla.use_fp8_kv", "F2"),
+        refused("model.moe.dropout", "A4"),
+        refused("model.moe.router_noise_std", "A3"),
+        refused("model.moe.router_noise_anneal_steps", "A3"),
+        refused("model.moe.capacity_factor", "A4"),
+        refused("model.moe.min_expert_capacity", "A4"),
+        refused("model.moe.router_aux_loss_weight", "A5"),
+        refused("model.moe.sequence_aux_loss_weight", "A5"),
+        refused("model.moe.global_aux_loss_weight", "A5"),
+        refused("model.moe.router_z_loss_weight", "A5"),
+        refused("model.moe.balance_loss_type", "A5"),
+        refused("model.moe.balance_loss_weight", "A5"),
+        refused("model.moe.force_balance", "A5"),
+        refused("model.moe.use_deep_ep", "D3"),
+        refused("model.moe.deep_ep_fp8", "D3"),
+        refused("model.moe.deep_ep_async", "D3"),
+        refused("model.moe.redundant_experts", "D3"),
+        values("model.norm_type", "A8", {"\"layernorm\""}),
+        refused("model.tie_word_embeddings", "A8"),
+        values("training.lr_decay_style", "B3", {"\"wsd\"", "\"deepseek_v3\""}),
+        refused("training.lr_decay_ratio", "B3"),
+        values("training.optimizer", "B2", {"\"adam\"", "\"muon\""}),
+        NotBuilt{"training.momentum", "B2", {}, [](const Config& c) { return c.training.optimizer == "sgd" && c.training.momentum != 0; }, "0 with optimizer = sgd"},
+        values("training.moments_dtype", "B2", {"\"bf16\""}),
+        values("training.grads_dtype", "B2", {"\"bf16\""}),
+        refused("training.use_fp16", "B4"),
+        refused("training.use_fp8", "B4"),
+        refused("training.gradient_checkpointing", "B4"),
+        refused("training.recompute", "B4"),
+        values("training.compile_graphs", "B4", {"\"on\""}),
+        refused("training.use_mtp", "A7"),
+        refused("training.batch_size_ramp", "B3"),
+        refused("training.dynamic_batch_tokens", "B3"),
+        refused("training.save_interval", "E1"),
+        refused("training.init_from", "B6"),
+        refused("training.sft", "B7"),
+        refused("training.lora", "B7"),
+        refused("training.dpo", "B7"),
+        values("data.dataset_type", "C2", {"\"jsonl\"", "\"tokens\""}),
+        values("data.dataset_type", "C5", {"\"parquet\"", "\"hf\""}),
+        refused("data.tokenizer", "C3"),
+        refused("data.text_field", "C2"),
+        refused("data.fim_rate", "C4"),
+        refused("data.bad_lines", "C2"),
+        refused("checkpointing.dir", "E1"),
+        refused("checkpointing.keep_last", "E1"),
+        refused("checkpointing.async", "E1"),
+        refused("checkpointing.save_on_exit", "E1"),
+        refused("logging.statistics.matrices_interval", "G3"),
+        refused("logging.statistics.saturation_lag", "G3"),
+        refused("logging.alarms", "G3"),
+        refused("logging.tensorboard.log_dir", "G2"),
+        refused("logging.wandb", "G2"),
+        refused("logging.log_rank", "D1"),
+        refused("profiling", "B10"),
+        values("distributed.backend", "D2", {"\"deepspeed\""}),
+        values("distributed.launcher", "D5", {"\"torchrun\"", "\"slurm\"", "\"deepspeed\""}),
+        refused("distributed.tensor_parallel_size", "D1"),
+        refused("distributed.pipeline_parallel_size", "D1"),
+        refused("distributed.context_parallel_size", "D1"),
+        refused("distributed.replicate_size", "D1"),
+        refused("distributed.expert_tensor_parallel_size", "D1"),
+        values("distributed.zero_stage", "D2", {"2", "3"}),
+        refused("distributed.zero_offload", "D2"),
+        refused("distributed.reduce_bucket_bytes", "D2"),
+        refused("distributed.pipeline_schedule", "D1"),
+        refused("distributed.pipeline_chunks", "D1"),
+        refused("distributed.dispatcher", "D3"),
+        refused("deepspeed", "D2"),
+        refused("slurm", "D6"),
+    };
+    return table;
+}
+
+void require_built(const Config& config) {
+    OrderedJson value = to_json(config), standard = to_json(Config());
+    std::vector<Problem> out;
+    for (const NotBuilt& rule : not_built()) {
+        const OrderedJson& item = value_at(value, rule.path);
+        bool listed = rule.values.empty() || std::find(rule.values.begin(), rule.values.end(), item.dump()) != rule.values.end();
+        if (!listed) continue;
+        if (!rule.when) {
+            differing(item, value_at(standard, rule.path), rule.path, rule, out);
+        } else if (rule.when(config)) {
+            out.push_back({rule.path, brief(item, 40), rule.want, fmt::format("not built yet: row {}", rule.row)});
+        }
+    }
+    throw_problems(ErrorKind::config, "configuration, keys whose feature is not built yet", out);
+}
+}  // namespace moe
