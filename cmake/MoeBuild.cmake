@@ -36,11 +36,6 @@ include_directories(${CMAKE_SOURCE_DIR})
 add_compile_options($<$<COMPILE_LANGUAGE:CXX>:-fmacro-prefix-map=${CMAKE_SOURCE_DIR}/=>
                     $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-fmacro-prefix-map=${CMAKE_SOURCE_DIR}/=>)
 
-# The portable archive runs on machines whose libstdc++ may be older than this compiler's.
-if(MOE_PORTABLE)
-  add_link_options(-static-libstdc++ -static-libgcc)
-endif()
-
 # Debian ships no static libfmt, and the portable archive carries no libraries: header-only.
 add_compile_definitions(FMT_HEADER_ONLY)
 find_package(Threads REQUIRED)

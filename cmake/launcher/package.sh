@@ -2,8 +2,10 @@
 # 2.11. Sourced by commands.sh.
 
 max_archive_mib=40
-# What a packed binary may need at run time: LibTorch, CUDA, libc. The MPI plugin may need MPI too.
-allowed_libraries='^(libtorch(_cpu|_cuda)?|libc10(_cuda)?|libcudart|libcuda|libcublas(Lt)?|libcudnn|libnccl|libnvrtc|libgomp|libc|libm|libdl|librt|libpthread|ld-linux-x86-64)\.so'
+# What a packed binary may need at run time: LibTorch, CUDA, libc, and the C++ runtime that LibTorch itself needs. (A static
+# libstdc++ was tried: it raises the needed glibc from 2.34 to 2.36 through arc4random and _dl_find_object, and puts a second C++
+# runtime under LibTorch's.) The MPI plugin may need MPI too.
+allowed_libraries='^(libtorch(_cpu|_cuda)?|libc10(_cuda)?|libcudart|libcuda|libcublas(Lt)?|libcudnn|libnccl|libnvrtc|libgomp|libstdc\+\+|libgcc_s|libc|libm|libdl|librt|libpthread|ld-linux-x86-64)\.so'
 allowed_in_plugin='^libmpi\.so'
 
 package_main() {
@@ -29,6 +31,7 @@ package_main() {
   size=$(stat -c %s "$root/build/$name.tar.gz")
   ((size <= max_archive_mib << 20)) || fail "the archive is too large: got $((size >> 20)) MiB, want at most $max_archive_mib MiB."
   say "build/$name.tar.gz: $(awk "BEGIN { printf \"%.1f\", $size / 1048576 }") MiB. Unpack it anywhere and run $name/moelab; it finds torch $torch_wanted itself."
+  say "It needs $(newest GLIBC) and $(newest GLIBCXX) or newer."
 }
 
 stage() {
@@ -45,6 +48,9 @@ stage() {
   cp "$root/README.md" "$1/" 2> /dev/null
   return 0
 }
+
+# newest GLIBC: the newest version of that library's symbols in any packed binary.
+newest() { cat "$staging/$name"/bin/* | grep -aoE "\b$1_[0-9]+(\.[0-9]+)+" | sort -uV | tail -1; }
 
 needed_by() { readelf -d "$1" | sed -n 's/.*(NEEDED).*\[\(.*\)\]/\1/p'; }
 

@@ -129,7 +129,8 @@ run_catch() {
   if [[ $name == mpitest_* ]]; then
     run_ranks
   else
-    MOELAB_TEST_REPORT=$report timeout -k 10 "$time_limit_secs" "$build/bin/$name" "${arguments[@]}" > "$log" 2>&1 < /dev/null
+    # The outer redirection is for bash's own word about a killed child.
+    { MOELAB_TEST_REPORT=$report timeout -k 10 "$time_limit_secs" "$build/bin/$name" "${arguments[@]}" > "$log" 2>&1 < /dev/null; } 2> /dev/null
   fi
   status=$?
   # A filter that matches nothing here is not worth a line.
@@ -186,7 +187,8 @@ count_catch() {
 why() {
   case $1 in
     -1) echo "ran no test case" ;;
-    124 | 137) echo "killed after the time limit of $time_limit_secs s" ;;
+    124) echo "ran out of its time of $time_limit_secs s" ;;
+    137) echo "was killed: out of memory, or deaf to the end of its time of $time_limit_secs s" ;;
     *) if (($1 > 128)); then echo "crashed with signal $(($1 - 128))"; else echo "ended with exit code $1"; fi ;;
   esac
 }
