@@ -42,7 +42,7 @@ stage() {
   strip --strip-unneeded "$1"/bin/* "$1"/lib/*.so 2> /dev/null
   needed_by "$1/bin/moelab" | grep -q '^libtorch_cuda' && touch "$1/lib/needs_cuda"
   cp "$root/cmake/launcher/portable_run.sh" "$1/moelab"
-  for folder in experiments configs lua/moe; do
+  for folder in experiments configs; do
     [[ -d $root/$folder ]] && mkdir -p "$1/$folder" && cp -r "$root/$folder/." "$1/$folder/"
   done
   cp "$root/README.md" "$1/" 2> /dev/null

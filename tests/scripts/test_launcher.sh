@@ -29,7 +29,7 @@ median_us() {
 own_time() {
   local tree=$scratch/tree us limit_us=50000
   mkdir -p "$tree/build/release/bin" "$tree/build/venv"
-  cp -r "$root"/{moelab,core,lua,shell,cmake,CMakeLists.txt,CMakePresets.json} "$tree/"
+  cp -r "$root"/{moelab,core,lua,shell,configs,cmake,CMakeLists.txt,CMakePresets.json} "$tree/"
   printf '#!/bin/sh\n' > "$tree/build/release/bin/moelab"
   chmod +x "$tree/build/release/bin/moelab"
   touch "$tree/build/venv/.moelab_installed" "$tree/build/release/.moelab_built"
