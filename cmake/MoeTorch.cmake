@@ -14,7 +14,7 @@ if(NOT MOE_CUDA STREQUAL "off")
     enable_language(CUDA)
     find_package(CUDAToolkit REQUIRED)
     set(MOE_WITH_CUDA ON)
-    set(CMAKE_CUDA_STANDARD 20)
+    set(CMAKE_CUDA_STANDARD 17)          # the most that CMake 3.25 knows of nvcc; .cu files include no header of ours that wants more
   elseif(MOE_CUDA STREQUAL "on")
     message(FATAL_ERROR "MOE_CUDA=on, but nvcc was not found. Install the CUDA toolkit, or use the cpu preset.")
   endif()

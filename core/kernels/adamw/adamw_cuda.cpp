@@ -1,0 +1,41 @@
+#ifdef MOE_WITH_CUDA
+#include "core/kernels/adamw/adamw_kernels.h"
+
+#include "core/kernels/adamw/adamw_sm90.h"
+#include "core/kernels/common/cuda_check.h"
+
+#include <ATen/ops/empty.h>
+
+#include <cmath>
+
+namespace moe::kernels {
+namespace {
+sm90::Range range(std::string_view op, const Tensor& t) {
+    return t.defined() ? sm90::Range{out_pointer(t), sm90_dtype(op, t)} : sm90::Range{nullptr, sm90::Dtype::fp32};
+}
+}  // namespace
+
+void adamw_cuda(Tensor master, const Tensor& grad, Tensor m, Tensor v, Tensor value, const AdamWOptions& o) {
+    OnDevice on(master);
+    sm90::AdamW p{};
+    p.n = master.numel(), p.master = range("adamw", master), p.grad = range("adamw", grad), p.m = range("adamw", m), p.v = range("adamw", v), p.value = range("adamw", value);
+    p.scale = o.grad_scale, p.beta1 = o.beta1, p.beta2 = o.beta2, p.keep = 1 - o.lr * o.weight_decay, p.eps = o.eps;
+    p.rate = o.lr / (1 - std::pow(o.beta1, double(o.step))), p.root = 1 / std::sqrt(1 - std::pow(o.beta2, double(o.step)));
+    MOE_CUDA_CHECK(sm90::adamw(p, on.stream));
+}
+
+void sgd_cuda(Tensor master, const Tensor& grad, Tensor value, double lr, double weight_decay, double grad_scale) {
+    OnDevice on(master);
+    sm90::Sgd p{};
+    p.n = master.numel(), p.master = range("sgd", master), p.grad = range("sgd", grad), p.value = range("sgd", value);
+    p.lr = lr, p.weight_decay = weight_decay, p.scale = grad_scale;
+    MOE_CUDA_CHECK(sm90::sgd(p, on.stream));
+}
+
+void sum_of_squares_cuda(const Tensor& x, Tensor out) {
+    OnDevice on(x);
+    Tensor partial = at::empty({sm90::sum_parts(x.numel())}, out.options());
+    MOE_CUDA_CHECK(sm90::sum_of_squares(range("sum_of_squares", x), x.numel(), partial.mutable_data_ptr<double>(), out.mutable_data_ptr<double>(), on.stream));
+}
+}  // namespace moe::kernels
+#endif

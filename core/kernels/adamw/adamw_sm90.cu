@@ -1,0 +1,135 @@
+// Grid-stride loops over groups of four elements. The dtypes of grad, moments and value are switched on inside the kernel: the
+// branch is the same for the whole grid and the passes are bound by memory.
+#include "core/kernels/adamw/adamw_sm90.h"
+
+#include "core/kernels/common/device_sm90.cuh"
+
+namespace moe::kernels::sm90 {
+namespace {
+constexpr int kThreads = 256;
+
+template <int N, class S, class T> __device__ inline void read_as(const void* data, int64_t i, T (&x)[N]) {
+    auto v = load<N>(static_cast<const S*>(data) + i);
+    for (int k = 0; k < N; ++k) x[k] = T(widen(v.at[k]));
+}
+template <int N, class T> __device__ inline void read(Range r, int64_t i, T (&x)[N]) {
+    if (r.dtype == Dtype::fp32) read_as<N, float>(r.data, i, x);
+    else if (r.dtype == Dtype::bf16) read_as<N, __nv_bfloat16>(r.data, i, x);
+    else read_as<N, double>(r.data, i, x);
+}
+template <int N, class S, class T> __device__ inline void write_as(void* data, int64_t i, const T (&x)[N]) {
+    Vector<S, N> v;
+    for (int k = 0; k < N; ++k) v.at[k] = narrow<S>(x[k]);
+    store<N>(static_cast<S*>(data) + i, v);
+}
+template <int N, class T> __device__ inline void write(Range r, int64_t i, const T (&x)[N]) {
+    if (!r.data) return;
+    if (r.dtype == Dtype::fp32) write_as<N, float>(r.data, i, x);
+    else if (r.dtype == Dtype::bf16) write_as<N, __nv_bfloat16>(r.data, i, x);
+    else write_as<N, double>(r.data, i, x);
+}
+
+__device__ inline float root(float x) { return sqrtf(x); }
+__device__ inline double root(double x) { return sqrt(x); }
+
+template <class T, int N> __device__ inline void adamw_at(const AdamW& p, int64_t i) {
+    T w[N], g[N], m[N], v[N];
+    read<N>(p.master, i, w);
+    read<N>(p.grad, i, g);
+    read<N>(p.m, i, m);
+    read<N>(p.v, i, v);
+    const T scale = T(p.scale), beta1 = T(p.beta1), beta2 = T(p.beta2), keep = T(p.keep), rate = T(p.rate), over = T(p.root), eps = T(p.eps);
+    for (int k = 0; k < N; ++k) {
+        const T grad = g[k] * scale;
+        m[k] = beta1 * m[k] + (1 - beta1) * grad;
+        v[k] = beta2 * v[k] + (1 - beta2) * grad * grad;
+        w[k] = w[k] * keep - rate * m[k] / (root(v[k]) * over + eps);
+    }
+    write<N>(p.master, i, w);
+    write<N>(p.m, i, m);
+    write<N>(p.v, i, v);
+    write<N>(p.value, i, w);
+}
+
+template <class T, int N> __device__ inline void sgd_at(const Sgd& p, int64_t i) {
+    T w[N], g[N];
+    read<N>(p.master, i, w);
+    read<N>(p.grad, i, g);
+    for (int k = 0; k < N; ++k) w[k] -= T(p.lr) * (T(p.scale) * g[k] + T(p.weight_decay) * w[k]);
+    write<N>(p.master, i, w);
+    write<N>(p.value, i, w);
+}
+
+/// Groups of four where all ranges allow it, then what is left one by one.
+template <class T> __global__ void adamw_kernel(AdamW p, bool wide) {
+    const int64_t thread = int64_t(blockIdx.x) * blockDim.x + threadIdx.x, threads = int64_t(gridDim.x) * blockDim.x;
+    const int64_t groups = wide ? p.n / 4 : 0;
+    for (int64_t i = thread; i < groups; i += threads) adamw_at<T, 4>(p, i * 4);
+    for (int64_t i = groups * 4 + thread; i < p.n; i += threads) adamw_at<T, 1>(p, i);
+}
+template <class T> __global__ void sgd_kernel(Sgd p, bool wide) {
+    const int64_t thread = int64_t(blockIdx.x) * blockDim.x + threadIdx.x, threads = int64_t(gridDim.x) * blockDim.x;
+    const int64_t groups = wide ? p.n / 4 : 0;
+    for (int64_t i = thread; i < groups; i += threads) sgd_at<T, 4>(p, i * 4);
+    for (int64_t i = groups * 4 + thread; i < p.n; i += threads) sgd_at<T, 1>(p, i);
+}
+
+__global__ void square_kernel(Range x, int64_t n, bool wide, double* partial) {
+    const int64_t thread = int64_t(blockIdx.x) * blockDim.x + threadIdx.x, threads = int64_t(gridDim.x) * blockDim.x;
+    const int64_t groups = wide ? n / 4 : 0;
+    double sum = 0;
+    for (int64_t i = thread; i < groups; i += threads) {
+        double a[4];
+        read<4>(x, i * 4, a);
+        for (int k = 0; k < 4; ++k) sum += a[k] * a[k];
+    }
+    for (int64_t i = groups * 4 + thread; i < n; i += threads) {
+        double a[1];
+        read<1>(x, i, a);
+        sum += a[0] * a[0];
+    }
+    sum = block_sum(sum);
+    if (threadIdx.x == 0) partial[blockIdx.x] = sum;
+}
+__global__ void sum_kernel(const double* partial, int parts, double* out) {
+    double sum = 0;
+    for (int i = threadIdx.x; i < parts; i += blockDim.x) sum += partial[i];
+    sum = block_sum(sum);
+    if (threadIdx.x == 0) *out = sum;
+}
+
+/// A range may be read four elements at a time.
+bool by_four(Range r) {
+    const size_t bytes = r.dtype == Dtype::fp64 ? 32 : r.dtype == Dtype::fp32 ? 16 : 8;
+    return aligned({r.data}, bytes);
+}
+}  // namespace
+
+cudaError_t adamw(const AdamW& p, cudaStream_t stream) {
+    if (p.n == 0) return cudaSuccess;
+    const bool wide = by_four(p.master) && by_four(p.grad) && by_four(p.m) && by_four(p.v) && by_four(p.value);
+    by_wide_dtype(p.master.dtype, [&](auto zero) {
+        adamw_kernel<decltype(zero)><<<loop_blocks((p.n + 3) / 4, kThreads), kThreads, 0, stream>>>(p, wide);
+    });
+    return cudaGetLastError();
+}
+
+cudaError_t sgd(const Sgd& p, cudaStream_t stream) {
+    if (p.n == 0) return cudaSuccess;
+    const bool wide = by_four(p.master) && by_four(p.grad) && by_four(p.value);
+    by_wide_dtype(p.master.dtype, [&](auto zero) {
+        sgd_kernel<decltype(zero)><<<loop_blocks((p.n + 3) / 4, kThreads), kThreads, 0, stream>>>(p, wide);
+    });
+    return cudaGetLastError();
+}
+
+int sum_parts(int64_t n) { return int(std::clamp<int64_t>((n + 4095) / 4096, 1, 132 * 8)); }
+
+cudaError_t sum_of_squares(Range x, int64_t n, double* partial, double* out, cudaStream_t stream) {
+    const int parts = sum_parts(n);         // at least one: an empty range gives 0
+    square_kernel<<<parts, kThreads, 0, stream>>>(x, n, by_four(x), partial);
+    if (auto error = cudaGetLastError(); error != cudaSuccess) return error;
+    sum_kernel<<<1, 512, 0, stream>>>(partial, parts, out);
+    return cudaGetLastError();
+}
+}  // namespace moe::kernels::sm90

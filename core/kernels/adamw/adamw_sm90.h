@@ -1,0 +1,32 @@
+// Launchers of the optimizer passes, see adamw.h: flat ranges of n elements.
+#pragma once
+#include "core/kernels/common/sm90.h"
+
+namespace moe::kernels::sm90 {
+
+/// A flat range of n elements; data is null where there is none.
+struct Range {
+    void* data;
+    Dtype dtype;
+};
+/// Factors of one step, as doubles; the kernel works in master's dtype.
+struct AdamW {
+    int64_t n;
+    Range master, grad, m, v, value;
+    double scale, beta1, beta2, keep, rate, root, eps;      ///< keep: 1 − lr · decay; rate: lr / (1 − β1^t); root: 1 / sqrt(1 − β2^t)
+};
+cudaError_t adamw(const AdamW& p, cudaStream_t stream);
+
+struct Sgd {
+    int64_t n;
+    Range master, grad, value;
+    double lr, weight_decay, scale;
+};
+cudaError_t sgd(const Sgd& p, cudaStream_t stream);
+
+/// Blocks, each with its part of the sum: a function of n alone.
+int sum_parts(int64_t n);
+/// out (one double) = Σ x²; partial [sum_parts(n)] is scratch.
+cudaError_t sum_of_squares(Range x, int64_t n, double* partial, double* out, cudaStream_t stream);
+
+}  // namespace moe::kernels::sm90

@@ -1,0 +1,257 @@
+// MLA's attention on CUDA. Operands are rotated and laid out by kernels of our own, then one of three ways:
+//   cudnn      bf16, no packed documents, widths that cuDNN's kernels have (192/128 among them): the fastest there is;
+//   flash      other bf16 up to width 256: wants one width, so v is padded to that of q; takes packed documents as they are;
+//   composed   fp32, fp64 and wider bf16: blocks of query rows, softmax in fp32 or fp64, probabilities computed again in backward.
+// Letters: B sequences, S positions, T = B·S, H query heads, G key and value heads, D = nope + rope, W and U padded widths.
+#ifdef MOE_WITH_CUDA
+#include "core/kernels/common/cuda_check.h"
+#include "core/kernels/common/dtype.h"
+#include "core/kernels/mla/attention_kernels.h"
+#include "core/kernels/mla/mla_sm90.h"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <limits>
+#include <mutex>
+
+namespace moe::kernels {
+namespace {
+enum class Way { cudnn, flash, composed };
+
+int64_t width(const MlaShape& m) { return m.nope + m.rope; }
+int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+/// cuDNN's backward adds in the order of arrival, so a deterministic run takes flash, which then adds in order.
+Way way_of(const MlaInputs& in) {
+    const MlaShape& m = in.shape;
+    const int64_t D = width(m);
+    if (in.q.scalar_type() != at::kBFloat16 || D > 256 || m.v > 256) return Way::composed;
+    const bool has_widths = (D == 192 && m.v == 128) || (D <= 128 && m.v <= 128);
+    if (!at::globalContext().deterministicAlgorithms() && !in.doc_start_BS.defined() && m.H == m.G && m.S > 1 && D % 8 == 0 && m.v % 8 == 0 && has_widths) return Way::cudnn;
+    return Way::flash;
+}
+
+/// What forward saved says which way it took.
+constexpr size_t kSavedByCudnn = 6, kSavedByFlash = 8;
+Way way_of(const std::vector<Tensor>& saved) { return saved.size() == kSavedByCudnn ? Way::cudnn : saved.size() == kSavedByFlash ? Way::flash : Way::composed; }
+
+/// q, k [T, H or G, W] and v [T, G, U]; for cuDNN v may be a view of kv.
+struct Operands { Tensor q, k, v; };
+
+sm90::MlaLayout layout(const MlaInputs& in, int64_t W, int64_t U) {
+    const MlaShape& m = in.shape;
+    sm90::MlaLayout p{};
+    p.dtype = sm90_dtype("mla_attention", in.q), p.T = m.B * m.S, p.S = m.S, p.H = int(m.H), p.G = int(m.G);
+    p.nope = int(m.nope), p.rope = int(m.rope), p.v = int(m.v), p.W = int(W), p.U = int(U), p.interleaved = in.table.interleaved;
+    p.cos = in_pointer(in.table.cos), p.sin = in_pointer(in.table.sin);
+    return p;
+}
+
+/// v as it lies in kv, where its rows start at multiples of 16 bytes.
+Tensor v_in_kv(const MlaInputs& in) {
+    const MlaShape& m = in.shape;
+    return in.kv.view({m.B * m.S, m.G, m.nope + m.v}).narrow(2, m.nope, m.v);
+}
+
+Operands assemble(const MlaInputs& in, int64_t W, int64_t U, bool view_of_v, cudaStream_t stream) {
+    const MlaShape& m = in.shape;
+    const int64_t T = m.B * m.S;
+    Operands o{at::empty({T, m.H, W}, in.q.options()), at::empty({T, m.G, W}, in.q.options()), view_of_v ? v_in_kv(in) : at::empty({T, m.G, U}, in.q.options())};
+    auto p = layout(in, W, U);
+    p.q_in = out_pointer(in.q), p.kv_in = out_pointer(in.kv), p.k_rope = out_pointer(in.k_rope);
+    p.q = out_pointer(o.q), p.k = out_pointer(o.k), p.v_out = view_of_v ? nullptr : out_pointer(o.v);
+    MOE_CUDA_CHECK(sm90::mla_assemble(p, stream));
+    return o;
+}
+
+/// Gradients of the operands into those of the inputs.
+void take_apart(const MlaInputs& in, const Operands& grads, const Tensor& dq, const Tensor& dkv, const Tensor& dk_rope, cudaStream_t stream) {
+    Tensor gq = grads.q.contiguous(), gk = grads.k.contiguous(), gv = grads.v.contiguous();
+    auto p = layout(in, gk.size(-1), gv.size(-1));
+    p.q_in = out_pointer(dq), p.kv_in = out_pointer(dkv), p.k_rope = out_pointer(dk_rope);
+    p.q = out_pointer(gq), p.k = out_pointer(gk), p.v_out = out_pointer(gv);
+    MOE_CUDA_CHECK(sm90::mla_take_apart(p, stream));
+}
+
+/// x [T, …, from] with its last dim cut or padded with zeros.
+Tensor repadded(const Tensor& x, int64_t rows, int64_t from, int64_t to, Tensor y, cudaStream_t stream) {
+    MOE_CUDA_CHECK(sm90::repad(sm90_dtype("mla_attention", x), in_pointer(x), rows, int(from), int(to), out_pointer(y), stream));
+    return y;
+}
+
+/// The library makes its output itself: `out` takes over that memory where out is alone on its own, else it is copied.
+void hand_over(const Tensor& made, Tensor out) {
+    Tensor flat = made.reshape(out.sizes());
+    const bool alone = out.storage().use_count() == 1 && out.storage_offset() == 0 && int64_t(out.storage().nbytes()) == out.numel() * out.element_size();
+    if (alone && flat.is_contiguous()) out.set_(flat);
+    else out.copy_(flat);
+}
+
+// ---- cudnn: tensors as [B, heads, S, width] views
+
+Tensor heads_first(const Tensor& x, const MlaShape& m) { return x.view({m.B, m.S, -1, x.size(-1)}).transpose(1, 2); }
+Tensor tokens_first(const Tensor& x) { return x.transpose(1, 2).contiguous().flatten(0, 1); }
+
+/// [T, G, v] → [B, G, S, v], also where x is a view with gaps.
+Tensor v_heads_first(const Tensor& v, const MlaShape& m) { return v.unflatten(0, {m.B, m.S}).transpose(1, 2); }
+
+std::vector<Tensor> cudnn_forward(const MlaInputs& in, Tensor out, bool want_grad, cudaStream_t stream) {
+    const MlaShape& m = in.shape;
+    Operands o = assemble(in, width(m), m.v, m.nope % 8 == 0, stream);
+    auto [made, lse, cum_q, cum_k, max_q, max_k, seed, offset, mask] = at::_scaled_dot_product_cudnn_attention(
+        heads_first(o.q, m), heads_first(o.k, m), v_heads_first(o.v, m), {}, want_grad, 0.0, true, false, m.softmax_scale);
+    hand_over(made.transpose(1, 2), out);
+    if (!want_grad) return {};
+    return {o.q, o.k, m.nope % 8 == 0 ? Tensor() : o.v, lse, seed, offset};
+}
+
+void cudnn_backward(const MlaInputs& in, const Tensor& out, const std::vector<Tensor>& saved, const Tensor& dout, const Tensor& dq, const Tensor& dkv, const Tensor& dk_rope,
+                    cudaStream_t stream) {
+    const MlaShape& m = in.shape;
+    Tensor v = saved[2].defined() ? saved[2] : v_in_kv(in);
+    auto heads = [&](const Tensor& x) { return x.view({m.B, m.S, m.H, m.v}).transpose(1, 2); };
+    auto [gq, gk, gv] = at::_scaled_dot_product_cudnn_attention_backward(
+        heads(dout), heads_first(saved[0], m), heads_first(saved[1], m), v_heads_first(v, m), heads(out), saved[3], saved[4], saved[5], Tensor(), Tensor(), Tensor(), m.S, m.S,
+        0.0, true, m.softmax_scale);
+    take_apart(in, {tokens_first(gq), tokens_first(gk), tokens_first(gv)}, dq, dkv, dk_rope, stream);
+}
+
+// ---- flash: tensors as [T, heads, W], documents by their first tokens
+
+/// Starts of documents and T, int32 on the device. Their number is a shape, so the host waits for it once; the layers of a
+/// model share doc_start, so the last answer is kept, with doc_start itself, so that its memory is not another tensor's.
+Tensor document_starts(const MlaInputs& in) {
+    const MlaShape& m = in.shape;
+    auto ints = in.q.options().dtype(at::kInt);
+    if (!in.doc_start_BS.defined()) return at::arange(0, m.B * m.S + 1, m.S, ints);
+    struct Last { std::mutex mutex; Tensor doc, starts; int64_t version = 0; };
+    static Last& last = *new Last;                       // never destroyed: the device may be gone by then
+    const Tensor& doc = in.doc_start_BS;
+    const bool tracked = !doc.is_inference();            // inference tensors have no version
+    std::lock_guard lock(last.mutex);
+    if (tracked && last.doc.defined() && last.doc.is_same(doc) && last.version == int64_t(doc._version())) return last.starts;
+    Tensor first = doc == at::arange(m.S, ints);
+    Tensor starts = at::cat({at::nonzero(first.flatten()).flatten().to(at::kInt), at::full({1}, m.B * m.S, ints)});
+    if (tracked) last.doc = doc, last.starts = starts, last.version = int64_t(doc._version());
+    return starts;
+}
+int64_t flash_width(const MlaShape& m) { return round_up(std::max(width(m), m.v), 8); }
+/// Bound of a document's length. At least 2: for 1 the library takes a way of its own that backward does not know.
+int64_t longest(const MlaShape& m) { return std::max<int64_t>(m.S, 2); }
+
+std::vector<Tensor> flash_forward(const MlaInputs& in, Tensor out, bool want_grad, cudaStream_t stream) {
+    const MlaShape& m = in.shape;
+    const int64_t W = flash_width(m);
+    Operands o = assemble(in, W, W, false, stream);
+    Tensor starts = document_starts(in);
+    auto [made, lse, rng, unused, mask] = at::_flash_attention_forward(o.q, o.k, o.v, starts, starts, longest(m), longest(m), 0.0, true, false, m.softmax_scale);
+    repadded(made.contiguous(), m.B * m.S * m.H, W, m.v, out, stream);
+    if (!want_grad) return {};
+    return {o.q, o.k, o.v, made, lse, rng, unused, starts};
+}
+
+void flash_backward(const MlaInputs& in, const std::vector<Tensor>& saved, const Tensor& dout, const Tensor& dq, const Tensor& dkv, const Tensor& dk_rope, cudaStream_t stream) {
+    const MlaShape& m = in.shape;
+    const int64_t W = flash_width(m);
+    Tensor padded = repadded(dout, m.B * m.S * m.H, m.v, W, at::empty({m.B * m.S, m.H, W}, dout.options()), stream);
+    auto [gq, gk, gv] = at::_flash_attention_backward(padded, saved[0], saved[1], saved[2], saved[3], saved[4], saved[7], saved[7], longest(m), longest(m), 0.0, true, saved[5],
+                                                      saved[6], m.softmax_scale);
+    take_apart(in, {gq, gk, gv}, dq, dkv, dk_rope, stream);
+}
+
+// ---- composed: fp32 or fp64, [B·H, S, width]
+
+constexpr int64_t kScores = int64_t(1) << 25;      // elements of a block of scores
+
+struct Composed {
+    Tensor q, k, v;                                 // [B·H, S, D or v], k and v repeated for the query heads of a group
+    int64_t rows;                                   // query rows of a block
+};
+Tensor by_head(const Tensor& x, const MlaShape& m) { return x.view({m.B, m.S, -1, x.size(-1)}).transpose(1, 2); }
+
+Composed compose(const MlaInputs& in, cudaStream_t stream) {
+    const MlaShape& m = in.shape;
+    Operands o = assemble(in, width(m), m.v, false, stream);
+    const auto dtype = wide_dtype(in.q);
+    auto spread = [&](const Tensor& x) {
+        Tensor y = by_head(x, m).to(dtype);
+        return y.unsqueeze(2).expand({m.B, m.G, m.H / m.G, m.S, x.size(-1)}).reshape({m.B * m.H, m.S, x.size(-1)});
+    };
+    return {by_head(o.q, m).to(dtype).reshape({m.B * m.H, m.S, width(m)}), spread(o.k), spread(o.v), std::clamp<int64_t>(kScores / std::max<int64_t>(m.B * m.H * m.S, 1), 1, m.S)};
+}
+
+/// Probabilities of query rows lo … hi on keys 0 … hi: [B·H, hi − lo, hi].
+Tensor probabilities(const MlaInputs& in, const Composed& c, int64_t lo, int64_t hi) {
+    const MlaShape& m = in.shape;
+    Tensor scores = at::bmm(c.q.narrow(1, lo, hi - lo), c.k.narrow(1, 0, hi).transpose(1, 2)).mul_(m.softmax_scale);
+    auto ints = in.q.options().dtype(at::kInt);
+    Tensor key = at::arange(hi, ints).view({1, 1, 1, hi}), query = at::arange(lo, hi, ints).view({1, 1, hi - lo, 1});
+    Tensor hidden = key > query;
+    if (in.doc_start_BS.defined()) hidden = hidden.logical_or(key < in.doc_start_BS.narrow(1, lo, hi - lo).view({m.B, 1, hi - lo, 1}));
+    scores.view({m.B, m.H, hi - lo, hi}).masked_fill_(hidden, -std::numeric_limits<double>::infinity());
+    return at::softmax(scores, -1);
+}
+
+/// [B·H, S, n] → [T, H, n] in q's dtype.
+Tensor by_token(const Tensor& x, const MlaInputs& in) {
+    const MlaShape& m = in.shape;
+    return x.view({m.B, m.H, m.S, x.size(-1)}).transpose(1, 2).reshape({m.B * m.S, m.H, x.size(-1)}).to(in.q.scalar_type());
+}
+
+void composed_forward(const MlaInputs& in, Tensor out, cudaStream_t stream) {
+    const MlaShape& m = in.shape;
+    Composed c = compose(in, stream);
+    Tensor o = at::empty({m.B * m.H, m.S, m.v}, c.q.options());
+    for (int64_t lo = 0; lo < m.S; lo += c.rows) {
+        const int64_t hi = std::min(m.S, lo + c.rows);
+        o.narrow(1, lo, hi - lo).copy_(at::bmm(probabilities(in, c, lo, hi), c.v.narrow(1, 0, hi)));
+    }
+    out.copy_(by_token(o, in).view(out.sizes()));
+}
+
+/// dS = P · (dO Vᵀ − rowsum(dO · O)) · scale; dQ = dS K, dK = dSᵀ Q, dV = Pᵀ dO.
+void composed_backward(const MlaInputs& in, const Tensor& out, const Tensor& dout, const Tensor& dq, const Tensor& dkv, const Tensor& dk_rope, cudaStream_t stream) {
+    const MlaShape& m = in.shape;
+    Composed c = compose(in, stream);
+    auto heads = [&](const Tensor& x) { return by_head(x.view({m.B * m.S, m.H, m.v}), m).to(c.q.scalar_type()).reshape({m.B * m.H, m.S, m.v}); };
+    Tensor o = heads(out), d = heads(dout), delta = (o * d).sum(-1, /*keepdim=*/true);
+    Tensor gq = at::empty_like(c.q), gk = at::zeros_like(c.k), gv = at::zeros_like(c.v);
+    for (int64_t lo = 0; lo < m.S; lo += c.rows) {
+        const int64_t hi = std::min(m.S, lo + c.rows), n = hi - lo;
+        Tensor p = probabilities(in, c, lo, hi), d_rows = d.narrow(1, lo, n);
+        Tensor ds = at::bmm(d_rows, c.v.narrow(1, 0, hi).transpose(1, 2)).sub_(delta.narrow(1, lo, n)).mul_(p).mul_(m.softmax_scale);
+        gv.narrow(1, 0, hi).add_(at::bmm(p.transpose(1, 2), d_rows));
+        gk.narrow(1, 0, hi).add_(at::bmm(ds.transpose(1, 2), c.q.narrow(1, lo, n)));
+        gq.narrow(1, lo, n).copy_(at::bmm(ds, c.k.narrow(1, 0, hi)));
+    }
+    auto gather = [&](const Tensor& x) {            // the sum over the query heads of a group
+        Tensor y = x.view({m.B, m.G, m.H / m.G, m.S, x.size(-1)}).sum(2);
+        return y.transpose(1, 2).reshape({m.B * m.S, m.G, x.size(-1)}).to(in.q.scalar_type());
+    };
+    take_apart(in, {by_token(gq, in), gather(gk), gather(gv)}, dq, dkv, dk_rope, stream);
+}
+}  // namespace
+
+std::vector<Tensor> mla_attention_forward_cuda(const MlaInputs& in, Tensor out, bool want_grad) {
+    if (in.q.size(0) == 0) return {};
+    OnDevice on(in.q);
+    switch (way_of(in)) {
+        case Way::cudnn: return cudnn_forward(in, out, want_grad, on.stream);
+        case Way::flash: return flash_forward(in, out, want_grad, on.stream);
+        case Way::composed: composed_forward(in, out, on.stream);
+    }
+    return {};
+}
+
+void mla_attention_backward_cuda(const MlaInputs& in, const Tensor& out, const std::vector<Tensor>& saved, const Tensor& dout, Tensor dq, Tensor dkv, Tensor dk_rope) {
+    if (in.q.size(0) == 0) return;
+    OnDevice on(in.q);
+    switch (way_of(saved)) {
+        case Way::cudnn: return cudnn_backward(in, out, saved, dout, dq, dkv, dk_rope, on.stream);
+        case Way::flash: return flash_backward(in, saved, dout, dq, dkv, dk_rope, on.stream);
+        case Way::composed: return composed_backward(in, out, dout, dq, dkv, dk_rope, on.stream);
+    }
+}
+}  // namespace moe::kernels
+#endif

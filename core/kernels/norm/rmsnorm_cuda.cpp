@@ -1,0 +1,33 @@
+#ifdef MOE_WITH_CUDA
+#include "core/kernels/norm/rmsnorm_kernels.h"
+
+#include "core/kernels/common/cuda_check.h"
+#include "core/kernels/norm/rmsnorm_sm90.h"
+
+#include <ATen/ops/empty.h>
+
+namespace moe::kernels {
+
+void rmsnorm_forward_cuda(const Tensor& x_TD, const Tensor& gamma_D, double eps, Tensor y_TD, Tensor rstd_T) {
+    OnDevice on(x_TD);
+    sm90::RmsNorm p{};
+    p.dtype = sm90_dtype("rmsnorm", x_TD), p.T = x_TD.size(0), p.D = x_TD.size(1), p.eps = eps;
+    p.x = in_pointer(x_TD), p.gamma = in_pointer(gamma_D), p.y = out_pointer(y_TD), p.rstd = out_pointer(rstd_T);
+    MOE_CUDA_CHECK(sm90::rmsnorm_forward(p, on.stream));
+}
+
+void rmsnorm_backward_cuda(const Tensor& dy_TD, const Tensor& x_TD, const Tensor& gamma_D, const Tensor& rstd_T, Tensor dx_TD, Tensor dgamma_D) {
+    OnDevice on(x_TD);
+    sm90::RmsNorm p{};
+    p.dtype = sm90_dtype("rmsnorm", x_TD), p.T = x_TD.size(0), p.D = x_TD.size(1);
+    p.x = in_pointer(x_TD), p.gamma = in_pointer(gamma_D), p.dy = in_pointer(dy_TD), p.dx = out_pointer(dx_TD), p.rstd = const_cast<void*>(in_pointer(rstd_T));
+    Tensor partial;
+    if (dgamma_D.defined()) {
+        MOE_CHECK(p.D <= sm90::rmsnorm_widest(p.dtype), shape, "rmsnorm: width on CUDA", std::to_string(p.D), fmt::format("at most {}", sm90::rmsnorm_widest(p.dtype)), "");
+        partial = at::empty({sm90::rmsnorm_parts(p.T), p.D}, rstd_T.options());
+        p.partial = out_pointer(partial), p.dgamma = out_pointer(dgamma_D), p.dgamma_fp64 = dgamma_D.scalar_type() == at::kDouble;
+    }
+    MOE_CUDA_CHECK(sm90::rmsnorm_backward(p, on.stream));
+}
+}  // namespace moe::kernels
+#endif

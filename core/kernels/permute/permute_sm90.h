@@ -1,0 +1,43 @@
+// Launchers of permute, see permute_kernels.h. Letters: T tokens, K choices, N = T·K pairs, E experts, R rows.
+#pragma once
+#include "core/kernels/common/sm90.h"
+
+namespace moe::kernels::sm90 {
+
+/// Pairs that one block counts and places.
+constexpr int kSortChunk = 1024;
+/// Most experts: their counters lie in shared memory.
+constexpr int kSortMostExperts = 8192;
+inline int64_t sort_chunks(int64_t pairs) { return (pairs + kSortChunk - 1) / kSortChunk; }
+
+struct SortPairs {
+    int64_t pairs;                ///< N
+    int K, E;
+    const int64_t* ids;           ///< [N]
+    int* counts;                  ///< [sort_chunks(N), E]: scratch
+    int* bad;                     ///< [sort_chunks(N)]: scratch
+    int64_t* totals;              ///< [E + 2]: the offsets, then the number of ids outside −1 … E−1 (taken as dropped)
+    int* position;                ///< [N]
+    int* token;                   ///< [N], the first R written
+    int* choice;                  ///< [N], the first R written
+};
+/// Stable counting sort in three kernels.
+cudaError_t sort_pairs(const SortPairs& p, cudaStream_t stream);
+
+struct Rows {
+    Dtype dtype;
+    int64_t T, R, D;
+    int K;
+    const int* token;             ///< [R]
+    const int* choice;            ///< [R]
+    const int* position;          ///< [T, K]
+    const void* in;               ///< gather: x [T, D]; add: y [R, D]; weights [T, K]; rows [R]
+    const void* base;             ///< add: [T, D] or null
+    void* out;
+};
+cudaError_t gather_rows(const Rows& p, cudaStream_t stream);
+cudaError_t add_rows(const Rows& p, cudaStream_t stream);
+cudaError_t gather_weights(const Rows& p, cudaStream_t stream);
+cudaError_t scatter_weights(const Rows& p, cudaStream_t stream);
+
+}  // namespace moe::kernels::sm90
