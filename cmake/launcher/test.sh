@@ -1,7 +1,7 @@
 # ./moelab test: builds everything, runs every kind of test in sequence, counts cases. Sourced by commands.sh.
 #
 #   tests/unit/<folder>/*.cpp    bin/test_<folder>            Catch2
-#   tests/*/                     bin/mpitest_<name>           Catch2, as two MPI ranks with one thread each; rank 0 is counted
+#   tests/*/                     bin/mpitest_<name>           Catch2, as MPI ranks with one thread each; rank 0 is counted
 #   tests/lua/*.lua              bin/moelab run FILE          "ok name" and "not ok name" lines, exit code
 #   tests/scripts/*.sh           bash FILE                    the same; exit code 77 is a skip
 #
@@ -91,8 +91,24 @@ run_unit_tests() {
   done
   for name in $targets; do
     local arguments=()
-    choose_cases "$name" && run_catch "$name"
+    choose_cases "$name" || continue
+    if [[ $name == mpitest_* ]]; then
+      local ranks variables
+      while read -r ranks variables; do run_catch "$name" "$ranks" "$variables"; done < <(rank_variants "$name")
+    else
+      run_catch "$name"
+    fi
   done
+}
+
+# How often, with how many ranks and with what environment a test of several ranks runs: "ranks NAME=value …" a line, as its
+# CMakeLists.txt registered it for ctest; two ranks where it did not.
+rank_variants() {
+  local file variants
+  variants=$(cat "$build"/tests/*/CTestTestfile.cmake 2> /dev/null | awk -v name="$1" '
+    /^add_test\(/ && index($0, "/" name "\"") { ranks = $0; sub(/.*"-n" "/, "", ranks); sub(/".*/, "", ranks); next }
+    ranks != "" { line = ranks; while (match($0, /MOELAB_[A-Z0-9_]+=[^;"]*/)) { line = line " " substr($0, RSTART, RLENGTH); $0 = substr($0, RSTART + RLENGTH) } print line; ranks = "" }')
+  printf '%s\n' "${variants:-2}"
 }
 
 # Sets `arguments` for one executable; false when the filter names another one.
@@ -118,8 +134,10 @@ is_current() {
   [[ -x $build/bin/$1 ]]
 }
 
+# run_catch NAME [RANKS [VARIABLES]]
 run_catch() {
-  local name=$1 report=$reports/$1.report log=$reports/$1.log status start=$SECONDS
+  local name=$1 ranks=${2:-} variables=${3:-} report=$reports/$1.report log=$reports/$1.log status start=$SECONDS
+  local label=$name${ranks:+ on $ranks ranks}${variables:+, $variables}
   if ! is_current "$name"; then
     title "$name"
     count_failure "$name" "was not built"
@@ -135,15 +153,16 @@ run_catch() {
   status=$?
   # A filter that matches nothing here is not worth a line.
   [[ -n $filter && ! -s $report ]] && grep -qi 'no test\( case\)\?s \(matched\|ran\)' "$log" && return
-  title "$name ($((SECONDS - start)) s)"
+  title "$label ($((SECONDS - start)) s)"
   cat "$log"
-  count_catch "$name" $status
+  count_catch "$label" $status
 }
 
-# Two ranks, each with a log and a report of its own: rank 0's are counted, the other's log is shown when something fails.
+# Each rank has a log of its own: rank 0's cases are counted, rank 1's log is shown when something fails.
 run_ranks() {
-  MOELAB_TEST_REPORT_BASE=$report MOELAB_TEST_LOG=$log OMP_NUM_THREADS=1 timeout -k 10 "$time_limit_secs" \
-    mpirun -n 2 --oversubscribe --mca btl self,vader --mca mpi_yield_when_idle 1 \
+  rm -f "$log".*
+  MOELAB_TEST_REPORT_BASE=$report MOELAB_TEST_LOG=$log OMP_NUM_THREADS=1 timeout -k 10 "$time_limit_secs" env $variables \
+    mpirun -n "$ranks" --oversubscribe --mca btl self,vader --mca mpi_yield_when_idle 1 \
     bash -c 'rank=$OMPI_COMM_WORLD_RANK; ((rank)) && log=$MOELAB_TEST_LOG.$rank || log=$MOELAB_TEST_LOG
              ((rank)) || export MOELAB_TEST_REPORT=$MOELAB_TEST_REPORT_BASE; exec "$0" "$@" > "$log" 2>&1' \
     "$build/bin/$name" "${arguments[@]}" > "$log.mpirun" 2>&1 < /dev/null
