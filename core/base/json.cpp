@@ -73,16 +73,17 @@ std::string read_text(const std::string& path) {
 nlohmann::json read_json(const std::string& path, ErrorKind kind) { return parse_json(read_text(path), path, kind); }
 
 void write_text(const std::string& path, const std::string& text) {
-    std::string temporary = fmt::format("{}.{}.tmp", path, ::getpid());
-    std::FILE* file = std::fopen(temporary.c_str(), "wb");
+    // A device or a pipe is written to; renaming over it would replace it by a file.
+    bool direct = std::filesystem::exists(path) && !std::filesystem::is_regular_file(path);
+    std::string target = direct ? path : fmt::format("{}.{}.tmp", path, ::getpid());
+    std::FILE* file = std::fopen(target.c_str(), "wb");
     MOE_CHECK(file, io, path, std::strerror(errno), "a file that can be written", "check the folder and its permissions");
-    bool written = std::fwrite(text.data(), 1, text.size(), file) == text.size();
-    written = std::fflush(file) == 0 && ::fsync(::fileno(file)) == 0 && written;
+    bool written = std::fwrite(text.data(), 1, text.size(), file) == text.size() && std::fflush(file) == 0 && (direct || ::fsync(::fileno(file)) == 0);
     int reason = errno;
     std::fclose(file);
-    if (written && std::rename(temporary.c_str(), path.c_str()) == 0) return;
+    if (written && (direct || std::rename(target.c_str(), path.c_str()) == 0)) return;
     if (written) reason = errno;
-    std::remove(temporary.c_str());
+    if (!direct) std::remove(target.c_str());
     MOE_THROW(io, path, std::strerror(reason), fmt::format("{} bytes written", text.size()), "check the free space and the folder's permissions");
 }
 

@@ -18,8 +18,8 @@ nlohmann::json read_json(const std::string& path, ErrorKind kind = ErrorKind::da
 /// Whole content of a file. Throws moe::Error (io).
 std::string read_text(const std::string& path);
 
-/// Writes text through a temporary file in the same folder and one rename, so that a reader never sees half of it. Throws
-/// moe::Error (io), also when the disk is full.
+/// Writes text through a temporary file in the same folder and one rename, so that a reader never sees half of it; straight into
+/// what is not a regular file, such as /dev/stdout. Throws moe::Error (io), also when the disk is full.
 void write_text(const std::string& path, const std::string& text);
 
 /// One line at most `width` characters long: the value for an error message.

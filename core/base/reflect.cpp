@@ -62,8 +62,11 @@ std::string Field::range() const {
 }
 
 std::string Field::want() const {
-    std::string text = choices.empty() ? std::string(type) : range();
-    if (choices.empty() && !range().empty()) text += " " + range();
+    std::string kind = type, text = range();
+    if (choices.empty()) {
+        if (kind != "true or false") kind = (kind == "integer" ? "an " : "a ") + kind;
+        text = text.empty() ? kind : fmt::format("{} {}", kind, text);
+    }
     if (!true_word.empty()) text += ", true or false";
     return nullable ? text + ", or null" : text;
 }

@@ -24,8 +24,8 @@ std::string format_bytes(double bytes) {
 
 std::string format_secs(double secs) {
     if (!std::isfinite(secs)) return "unknown";
-    if (secs < 1) return fmt::format("{:.0f} ms", secs * 1e3);
-    if (secs < 60) return fmt::format("{:.1f} s", secs);
+    if (secs < 0.9995) return fmt::format("{:.0f} ms", secs * 1e3);
+    if (secs < 59.95) return fmt::format("{:.1f} s", secs);
     auto whole = static_cast<int64_t>(std::llround(secs));
     if (whole < 3600) return fmt::format("{} min {:02} s", whole / 60, whole % 60);
     if (whole < 86400) return fmt::format("{} h {:02} min", whole / 3600, whole / 60 % 60);

@@ -138,15 +138,19 @@ std::string describe(const Config& config, const Config* base) {
 
 std::string fields_markdown() {
     std::string text = "| key | default | meaning |\n| --- | --- | --- |\n";
-    auto cell = [](std::string s) {
-        for (size_t i = 0; (i = s.find('|', i)) != std::string::npos; i += 2) s.insert(i, "\\");
-        return s;
+    auto cell = [](const std::string& s) {
+        std::string out;
+        for (char c : s) {
+            if (c == '|') out += '\\';
+            out += c;
+        }
+        return out;
     };
     for (const FieldInfo& f : fields()) {
         std::string aliases = f.aliases.empty() ? "" : fmt::format(" [{}]", fmt::join(f.aliases, ", "));
-        std::string notes = f.unit.empty() ? "" : " Unit: " + f.unit + ".";
-        if (!f.range.empty()) notes += " Range: " + f.range + ".";
-        text += fmt::format("| {}{} | {} | {}{} |\n", f.path, aliases, f.default_value.empty() ? "" : "`" + cell(f.default_value) + "`", cell(f.help), cell(notes));
+        std::string notes = f.unit.empty() ? "" : fmt::format(" Unit: {}.", f.unit);
+        if (!f.range.empty()) notes += fmt::format(" Range: {}.", f.range);
+        text += fmt::format("| {}{} | {} | {}{} |\n", f.path, aliases, f.default_value.empty() ? "" : fmt::format("`{}`", cell(f.default_value)), cell(f.help), cell(notes));
     }
     return text;
 }

@@ -43,7 +43,7 @@ Json checked(const Json& value, const std::string& where, const std::string& tex
     root().read(&scratch, keys, "", problems);
     for (Problem& p : problems) {
         if (where.empty()) break;
-        std::string leaf = "\"" + p.path.substr(p.path.rfind('.') + 1) + "\"";
+        std::string leaf = fmt::format("\"{}\"", p.path.substr(p.path.rfind('.') + 1));
         size_t first = text.find(leaf);
         bool once = first != std::string::npos && text.find(leaf, first + 1) == std::string::npos;
         std::string place = once ? fmt::format("{}:{}", where, 1 + std::count(text.begin(), text.begin() + long(first), '\n')) : where;
