@@ -1,0 +1,125 @@
+#include "core/kernels/head/head_loss.h"
+
+#include "core/kernels/common/autograd.h"
+#include "core/kernels/common/dispatch.h"
+#include "core/kernels/common/dtype.h"
+#include "core/kernels/head/head_loss_kernels.h"
+#include "core/kernels/linear/linear_kernels.h"
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/scalar_tensor.h>
+
+namespace moe::kernels {
+namespace {
+/// What the passes over chunks share.
+struct Chunks {
+    Tensor x_TD, w_VD, targets_T;
+    HeadLossOptions options;
+
+    int64_t T() const { return x_TD.size(0); }
+    int64_t V() const { return w_VD.size(0); }
+    int64_t rows_at(int64_t lo) const { return std::min(options.chunk, T() - lo); }
+    /// The gradient of one chunk's logits, in x's dtype, unscaled by what comes from above.
+    Tensor empty_rows(int64_t n) const { return at::empty({n, V()}, x_TD.options()); }
+};
+
+/// Logits of rows lo … lo + n in at least fp32, their losses, and their gradient where `dlogits` is defined. In fp32 and fp64
+/// the logits live in dlogits' own memory.
+void chunk_pass(const Chunks& c, int64_t lo, int64_t n, Tensor loss_N, Tensor dlogits_NV) {
+    auto dtype = wide_dtype(c.x_TD);
+    bool in_place = dlogits_NV.defined() && dlogits_NV.scalar_type() == dtype;
+    Tensor logits_NV = in_place ? dlogits_NV : at::empty({n, c.V()}, c.x_TD.options().dtype(dtype));
+    product_nt(c.x_TD.narrow(0, lo, n), c.w_VD, logits_NV);
+    Tensor targets_N = c.targets_T.narrow(0, lo, n);
+    MOE_BY_DEVICE("head_loss", logits_NV, cross_entropy, logits_NV, targets_N, c.options.scale, loss_N, dlogits_NV);
+}
+
+/// Loss by token, float64 [T], unscaled; `all` becomes the gradient of all logits where it is defined.
+Tensor forward_pass(const Chunks& c, const Tensor& all_TV) {
+    Tensor loss_T = at::empty({c.T()}, c.x_TD.options().dtype(at::kDouble));
+    for (int64_t lo = 0; lo < c.T(); lo += c.options.chunk) {
+        int64_t n = c.rows_at(lo);
+        chunk_pass(c, lo, n, loss_T.narrow(0, lo, n), all_TV.defined() ? all_TV.narrow(0, lo, n) : Tensor());
+    }
+    return loss_T;
+}
+
+/// On the CPU added in token order, so that it does not depend on the number of threads.
+Tensor total(const Tensor& loss_T, double scale) {
+    if (!loss_T.is_cpu()) return loss_T.sum().mul(scale);
+    double sum = 0;
+    auto* loss = data<double>(loss_T);
+    for (int64_t t = 0; t < loss_T.numel(); ++t) sum += loss[t];
+    return at::scalar_tensor(sum * scale, at::kDouble);
+}
+
+struct HeadLossFunction : Function<HeadLossFunction> {
+    static Tensor forward(AutogradContext* ctx, const Tensor& x_TD, const WeightPtr& w, const Tensor& targets_T, const HeadLossOptions& options, Tensor* token_loss) {
+        Chunks c{x_TD, w->value, targets_T, options};
+        Tensor all_TV;
+        if (c.T() * c.V() * x_TD.element_size() <= options.keep_bytes) all_TV = c.empty_rows(c.T());
+        Tensor loss_T = forward_pass(c, all_TV);
+        ctx->save_for_backward({x_TD, targets_T, all_TV});
+        hold_weight(ctx, w);
+        keep(ctx, "options", options);
+        if (token_loss) *token_loss = loss_T.to(at::kFloat);
+        return total(loss_T, options.scale);
+    }
+
+    /// w's gradient is never deferred: the logits' gradient is the largest tensor there is. What comes from above multiplies
+    /// the narrow operands (dx, x) in at least fp32, not the logits' gradient.
+    static Grads backward(AutogradContext* ctx, Grads grads) {
+        auto saved = ctx->get_saved_variables();
+        WeightPtr w = held_weight(ctx);
+        Chunks c{saved[0], w->value, saved[1], kept<HeadLossOptions>(ctx, "options")};
+        Tensor all_TV = saved[2], dx_TD = at::empty_like(c.x_TD), upstream = grads[0].reshape({1}).to(wide_dtype(c.x_TD));
+        bool is_one = upstream.is_cpu() && upstream.item<double>() == 1;
+        Tensor unused_T = all_TV.defined() ? Tensor() : at::empty({c.T()}, c.x_TD.options().dtype(at::kDouble));
+        for (int64_t lo = 0; lo < c.T(); lo += c.options.chunk) {
+            int64_t n = c.rows_at(lo);
+            Tensor dlogits_NV = all_TV.defined() ? all_TV.narrow(0, lo, n) : c.empty_rows(n);
+            if (!all_TV.defined()) chunk_pass(c, lo, n, unused_T.narrow(0, lo, n), dlogits_NV);
+            product_nn(dlogits_NV, w->value, dx_TD.narrow(0, lo, n));
+            if (!w->grad.defined()) continue;
+            Tensor x_ND = c.x_TD.narrow(0, lo, n).detach();
+            add_product_tn(dlogits_NV, is_one ? x_ND : x_ND.mul(upstream).to(x_ND.scalar_type()), w->grad);
+        }
+        if (!is_one) dx_TD.mul_(upstream);
+        return {dx_TD, Tensor(), Tensor(), Tensor(), Tensor()};
+    }
+};
+
+void check_targets(const Tensor& targets_T, int64_t V) {
+    if (!targets_T.is_cpu()) return;                    // reading them would make the host wait
+    auto* target = data<int64_t>(targets_T);
+    for (int64_t t = 0; t < targets_T.numel(); ++t)
+        MOE_CHECK(target[t] == kIgnore || (target[t] >= 0 && target[t] < V), data, fmt::format("head_loss: targets[{}]", t), std::to_string(target[t]),
+                  fmt::format("an id in [0, {}), or {} for no target", V, kIgnore), "");
+}
+}  // namespace
+
+Tensor head_loss(const Tensor& x_TD, const WeightPtr& w_VD, const Tensor& targets_T, const HeadLossOptions& options, Tensor* token_loss) {
+    check_dims("head_loss", {"x", x_TD}, 2);
+    check_float("head_loss", {"x", x_TD});
+    MOE_CHECK(w_VD, state, "head_loss", "no weight", "a Weight", "");
+    check_dims("head_loss", {"w", w_VD->value}, 2);
+    check_inner("head_loss", {"x", x_TD}, 1, {"w", w_VD->value}, 1);
+    check_same_dtype("head_loss", {"x", x_TD}, {"w", w_VD->value});
+    check_same_device("head_loss", {"x", x_TD}, {"w", w_VD->value});
+    check_shape("head_loss", {"targets", targets_T}, {x_TD.size(0)});
+    check_dtype("head_loss", {"targets", targets_T}, {at::kLong});
+    check_same_device("head_loss", {"x", x_TD}, {"targets", targets_T});
+    MOE_CHECK(options.chunk > 0, usage, "head_loss: chunk", std::to_string(options.chunk), "at least 1", "");
+    if (w_VD->grad.defined()) {
+        check_wide_float("head_loss", {"w.grad", w_VD->grad});
+        check_shape("head_loss", {"w.grad", w_VD->grad}, {w_VD->value.size(0), w_VD->value.size(1)});
+    }
+    Tensor x = x_TD.contiguous(), targets = targets_T.contiguous();
+    check_targets(targets, w_VD->value.size(0));
+    if (wants_grad(x)) return HeadLossFunction::apply(x, w_VD, targets, options, token_loss);
+    Tensor loss_T = forward_pass({x, w_VD->value, targets, options}, Tensor());
+    if (token_loss) *token_loss = loss_T.to(at::kFloat);
+    return total(loss_T, options.scale);
+}
+}  // namespace moe::kernels
