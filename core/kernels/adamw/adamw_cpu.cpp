@@ -1,0 +1,100 @@
+#include "core/kernels/adamw/adamw_kernels.h"
+
+#include "core/kernels/common/dtype.h"
+
+#include <ATen/Parallel.h>
+
+#include <cmath>
+#include <vector>
+
+namespace moe::kernels {
+namespace {
+constexpr int64_t kGrain = 1 << 14;
+
+/// Factors of one step, in the loop's dtype.
+template <class T> struct Factors {
+    T scale, beta1, beta2, keep, rate, root, eps;
+    explicit Factors(const AdamWOptions& o)
+        : scale(T(o.grad_scale)), beta1(T(o.beta1)), beta2(T(o.beta2)), keep(T(1 - o.lr * o.weight_decay)),
+          rate(T(o.lr / (1 - std::pow(o.beta1, double(o.step))))), root(T(1 / std::sqrt(1 - std::pow(o.beta2, double(o.step))))), eps(T(o.eps)) {}
+};
+
+template <class T, class G, class M> void adamw_range(T* p, const G* grad, M* m, M* v, const Factors<T>& f, int64_t lo, int64_t hi) {
+    #pragma omp simd
+    for (int64_t i = lo; i < hi; ++i) {
+        T g = T(grad[i]) * f.scale;
+        T first = f.beta1 * T(m[i]) + (1 - f.beta1) * g;
+        T second = f.beta2 * T(v[i]) + (1 - f.beta2) * g * g;
+        p[i] = p[i] * f.keep - f.rate * first / (std::sqrt(second) * f.root + f.eps);
+        m[i] = M(first);
+        v[i] = M(second);
+    }
+}
+
+template <class T, class V> void copy_range(const T* from, V* to, int64_t lo, int64_t hi) {
+    #pragma omp simd
+    for (int64_t i = lo; i < hi; ++i) to[i] = V(from[i]);
+}
+
+/// The lower-precision copy of a range, where there is one.
+template <class T> void write_value(const T* master, const Tensor& value, int64_t lo, int64_t hi) {
+    if (!value.defined()) return;
+    by_dtype("adamw", value, [&](auto zero) { copy_range(master, mutable_data<decltype(zero)>(value), lo, hi); });
+}
+}  // namespace
+
+void adamw_cpu(Tensor master, const Tensor& grad, Tensor m, Tensor v, Tensor value, const AdamWOptions& options) {
+    by_wide_dtype("adamw", master, [&](auto master_zero) {
+        using T = decltype(master_zero);
+        Factors<T> factors(options);
+        T* p = mutable_data<T>(master);
+        by_dtype("adamw", grad, [&](auto grad_zero) {
+            auto* g = data<decltype(grad_zero)>(grad);
+            by_dtype("adamw", m, [&](auto moment_zero) {
+                using M = decltype(moment_zero);
+                auto *pm = mutable_data<M>(m), *pv = mutable_data<M>(v);
+                at::parallel_for(0, master.numel(), kGrain, [&](int64_t lo, int64_t hi) {
+                    adamw_range(p, g, pm, pv, factors, lo, hi);
+                    write_value(p, value, lo, hi);
+                });
+            });
+        });
+    });
+}
+
+void sgd_cpu(Tensor master, const Tensor& grad, Tensor value, double lr, double weight_decay, double grad_scale) {
+    by_wide_dtype("sgd", master, [&](auto master_zero) {
+        using T = decltype(master_zero);
+        T *p = mutable_data<T>(master), rate = T(lr), decay = T(weight_decay), scale = T(grad_scale);
+        by_dtype("sgd", grad, [&](auto grad_zero) {
+            auto* g = data<decltype(grad_zero)>(grad);
+            at::parallel_for(0, master.numel(), kGrain, [&](int64_t lo, int64_t hi) {
+                for (int64_t i = lo; i < hi; ++i) p[i] -= rate * (scale * T(g[i]) + decay * p[i]);
+                write_value(p, value, lo, hi);
+            });
+        });
+    });
+}
+
+void sum_of_squares_cpu(const Tensor& x, Tensor out) {
+    constexpr int64_t kBlock = 1 << 14;          // a constant: the sum must not depend on the number of threads
+    int64_t n = x.numel(), blocks = (n + kBlock - 1) / kBlock;
+    std::vector<double> partial(blocks);
+    by_dtype("sum_of_squares", x, [&](auto zero) {
+        using T = decltype(zero);
+        auto* p = data<T>(x);
+        at::parallel_for(0, blocks, 1, [&](int64_t lo, int64_t hi) {
+            for (int64_t b = lo; b < hi; ++b) {
+                double sum = 0;
+                int64_t end = std::min(n, (b + 1) * kBlock);
+                #pragma omp simd reduction(+:sum)
+                for (int64_t i = b * kBlock; i < end; ++i) sum += double(Acc<T>(p[i])) * double(Acc<T>(p[i]));
+                partial[b] = sum;
+            }
+        });
+    });
+    double total = 0;
+    for (double s : partial) total += s;
+    *mutable_data<double>(out) = total;
+}
+}  // namespace moe::kernels
