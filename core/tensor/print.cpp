@@ -2,7 +2,7 @@
 
 #include "core/tensor/check.h"
 
-#include <ATen/ATen.h>
+#include <ATen/ops/cat.h>
 
 #include <vector>
 
@@ -21,9 +21,9 @@ std::vector<int64_t> shown(int64_t n) {
 }
 
 std::string value_text(const Tensor& row, int64_t i) {
-    if (row.scalar_type() == at::kBool) return row[i].item<bool>() ? "true" : "false";
-    if (row.is_floating_point()) return fmt::format("{:.5g}", row[i].item<double>());
-    return fmt::format("{}", row[i].item<int64_t>());
+    if (row.scalar_type() == at::kBool) return row.select(0, i).item<bool>() ? "true" : "false";
+    if (row.is_floating_point()) return fmt::format("{:.5g}", row.select(0, i).item<double>());
+    return fmt::format("{}", row.select(0, i).item<int64_t>());
 }
 
 /// Rows of cells, right-aligned in columns of one width.
@@ -34,7 +34,7 @@ std::string table(const Tensor& matrix) {
         cells.emplace_back();
         if (r < 0) { cells.back().push_back("..."); continue; }
         for (int64_t c : shown(matrix.size(1))) {
-            cells.back().push_back(c < 0 ? "..." : value_text(matrix[r], c));
+            cells.back().push_back(c < 0 ? "..." : value_text(matrix.select(0, r), c));
             width = std::max(width, cells.back().back().size());
         }
     }
@@ -53,7 +53,7 @@ std::string to_text(const Tensor& t) {
     if (t.numel() == 0) return header;
     if (t.is_complex()) MOE_THROW(dtype, "print", dtype_text(t.scalar_type()), "a real dtype", "");
     Tensor matrix = t.detach();
-    while (matrix.dim() > 2) matrix = matrix[0];
+    while (matrix.dim() > 2) matrix = matrix.select(0, 0);
     if (t.dim() > 2) header += ", first matrix:";
     if (matrix.dim() == 0) matrix = matrix.view({1, 1});
     if (matrix.dim() == 1) matrix = matrix.unsqueeze(0);

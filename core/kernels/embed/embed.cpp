@@ -4,7 +4,7 @@
 #include "core/kernels/common/dispatch.h"
 #include "core/kernels/embed/embed_kernels.h"
 
-#include <ATen/ATen.h>
+#include <ATen/ops/empty.h>
 
 namespace moe::kernels {
 namespace {

@@ -4,7 +4,8 @@
 #include "core/kernels/common/dispatch.h"
 #include "core/kernels/linear/linear_kernels.h"
 
-#include <ATen/ATen.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 
 namespace moe::kernels {
 void product_nt(const Tensor& x_TI, const Tensor& w_OI, Tensor y_TO) { MOE_BY_DEVICE("linear", x_TI, product_nt, x_TI, w_OI, y_TO); }

@@ -3,7 +3,8 @@
 
 #include "core/kernels/common/dtype.h"
 
-#include <ATen/ATen.h>
+#include <ATen/ops/addmm.h>
+#include <ATen/ops/mm.h>
 
 namespace moe::kernels {
 namespace {
@@ -38,12 +39,12 @@ void product_nn_cpu(const Tensor& dy_TO, const Tensor& w_OI, Tensor dx_TI) { mul
 void add_product_tn_cpu(const Tensor& dy_TO, const Tensor& x_TI, Tensor dw_OI) { multiply_add(dy_TO.t(), x_TI, dw_OI); }
 
 void grouped_product_nt_cpu(const Tensor& x_RI, const Tensor& offsets_E1, const Tensor& w_EOI, Tensor y_RO) {
-    each_group(offsets_E1, [&](int64_t e, int64_t lo, int64_t n) { multiply(x_RI.narrow(0, lo, n), w_EOI[e].t(), y_RO.narrow(0, lo, n)); });
+    each_group(offsets_E1, [&](int64_t e, int64_t lo, int64_t n) { multiply(x_RI.narrow(0, lo, n), w_EOI.select(0, e).t(), y_RO.narrow(0, lo, n)); });
 }
 void grouped_product_nn_cpu(const Tensor& dy_RO, const Tensor& offsets_E1, const Tensor& w_EOI, Tensor dx_RI) {
-    each_group(offsets_E1, [&](int64_t e, int64_t lo, int64_t n) { multiply(dy_RO.narrow(0, lo, n), w_EOI[e], dx_RI.narrow(0, lo, n)); });
+    each_group(offsets_E1, [&](int64_t e, int64_t lo, int64_t n) { multiply(dy_RO.narrow(0, lo, n), w_EOI.select(0, e), dx_RI.narrow(0, lo, n)); });
 }
 void add_grouped_product_tn_cpu(const Tensor& dy_RO, const Tensor& x_RI, const Tensor& offsets_E1, Tensor dw_EOI) {
-    each_group(offsets_E1, [&](int64_t e, int64_t lo, int64_t n) { multiply_add(dy_RO.narrow(0, lo, n).t(), x_RI.narrow(0, lo, n), dw_EOI[e]); });
+    each_group(offsets_E1, [&](int64_t e, int64_t lo, int64_t n) { multiply_add(dy_RO.narrow(0, lo, n).t(), x_RI.narrow(0, lo, n), dw_EOI.select(0, e)); });
 }
 }  // namespace moe::kernels

@@ -5,7 +5,8 @@
 #include "core/kernels/common/dtype.h"
 #include "core/kernels/norm/rmsnorm_kernels.h"
 
-#include <ATen/ATen.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 
 namespace moe::kernels {
 namespace {

@@ -2,8 +2,8 @@
 
 #include "core/kernels/common/dtype.h"
 
-#include <ATen/ATen.h>
 #include <ATen/Parallel.h>
+#include <ATen/ops/zeros.h>
 
 #include <cmath>
 
@@ -68,6 +68,6 @@ void rmsnorm_backward_cpu(const Tensor& dy_TD, const Tensor& x_TD, const Tensor&
         });
     });
     if (!dgamma_D.defined()) return;
-    for (int64_t b = 0; b < blocks; ++b) dgamma_D.add_(partial[b]);     // in the order of blocks
+    for (int64_t b = 0; b < blocks; ++b) dgamma_D.add_(partial.select(0, b));     // in the order of blocks
 }
 }  // namespace moe::kernels

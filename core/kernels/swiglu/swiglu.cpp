@@ -4,7 +4,8 @@
 #include "core/kernels/common/dispatch.h"
 #include "core/kernels/swiglu/swiglu_kernels.h"
 
-#include <ATen/ATen.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 
 namespace moe::kernels {
 namespace {
