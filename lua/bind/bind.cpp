@@ -1,0 +1,18 @@
+#include "lua/bind/bind.h"
+
+#include "core/base/version.h"
+
+namespace moe::lua {
+
+void push_moe(lua_State* L) {
+    lua_newtable(L);
+    set_help(L, -1, "moe",
+             "moe: a sandbox for mixture-of-experts language models. moe.config, moe.run, moe.model, moe.load_hf, tensors (moe.randn …), moe.plot (= viz).\n"
+             "help(moe) lists its functions, help(moe.run) explains one.");
+    lua_pushstring(L, kVersion);
+    lua_setfield(L, -2, "version");
+    lua_pushstring(L, kCommit);
+    lua_setfield(L, -2, "commit");
+    for (auto* open : {open_help, open_json, open_system, open_tensor, open_config, open_store, open_model, open_trace, open_run}) open(L);
+}
+}  // namespace moe::lua

@@ -1,0 +1,141 @@
+#include "lua/bind/lua.h"
+
+#include <c10/util/Exception.h>
+
+#include <algorithm>
+
+namespace moe::lua {
+namespace {
+constexpr const char* kErrorType = "error";
+constexpr ErrorKind kAllKinds[] = {ErrorKind::usage, ErrorKind::config, ErrorKind::shape, ErrorKind::dtype, ErrorKind::device, ErrorKind::memory, ErrorKind::state,
+                                   ErrorKind::io, ErrorKind::data, ErrorKind::dist, ErrorKind::cuda, ErrorKind::lua, ErrorKind::interrupted, ErrorKind::internal};
+
+std::string field(lua_State* L, int index, const char* name) {
+    std::string text;
+    lua_pushstring(L, name);
+    lua_rawget(L, index);
+    if (lua_isstring(L, -1)) text = lua_tostring(L, -1);
+    lua_pop(L, 1);
+    return text;
+}
+
+int error_to_string(lua_State* L) {
+    // The object goes out of scope before lua_error could be thrown by pushing: the text is copied first.
+    std::string text = Error(error_parts(L, 1)).what();
+    push_string(L, text);
+    return 1;
+}
+
+/// "file.lua:12" of the innermost Lua function on the stack, "" where there is none.
+std::string lua_place(lua_State* L) {
+    lua_Debug frame;
+    for (int level = 0; lua_getstack(L, level, &frame); ++level) {
+        lua_getinfo(L, "Sl", &frame);
+        if (frame.currentline > 0) return fmt::format("{}:{}", frame.short_src, frame.currentline);
+    }
+    return {};
+}
+
+std::string first_line(const char* text) {
+    std::string_view view(text);
+    return std::string(view.substr(0, view.find('\n')));
+}
+
+/// LibTorch's messages tell shapes and types apart only by their words.
+ErrorKind kind_of_torch_message(const std::string& message) {
+    auto has = [&](const char* word) { return message.find(word) != std::string::npos; };
+    if (has("out of memory") || has("can't allocate memory")) return ErrorKind::memory;
+    if (has("CUDA error")) return ErrorKind::cuda;
+    if (has("same device") || has("on device")) return ErrorKind::device;
+    if (has("dtype") || has("scalar type")) return ErrorKind::dtype;
+    if (has("size") || has("shape") || has("imension") || has("range")) return ErrorKind::shape;
+    return ErrorKind::internal;
+}
+}  // namespace
+
+void push_error(lua_State* L, const ErrorParts& parts) {
+    luaL_checkstack(L, 8, "error object");
+    std::string place = lua_place(L);
+    lua_createtable(L, 0, 8);
+    auto set = [&](const char* name, const std::string& text) {
+        push_string(L, text);
+        lua_setfield(L, -2, name);
+    };
+    set("kind", to_string(parts.kind));
+    set("op", parts.op);
+    set("got", parts.got);
+    set("want", parts.want);
+    set("hint", parts.hint);
+    set("where", place.empty() ? parts.where : place);
+    lua_pushinteger(L, parts.rank);
+    lua_setfield(L, -2, "rank");
+    set("traceback", parts.traceback);
+    if (luaL_newmetatable(L, kErrorType)) {
+        lua_pushcfunction(L, error_to_string);
+        lua_setfield(L, -2, "__tostring");
+        set("__name", kErrorType);
+    }
+    lua_setmetatable(L, -2);
+}
+
+bool is_error(lua_State* L, int index) {
+    if (!lua_istable(L, index) || !lua_getmetatable(L, index)) return false;
+    luaL_getmetatable(L, kErrorType);
+    bool same = lua_rawequal(L, -1, -2);
+    lua_pop(L, 2);
+    return same;
+}
+
+ErrorParts error_parts(lua_State* L, int index) {
+    index = lua_absindex(L, index);
+    ErrorParts parts;
+    parts.kind = ErrorKind::lua;
+    if (!is_error(L, index)) {
+        // A text "file:12: message" as error() makes it, or any value that a script raised.
+        std::string text = to_string(L, index);
+        size_t at = text.find(": "), colon = text.rfind(':', at == std::string::npos ? 0 : at - 1);
+        bool placed = at != std::string::npos && colon != std::string::npos && colon < at && colon + 1 < at &&
+                      std::all_of(text.begin() + long(colon) + 1, text.begin() + long(at), [](char c) { return c >= '0' && c <= '9'; });
+        if (placed) {
+            parts.where = text.substr(0, at);
+            text = text.substr(at + 2);
+        }
+        parts.op = text;
+        return parts;
+    }
+    std::string kind = field(L, index, "kind");
+    for (ErrorKind k : kAllKinds) {
+        if (kind == to_string(k)) parts.kind = k;
+    }
+    parts.op = field(L, index, "op");
+    parts.got = field(L, index, "got");
+    parts.want = field(L, index, "want");
+    parts.hint = field(L, index, "hint");
+    parts.where = field(L, index, "where");
+    parts.traceback = field(L, index, "traceback");
+    lua_pushliteral(L, "rank");
+    lua_rawget(L, index);
+    parts.rank = lua_isinteger(L, -1) ? int(lua_tointeger(L, -1)) : -1;
+    lua_pop(L, 1);
+    return parts;
+}
+
+ErrorParts current_exception_parts() {
+    ErrorParts parts;
+    try {
+        throw;
+    } catch (const Error& e) {
+        parts = e.parts();
+    } catch (const c10::Error& e) {
+        parts.op = first_line(e.what_without_backtrace());
+        parts.kind = kind_of_torch_message(parts.op);
+    } catch (const std::bad_alloc& e) {
+        parts.op = "allocation failed: out of memory";
+        parts.kind = ErrorKind::memory;
+    } catch (const std::exception& e) {
+        parts.op = first_line(e.what());
+        parts.kind = kind_of_torch_message(parts.op);
+    }
+    return parts;
+}
+}  // namespace moe::lua

@@ -1,0 +1,137 @@
+// help(x): the text of a function, a module, an object or one of its fields; for a configuration, of one of its keys.
+#include "core/base/suggest.h"
+#include "core/config/load.h"
+#include "lua/bind/bind.h"
+#include "lua/bind/config.h"
+#include "lua/bind/control.h"
+
+namespace moe::lua {
+namespace {
+std::string first_sentence(const std::string& text) {
+    std::string line = text.substr(0, text.find('\n'));
+    return line.size() > 110 ? line.substr(0, line.find(' ', 100)) + " …" : line;
+}
+
+/// Lists a table's functions and modules, a line each.
+void list_members(lua_State* L, int index, std::string& out) {
+    index = lua_absindex(L, index);
+    for (auto& key : ordered_keys(L, index)) {
+        lua_getfield(L, index, key.c_str());
+        if (auto text = help_of(L, -1); text && !key.starts_with("__")) out += "\n  " + first_sentence(*text);
+        lua_pop(L, 1);
+    }
+}
+
+/// Methods and fields of a userdata's type.
+void list_type(lua_State* L, int index, std::string& out) {
+    for (const char* list : {"__methods", "__fields"}) {
+        if (luaL_getmetafield(L, index, list) == LUA_TNIL) continue;
+        list_members(L, -1, out);
+        lua_pop(L, 1);
+    }
+}
+
+/// Pushes the function behind object.name, where there is one with a help text.
+bool push_member(lua_State* L, int index, const std::string& name) {
+    index = lua_absindex(L, index);
+    if (lua_istable(L, index)) {
+        lua_getfield(L, index, name.c_str());
+        return true;
+    }
+    for (const char* list : {"__methods", "__fields"}) {
+        if (luaL_getmetafield(L, index, list) == LUA_TNIL) continue;
+        int type = lua_getfield(L, -1, name.c_str());
+        lua_remove(L, -2);
+        if (type != LUA_TNIL) return true;
+        lua_pop(L, 1);
+    }
+    return false;
+}
+
+std::string text_of(lua_State* L, int index) {
+    auto text = help_of(L, index);
+    if (!text && lua_type(L, index) == LUA_TSTRING) {
+        // A name: a type ("tensor"), a binding ("tensor:sum", "moe.run") or a key of the configuration.
+        std::string name = lua_tostring(L, index);
+        push_help_names(L);
+        bool known = lua_getfield(L, -1, name.c_str()) != LUA_TNIL;
+        std::string found = known ? text_of(L, -1) : "";
+        lua_pop(L, 2);
+        return known ? found : help(name).text;
+    }
+    if (!text) return got_text(L, index) + ": " + to_string(L, index);
+    if (lua_istable(L, index)) {
+        if (luaL_getmetafield(L, index, "__methods") != LUA_TNIL) lua_pop(L, 1);
+        lua_getfield(L, index, "__methods");
+        bool is_type = lua_istable(L, -1);
+        lua_pop(L, 1);
+        if (is_type) {
+            for (const char* list : {"__methods", "__fields"}) {
+                lua_getfield(L, index, list);
+                list_members(L, -1, *text);
+                lua_pop(L, 1);
+            }
+        } else {
+            list_members(L, index, *text);
+        }
+    } else if (lua_isuserdata(L, index)) {
+        list_type(L, index, *text);
+    }
+    return *text;
+}
+
+int help_text(lua_State* L) {
+    luaL_checkany(L, 1);
+    if (lua_isnoneornil(L, 2)) {
+        push_string(L, text_of(L, 1));
+        return 1;
+    }
+    std::string name = check_string(L, 2, "name");
+    if (test_box<ConfigValue>(L, 1) && !push_member(L, 1, name)) {
+        push_string(L, help(name).text);
+        return 1;
+    }
+    if (!test_box<ConfigValue>(L, 1) && !push_member(L, 1, name)) {
+        MOE_THROW(usage, "help", name, "a method or field of " + got_text(L, 1), "help(x) lists them");
+    }
+    push_string(L, text_of(L, -1));
+    return 1;
+}
+
+int print_help(lua_State* L) {
+    if (lua_gettop(L) == 0) lua_getglobal(L, "moe");
+    help_text(L);
+    if (auto& out = control(L).print) out(check_string(L, -1, "text") + "\n");
+    return 0;
+}
+
+int document(lua_State* L) {
+    if (!lua_isfunction(L, 1) && !lua_istable(L, 1)) bad_argument(L, 1, "value", "a function or a module");
+    set_help(L, 1, check_string(L, 2, "name"), check_string(L, 3, "text"));
+    lua_settop(L, 1);
+    return 1;
+}
+
+int documented(lua_State* L) {
+    push_help_names(L);
+    lua_newtable(L);
+    lua_pushnil(L);
+    while (lua_next(L, -3)) {
+        lua_pushvalue(L, -2);
+        lua_insert(L, -2);
+        lua_rawset(L, -4);
+    }
+    return 1;
+}
+
+const Binding kFunctions[] = {
+    {"help", print_help,
+     "help(x), help(x, \"name\"): prints what a function, module or object is, or one of its methods, fields or keys. help(cfg, \"model.moe.num_experts\") explains a key."},
+    {"help_text", help_text, "moe.help_text(x, name): the text that help prints."},
+    {"document", document, "moe.document(f, \"module.name\", text): gives a function or module written in Lua its help text. Returns it."},
+    {"documented", documented, "moe.documented(): name → value of everything that has a help text."},
+};
+}  // namespace
+
+void open_help(lua_State* L) { set_functions(L, "moe.", kFunctions); }
+}  // namespace moe::lua

@@ -1,0 +1,329 @@
+// Runs in Lua: train, evaluate, trace, callbacks between steps.
+#include "core/train/run.h"
+
+#include "core/base/suggest.h"
+#include "core/data/tokenizer.h"
+#include "lua/bind/bind.h"
+#include "lua/bind/config.h"
+#include "lua/bind/control.h"
+#include "lua/bind/model.h"
+#include "lua/bind/tensor.h"
+#include "lua/bind/trace.h"
+
+#include <ATen/ATen.h>
+
+#include <cmath>
+
+namespace moe::lua {
+struct RunValue {
+    std::shared_ptr<train::Run> run;
+};
+template <>
+struct TypeName<RunValue> {
+    static constexpr const char* value = "run";
+};
+
+namespace {
+constexpr const char* kMetricsType = "step metrics";
+const std::vector<std::string> kEvents = {"step", "skip", "evaluate"};
+
+/// A copy: a callback may free the run while it trains.
+std::shared_ptr<train::Run> run(lua_State* L) { return self<RunValue>(L).run; }
+
+// --- metrics ---
+
+struct MetricsField {
+    const char* name;
+    double train::StepMetrics::*value;
+};
+constexpr MetricsField kMetrics[] = {
+    {"loss", &train::StepMetrics::loss},         {"grad_norm", &train::StepMetrics::grad_norm}, {"lr", &train::StepMetrics::lr},
+    {"tps", &train::StepMetrics::tokens_per_sec}, {"tflops", &train::StepMetrics::tflops},       {"mfu", &train::StepMetrics::mfu},
+    {"memory", &train::StepMetrics::memory_gib}, {"maxvio", &train::StepMetrics::max_vio},      {"step_secs", &train::StepMetrics::step_secs},
+};
+
+int metrics_text(lua_State* L) {
+    train::StepMetrics m;
+    for (auto& f : kMetrics) {
+        lua_getfield(L, 1, f.name);
+        m.*f.value = lua_tonumber(L, -1);
+    }
+    lua_getfield(L, 1, "step");
+    m.step = lua_tointeger(L, -1);
+    lua_getfield(L, 1, "skipped");
+    m.skipped = lua_toboolean(L, -1);
+    push_string(L, m.line());
+    return 1;
+}
+constexpr Binding kMetricsText = {"__tostring", metrics_text, "tostring(m): the log line of a step."};
+
+void push_metrics(lua_State* L, const train::StepMetrics& m) {
+    lua_createtable(L, 0, 12);
+    for (auto& f : kMetrics) {
+        lua_pushnumber(L, m.*f.value);
+        lua_setfield(L, -2, f.name);
+    }
+    lua_pushinteger(L, m.step);
+    lua_setfield(L, -2, "step");
+    lua_pushinteger(L, m.tokens);
+    lua_setfield(L, -2, "tokens");
+    lua_pushboolean(L, m.skipped);
+    lua_setfield(L, -2, "skipped");
+    luaL_setmetatable(L, kMetricsType);
+}
+
+// --- callbacks: the userdata's user value is {event = {function or {every, function}, …}} ---
+
+void push_callbacks(lua_State* L, int run_index, const std::string& event) {
+    if (lua_getiuservalue(L, run_index, 1) != LUA_TTABLE) {
+        lua_pop(L, 1);
+        lua_newtable(L);
+        lua_pushvalue(L, -1);
+        lua_setiuservalue(L, run_index, 1);
+    }
+    luaL_getsubtable(L, -1, event.c_str());
+    lua_remove(L, -2);
+}
+
+void add_callback(lua_State* L, const std::string& event, int64_t every, int function) {
+    push_callbacks(L, 1, event);
+    lua_createtable(L, 2, 0);
+    lua_pushinteger(L, every);
+    lua_rawseti(L, -2, 1);
+    lua_pushvalue(L, function);
+    lua_rawseti(L, -2, 2);
+    lua_rawseti(L, -2, lua_Integer(lua_rawlen(L, -2)) + 1);
+    lua_pop(L, 1);
+}
+
+/// Calls an event's functions with the value on the stack's top, which is popped.
+void fire(lua_State* L, int run_index, const std::string& event, int64_t step) {
+    int value = lua_gettop(L);
+    push_callbacks(L, run_index, event);
+    for (lua_Integer i = 1, n = lua_Integer(lua_rawlen(L, -1)); i <= n; ++i) {
+        lua_rawgeti(L, -1, i);
+        lua_rawgeti(L, -1, 1);
+        if (step % lua_tointeger(L, -1) == 0) {
+            lua_rawgeti(L, -2, 2);
+            lua_pushvalue(L, value);
+            lua_call(L, 1, 0);
+        }
+        lua_pop(L, 2);
+    }
+    lua_settop(L, value - 1);
+}
+
+/// One optimizer step of the run at index, its callbacks, and its metrics on the stack.
+void step(lua_State* L, int run_index, train::Run& r) {
+    throw_if_interrupted(L);
+    train::StepMetrics m = r.step();
+    for (const char* event : {"step", "skip"}) {
+        if (event[1] == 'k' && !m.skipped) continue;
+        push_metrics(L, m);
+        fire(L, run_index, event, m.step);
+    }
+    push_metrics(L, m);
+}
+
+int do_train(lua_State* L) {
+    auto r = run(L);
+    int64_t n = lua_isnoneornil(L, 2) ? std::max<int64_t>(0, r->num_steps() - r->current_step()) : check_integer(L, 2, "steps");
+    MOE_CHECK(n >= 0, usage, "run:train: steps", std::to_string(n), "0 or more", "");
+    lua_settop(L, 1);
+    lua_pushnil(L);
+    for (int64_t i = 0; i < n; ++i) {
+        lua_settop(L, 1);
+        step(L, 1, *r);
+    }
+    return 1;
+}
+
+/// Upvalues: run, steps left.
+int next_step(lua_State* L) {
+    int64_t left = lua_tointeger(L, upvalue(2));
+    if (left <= 0) return lua_pushnil(L), 1;
+    lua_pushinteger(L, left - 1);
+    lua_replace(L, upvalue(2));
+    lua_settop(L, 0);
+    lua_pushvalue(L, upvalue(1));
+    auto r = run(L);
+    step(L, 1, *r);
+    lua_pushinteger(L, r->current_step());
+    lua_insert(L, -2);
+    return 2;
+}
+
+int steps(lua_State* L) {
+    auto r = run(L);
+    int64_t n = lua_isnoneornil(L, 2) ? std::max<int64_t>(0, r->num_steps() - r->current_step()) : check_integer(L, 2, "steps");
+    lua_settop(L, 1);
+    lua_pushinteger(L, n);
+    push_function(L, {"next", next_step, "next step of run:steps: step, metrics."}, "run:steps.next", 2);
+    return 1;
+}
+
+int every(lua_State* L) {
+    run(L);
+    int64_t n = check_integer(L, 2, "steps");
+    MOE_CHECK(n > 0, usage, "run:every: steps", std::to_string(n), "1 or more", "");
+    check_function(L, 3, "f");
+    add_callback(L, "step", n, 3);
+    lua_settop(L, 1);
+    return 1;
+}
+
+int on(lua_State* L) {
+    run(L);
+    std::string event = check_string(L, 2, "event");
+    check_function(L, 3, "f");
+    if (std::find(kEvents.begin(), kEvents.end(), event) == kEvents.end()) {
+        std::string want;
+        for (auto& e : kEvents) want += (want.empty() ? "one of " : ", ") + e;
+        MOE_THROW(usage, "run:on: event", '"' + event + '"', want, did_you_mean(event, kEvents));
+    }
+    add_callback(L, event, 1, 3);
+    lua_settop(L, 1);
+    return 1;
+}
+
+int evaluate(lua_State* L) {
+    auto r = run(L);
+    Options o(L, 2, {"max_batches"});
+    throw_if_interrupted(L);
+    train::Evaluation e = r->evaluate(nullptr, o.integer("max_batches", 0));
+    lua_settop(L, 1);
+    push_ordered_table(L, {"loss", "bits", "num_tokens", "by_domain"});
+    lua_pushnumber(L, e.loss);
+    lua_setfield(L, -2, "loss");
+    lua_pushnumber(L, e.loss / std::log(2.0));
+    lua_setfield(L, -2, "bits");
+    lua_pushinteger(L, e.num_tokens);
+    lua_setfield(L, -2, "num_tokens");
+    lua_newtable(L);
+    lua_Integer i = 0;
+    for (auto& [name, loss] : e.by_domain) {
+        push_ordered_table(L, {"name", "loss"});
+        push_string(L, name);
+        lua_setfield(L, -2, "name");
+        lua_pushnumber(L, loss);
+        lua_setfield(L, -2, "loss");
+        lua_rawseti(L, -2, ++i);
+    }
+    lua_setfield(L, -2, "by_domain");
+    lua_pushvalue(L, -1);
+    fire(L, 1, "evaluate", r->current_step());
+    return 1;
+}
+
+int make_trace(lua_State* L) {
+    auto r = run(L);
+    Options o(L, 2, {"batches", "tokens"});
+    MOE_CHECK(!(o.has("batches") && o.has("tokens")), usage, "run:trace", "batches and tokens", "one of them", "");
+    auto& t = r->config().training;
+    int64_t per_batch = t.micro_batch_size * t.seq_length, batches = o.integer("batches", 0);
+    if (o.has("tokens")) batches = (o.integer("tokens", 0) + per_batch - 1) / per_batch;
+    MOE_CHECK(batches >= 0, usage, "run:trace: batches", std::to_string(batches), "1 or more", "");
+    throw_if_interrupted(L);
+    auto trace = std::make_shared<routing::Trace>(r->config().model.moe.num_experts, r->domains());
+    r->evaluate(trace.get(), batches);
+    push<TraceValue>(L, {trace, data::open_tokenizer(r->config().data.tokenizer), t.seq_length});
+    return 1;
+}
+
+int counts(lua_State* L) {
+    auto r = run(L);
+    Options o(L, 2, {"by"});
+    std::string by = o.string("by", "");
+    MOE_CHECK(by.empty() || by == "domain", usage, "run:counts: by", '"' + by + '"', "\"domain\" or nothing", "");
+    at::Tensor c = by.empty() ? r->last_counts() : r->last_counts_by_domain();
+    MOE_CHECK(c.defined(), state, "run:counts", "no step done yet", "run:train(1) first", "");
+    return push_tensor(L, c.clone());
+}
+
+// --- fields ---
+
+int field_model(lua_State* L) {
+    auto r = run(L);
+    push<ModelValue>(L, {std::shared_ptr<Model>(r, &r->model())});
+    return 1;
+}
+int field_step(lua_State* L) { return lua_pushinteger(L, run(L)->current_step()), 1; }
+int field_num_steps(lua_State* L) { return lua_pushinteger(L, run(L)->num_steps()), 1; }
+int field_folder(lua_State* L) {
+    auto r = run(L);
+    if (r->folder().empty()) return lua_pushnil(L), 1;
+    push_string(L, r->folder());
+    return 1;
+}
+int field_domains(lua_State* L) {
+    lua_newtable(L);
+    lua_Integer i = 0;
+    for (auto& name : run(L)->domains()) {
+        push_string(L, name);
+        lua_rawseti(L, -2, ++i);
+    }
+    return 1;
+}
+int field_config(lua_State* L) {
+    push<ConfigValue>(L, {std::make_shared<const Config>(run(L)->config()), nullptr});
+    return 1;
+}
+int text(lua_State* L) {
+    auto* box = test_box<RunValue>(L, 1);
+    if (!box || !*box) return lua_pushliteral(L, "run (freed)"), 1;
+    auto& r = *(*box)->run;
+    push_string(L, fmt::format("run: step {} of {}, {}", r.current_step(), r.num_steps(), r.folder().empty() ? "no folder" : r.folder()));
+    return 1;
+}
+
+int new_run(lua_State* L) {
+    check_table(L, 1, "options");
+    Options o(L, 1, {"config", "name", "console", "log"});
+    if (!o.has("config")) MOE_THROW(usage, "moe.run: config", "nothing", "a configuration", "moe.run { config = \"tiny\" }; moe.config_names() lists the ready ones");
+    o.push("config");
+    ConfigValue c = check_config(L, -1, "config");
+    Control& session = control(L);
+    train::RunOptions options;
+    options.name = o.string("name", "");
+    options.script = session.script;
+    options.command = session.command;
+    options.log_folder = o.boolean("log", true);
+    options.console = o.boolean("console", true);
+    options.json = session.json;
+    push<RunValue>(L, {std::make_shared<train::Run>(with_session_device(L, *c.config), options)});
+    return 1;
+}
+
+const Binding kFunctions[] = {
+    {"run", new_run,
+     "moe.run {config =, name =, console = true, log = true}: model, data, optimizer and a folder <output_dir>/<name>/<unix time> (none with log = false). name defaults to experiment_name; console = false prints no log lines."},
+};
+const Binding kMethods[] = {
+    {"train", do_train, "run:train(n): n optimizer steps, by default up to the configuration's length. Returns the last step's metrics."},
+    {"steps", steps, "for step, m in run:steps(n) do … end: one optimizer step an iteration; leaving the loop stops there."},
+    {"every", every, "run:every(n, f): calls f(m) after each step that n divides. Returns run."},
+    {"on", on, "run:on(event, f): calls f(m) at an event: \"step\" (after each step), \"skip\" (a step whose loss or gradient was not finite), \"evaluate\" (with evaluate's result). Returns run."},
+    {"evaluate", evaluate, "run:evaluate {max_batches =}: loss on validation data in nats a token: {loss (mean over domains), bits, num_tokens, by_domain = {{name, loss}, …}}. Routers' counts and biases do not move."},
+    {"trace", make_trace, "run:trace {batches =} or {tokens =}: runs validation data through the model and records every routing decision."},
+    {"counts", counts, "run:counts {by = \"domain\"}: routed tokens of the last step, int64 [layer, expert], or [layer, domain, expert]."},
+};
+const Binding kFields[] = {
+    {"model", field_model, "run.model: the model."},
+    {"step", field_step, "run.step: optimizer steps done."},
+    {"num_steps", field_num_steps, "run.num_steps: length of the run by its configuration."},
+    {"folder", field_folder, "run.folder: its folder; nil with log = false."},
+    {"domains", field_domains, "run.domains: names of the data's domains."},
+    {"config", field_config, "run.config: the configuration that it was built from, derived values filled in."},
+};
+const Binding kMeta[] = {{"__tostring", text, "tostring(run): one line about it."}};
+}  // namespace
+
+void open_run(lua_State* L) {
+    set_functions(L, "moe.", kFunctions);
+    luaL_newmetatable(L, kMetricsType);
+    push_function(L, kMetricsText, "step metrics:__tostring");
+    lua_setfield(L, -2, "__tostring");
+    lua_pop(L, 1);
+    register_type<RunValue>(L, {.name = nullptr, .help = "run: a model in training with its data, optimizer and log folder.", .methods = kMethods, .fields = kFields, .meta = kMeta});
+}
+}  // namespace moe::lua

@@ -1,0 +1,210 @@
+#include "lua/bind/trace.h"
+
+#include "core/metrics/statistics.h"
+#include "lua/bind/bind.h"
+#include "lua/bind/tensor.h"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+
+namespace moe::lua {
+namespace {
+routing::Trace& trace(lua_State* L) { return *self<TraceValue>(L).trace; }
+
+std::span<const int64_t> values(const at::Tensor& t) { return {t.const_data_ptr<int64_t>(), size_t(t.numel())}; }
+
+/// Text as one line can show it: "\n" for a line end, "\xE2" for bytes that are not printable ASCII.
+std::string visible(const std::string& text) {
+    std::string out;
+    for (unsigned char c : text) {
+        if (c == '\n') out += "\\n";
+        else if (c == '\t') out += "\\t";
+        else if (c == '\r') out += "\\r";
+        else if (c < 32 || c > 126) out += fmt::format("\\x{:02X}", c);
+        else out += char(c);
+    }
+    return out;
+}
+std::string token_text(const TraceValue& t, int64_t id) {
+    std::string text = t.tokenizer->decode(std::span(&id, 1));
+    return text.empty() ? fmt::format("<{}>", id) : visible(text);
+}
+
+int64_t layer_option(lua_State* L, const Options& o) {
+    if (!o.has("layer")) MOE_THROW(usage, running(L) + ": layer", "nothing", "a routed layer", "tr.layers lists them");
+    return o.integer("layer", 0);
+}
+int64_t expert_option(lua_State* L, const Options& o, const routing::Trace& t) {
+    if (!o.has("expert")) MOE_THROW(usage, running(L) + ": expert", "nothing", fmt::format("an expert: 0 … {}", t.num_experts() - 1), "");
+    int64_t expert = o.integer("expert", 0);
+    MOE_CHECK(expert >= 0 && expert < t.num_experts(), config, running(L) + ": expert", std::to_string(expert), fmt::format("0 … {}", t.num_experts() - 1), "experts are counted from 0");
+    return expert;
+}
+
+int load(lua_State* L) {
+    auto& t = trace(L);
+    Options o(L, 2, {"layer", "by"});
+    std::string by = o.string("by", "");
+    MOE_CHECK(by.empty() || by == "domain", usage, "trace:load: by", '"' + by + '"', "\"domain\" or nothing", "");
+    auto of = [&](int64_t layer) { return by.empty() ? t.load(layer).sum(0) : t.load(layer); };
+    if (o.has("layer")) return push_tensor(L, of(o.integer("layer", 0)));
+    std::vector<at::Tensor> all;
+    for (int64_t layer : t.layers()) all.push_back(of(layer));
+    MOE_CHECK(!all.empty(), state, "trace:load", "a trace without layers", "a model with routed layers", "");
+    return push_tensor(L, at::stack(all));
+}
+
+/// Iterator over the list in upvalue 1 of {text, count, id}; upvalue 2 is the position.
+int next_token(lua_State* L) {
+    lua_Integer i = lua_tointeger(L, upvalue(2)) + 1;
+    lua_pushinteger(L, i);
+    lua_replace(L, upvalue(2));
+    if (lua_rawgeti(L, upvalue(1), i) == LUA_TNIL) return 1;
+    for (int k = 1; k <= 3; ++k) lua_rawgeti(L, -k, k);    // the list stays below
+    return 3;
+}
+
+int tokens(lua_State* L) {
+    auto& value = self<TraceValue>(L);
+    Options o(L, 2, {"layer", "expert", "top"});
+    int64_t layer = layer_option(L, o), expert = expert_option(L, o, *value.trace), top = o.integer("top", 20);
+    lua_newtable(L);
+    lua_Integer i = 0;
+    for (auto [id, count] : value.trace->tokens(layer, expert, top)) {
+        lua_createtable(L, 3, 0);
+        push_string(L, token_text(value, id));
+        lua_rawseti(L, -2, 1);
+        lua_pushinteger(L, count);
+        lua_rawseti(L, -2, 2);
+        lua_pushinteger(L, id);
+        lua_rawseti(L, -2, 3);
+        lua_rawseti(L, -2, ++i);
+    }
+    lua_pushinteger(L, 0);
+    push_function(L, {"next", next_token, "next token of tr:tokens: text, count, id."}, "trace:tokens.next", 2);
+    return 1;
+}
+
+int examples(lua_State* L) {
+    auto& value = self<TraceValue>(L);
+    Options o(L, 2, {"layer", "expert", "count", "width"});
+    int64_t layer = layer_option(L, o), expert = expert_option(L, o, *value.trace), width = o.integer("width", 24);
+    at::Tensor all = value.trace->ids();
+    auto ids = values(all);
+    lua_newtable(L);
+    lua_Integer i = 0;
+    for (int64_t at : value.trace->examples(layer, expert, o.integer("count", 5))) {
+        int64_t start = std::max(at - width, value.seq_length > 0 ? at - at % value.seq_length : 0);
+        for (int64_t p = at - 1; p >= start; --p) {
+            if (ids[size_t(p)] == value.tokenizer->end_of_document()) start = p + 1;
+        }
+        std::string before = value.tokenizer->decode(ids.subspan(size_t(start), size_t(at - start)));
+        push_string(L, visible(before) + "[" + token_text(value, ids[size_t(at)]) + "]");
+        lua_rawseti(L, -2, ++i);
+    }
+    return 1;
+}
+
+int mutual_information(lua_State* L) {
+    at::Tensor load_DE = trace(L).load(check_integer(L, 2, "layer")).contiguous();
+    lua_pushnumber(L, metrics::mutual_information(values(load_DE), load_DE.size(0)));
+    return 1;
+}
+
+struct Special {
+    int64_t layer, expert, domain, tokens;
+    double share, rate, lift;
+};
+
+/// For each expert its domain of highest rate: the share of the domain's choices that come to the expert.
+std::vector<Special> specialists(const routing::Trace& t) {
+    std::vector<Special> all;
+    for (int64_t layer : t.layers()) {
+        at::Tensor load = t.load(layer), rates = load.to(at::kDouble) / load.sum(1, true).clamp_min(1);
+        auto rate = rates.accessor<double, 2>();
+        auto count = load.accessor<int64_t, 2>();
+        for (int64_t e = 0; e < load.size(1); ++e) {
+            Special s{layer, e, 0, 0, 0, 0, 0};
+            double sum = 0;
+            for (int64_t d = 0; d < load.size(0); ++d) {
+                sum += rate[d][e];
+                s.tokens += count[d][e];
+                if (rate[d][e] > rate[s.domain][e]) s.domain = d;
+            }
+            s.rate = rate[s.domain][e];
+            s.share = sum > 0 ? s.rate / sum : 0;
+            s.lift = s.rate * double(load.size(1));
+            all.push_back(s);
+        }
+    }
+    std::stable_sort(all.begin(), all.end(), [](const Special& a, const Special& b) { return a.share > b.share; });
+    return all;
+}
+
+int specialization(lua_State* L) {
+    auto& t = trace(L);
+    lua_newtable(L);
+    lua_Integer i = 0;
+    for (const Special& s : specialists(t)) {
+        push_ordered_table(L, {"layer", "expert", "domain", "share", "rate", "lift", "tokens"});
+        auto set_integer = [&](const char* name, int64_t v) { lua_pushinteger(L, v), lua_setfield(L, -2, name); };
+        auto set_number = [&](const char* name, double v) { lua_pushnumber(L, v), lua_setfield(L, -2, name); };
+        set_integer("layer", s.layer);
+        set_integer("expert", s.expert);
+        set_integer("tokens", s.tokens);
+        push_string(L, t.domains()[size_t(s.domain)]);
+        lua_setfield(L, -2, "domain");
+        set_number("share", s.share);
+        set_number("rate", s.rate);
+        set_number("lift", s.lift);
+        lua_rawseti(L, -2, ++i);
+    }
+    return 1;
+}
+
+int field_layers(lua_State* L) {
+    push_integers(L, trace(L).layers());
+    return 1;
+}
+int field_domains(lua_State* L) {
+    lua_newtable(L);
+    lua_Integer i = 0;
+    for (auto& name : trace(L).domains()) {
+        push_string(L, name);
+        lua_rawseti(L, -2, ++i);
+    }
+    return 1;
+}
+int field_num_tokens(lua_State* L) { return lua_pushinteger(L, trace(L).num_tokens()), 1; }
+int field_num_experts(lua_State* L) { return lua_pushinteger(L, trace(L).num_experts()), 1; }
+int text(lua_State* L) {
+    auto* box = test_box<TraceValue>(L, 1);
+    if (!box || !*box) return lua_pushliteral(L, "trace (freed)"), 1;
+    auto& t = *(*box)->trace;
+    push_string(L, fmt::format("trace: {} tokens, {} routed layers, {} experts, {} domains", t.num_tokens(), t.layers().size(), t.num_experts(), t.domains().size()));
+    return 1;
+}
+
+const Binding kMethods[] = {
+    {"load", load, "tr:load {layer =, by = \"domain\"}: tokens by expert, int64: [domain, expert] with by, [expert] without; with no layer, stacked over tr.layers."},
+    {"tokens", tokens, "for text, n, id in tr:tokens {layer =, expert =, top = 20} do … end: the tokens that came to an expert most often."},
+    {"examples", examples, "tr:examples {layer =, expert =, count = 5, width = 24}: texts of up to `width` tokens that end with a token, in brackets, that came to the expert."},
+    {"mutual_information", mutual_information, "tr:mutual_information(layer): of expert and domain, in nats; 0 where the domain says nothing about the expert."},
+    {"specialization", specialization,
+     "tr:specialization(): a list, most special first, of {layer, expert, domain, share, rate, lift, tokens}: rate is the share of the domain's choices that come to the expert, lift the rate over the uniform one, share the rate over the sum of all domains' rates (the expert's share of that domain if all were equally long)."},
+};
+const Binding kFields[] = {
+    {"layers", field_layers, "tr.layers: absolute, 0-based indices of the routed layers."},
+    {"domains", field_domains, "tr.domains: names of the domains, in the order of load's rows."},
+    {"num_tokens", field_num_tokens, "tr.num_tokens: tokens traced, padding included."},
+    {"num_experts", field_num_experts, "tr.num_experts: experts a layer."},
+};
+const Binding kMeta[] = {{"__tostring", text, "tostring(tr): one line about it."}};
+}  // namespace
+
+void open_trace(lua_State* L) {
+    register_type<TraceValue>(L, {.name = nullptr, .help = "trace: what the routers did with a set of tokens. run:trace makes one. Layers and experts are 0-based.",
+                                  .methods = kMethods, .fields = kFields, .meta = kMeta});
+}
+}  // namespace moe::lua

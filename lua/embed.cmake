@@ -1,0 +1,22 @@
+# cmake -DOUT=embedded.cpp -DROOT=lua -P embed.cmake: writes all of lua/moe/**.lua as string literals: moe/plot.lua is module "moe.plot".
+# A literal is cut every 8000 characters, below what compilers must accept.
+file(GLOB_RECURSE files RELATIVE ${ROOT} ${ROOT}/moe/*.lua)
+list(SORT files)
+set(code "#include \"lua/session/embedded.h\"\n\n#include <string>\n#include <vector>\n\nnamespace moe::lua {\nstd::span<const EmbeddedModule> embedded_modules() {\n    static const std::vector<EmbeddedModule> modules = {\n")
+foreach(file IN LISTS files)
+  string(REGEX REPLACE "\\.lua$" "" name "${file}")
+  string(REPLACE "/" "." name "${name}")
+  # Brackets and semicolons are list syntax to CMake: the text is only ever used quoted.
+  file(READ "${ROOT}/${file}" text)
+  string(LENGTH "${text}" length)
+  string(APPEND code "        {\"${name}\", \"lua/${file}\",")
+  set(start 0)
+  while(start LESS length)
+    string(SUBSTRING "${text}" ${start} 8000 part)
+    string(APPEND code " R\"~~~(${part})~~~\"")
+    math(EXPR start "${start} + 8000")
+  endwhile()
+  string(APPEND code "},\n")
+endforeach()
+string(APPEND code "    };\n    return modules;\n}\n}  // namespace moe::lua\n")
+file(WRITE "${OUT}" "${code}")

@@ -1,0 +1,22 @@
+-- moelab config NAME|FILE [key=value …] [--json]: shows a configuration. --keys: every key with its default and meaning.
+return function(words, options)
+  local json, keys = options.json, options.keys
+  options.json, options.keys = nil, nil
+  if keys then
+    print(moe.config_keys())
+    return
+  end
+  if not words[1] then
+    moe.fail { op = "config", got = "no name", want = "one of " .. table.concat(moe.config_names(), ", ") .. ", or a JSON file", hint = "--keys lists every key" }
+  end
+  local cfg = moe.config(words[1])
+  if next(options) then cfg = cfg:with(options) end
+  if json then
+    print(moe.json.encode(cfg:to_table(), { indent = 2 }))
+    return
+  end
+  local p = cfg:params()
+  print(cfg)
+  print(("\nparameters: %s total, %s active a token (without the embedding); %.4g GFLOPs a token at %d tokens (causal rule)"):format(
+    moe.format_count(p.total), moe.format_count(p.active), p.flops_per_token / 1e9, cfg.training.seq_length))
+end

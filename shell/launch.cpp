@@ -1,0 +1,71 @@
+#include "shell/launch.h"
+
+#include "core/base/error.h"
+
+#include <malloc.h>
+#include <sched.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <set>
+#include <utility>
+
+namespace moe::shell {
+namespace {
+/// Cores that this process may use, hyperthreads of one core counted once.
+int physical_cores() {
+    cpu_set_t allowed;
+    int logical = sched_getaffinity(0, sizeof allowed, &allowed) == 0 ? CPU_COUNT(&allowed) : 1;
+    std::set<std::pair<int, int>> cores;
+    std::ifstream info("/proc/cpuinfo");
+    int socket = 0;
+    for (std::string line; std::getline(info, line);) {
+        size_t colon = line.find(':');
+        if (colon == std::string::npos) continue;
+        if (line.starts_with("physical id")) socket = std::atoi(line.c_str() + colon + 1);
+        if (line.starts_with("core id")) cores.emplace(socket, std::atoi(line.c_str() + colon + 1));
+    }
+    return std::max(1, cores.empty() ? logical : std::min(logical, int(cores.size())));
+}
+
+int environment_integer(std::initializer_list<const char*> names, int fallback) {
+    for (const char* name : names) {
+        if (const char* text = std::getenv(name); text && *text) return std::atoi(text);
+    }
+    return fallback;
+}
+}  // namespace
+
+void keep_memory() {
+    mallopt(M_MMAP_MAX, 0);
+    mallopt(M_TRIM_THRESHOLD, 1 << 30);
+    mallopt(M_TOP_PAD, 64 << 20);
+}
+
+int choose_threads(int wanted) {
+    if (wanted > 0) return wanted;
+    if (int given = environment_integer({"OMP_NUM_THREADS"}, 0); given > 0) return given;
+    int ranks_here = environment_integer({"OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "SLURM_NTASKS_PER_NODE"}, 1);
+    return std::max(1, physical_cores() / std::max(1, ranks_here));
+}
+
+int launched_rank() { return environment_integer({"OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID"}, 0); }
+
+void become_ranks(int ranks, const std::vector<std::string>& arguments) {
+    std::string self = std::filesystem::read_symlink("/proc/self/exe").native();
+    std::vector<std::string> words = {"mpirun", "--oversubscribe", "--mca", "btl", "self,vader", "--mca", "mpi_yield_when_idle", "1", "--bind-to", "none", "-n", std::to_string(ranks), self};
+    words.insert(words.end(), arguments.begin(), arguments.end());
+    std::vector<char*> list;
+    for (auto& word : words) list.push_back(word.data());
+    list.push_back(nullptr);
+    // mpirun refuses to run as root otherwise; containers often have no other user.
+    setenv("OMPI_ALLOW_RUN_AS_ROOT", "1", 0);
+    setenv("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1", 0);
+    execvp("mpirun", list.data());
+    MOE_THROW(dist, "mpirun", std::strerror(errno), "Open MPI's launcher on the PATH", "install openmpi-bin, or start the ranks yourself: mpirun -n N moelab run FILE.lua");
+}
+}  // namespace moe::shell

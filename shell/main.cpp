@@ -1,0 +1,187 @@
+// moelab: runs Lua files and commands. The interactive prompt of `moelab` without arguments is not part of it yet: it prints the help.
+#include "core/base/suggest.h"
+#include "core/base/version.h"
+#include "lua/session/session.h"
+#include "shell/launch.h"
+
+#include <ATen/Parallel.h>
+#include <CLI/CLI.hpp>
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <csignal>
+#include <cstdio>
+#include <iostream>
+
+namespace moe::shell {
+namespace {
+std::atomic<lua::Session*> running_session = nullptr;
+std::atomic<int> num_interrupts = 0;
+
+/// The first interrupt ends what runs, the second the program: for code that does not come back to Lua.
+void on_interrupt(int) {
+    lua::Session* session = running_session;
+    if (!session || ++num_interrupts > 1) _exit(130);
+    session->interrupt();
+}
+
+struct CommandLine {
+    std::string code, file, device;
+    std::vector<std::string> words;      ///< arguments of the file or command
+    int ranks = 1, threads = 0;
+    bool json = false, keys = false, version = false;
+};
+
+/// Options of an application and of the commands above it, and the names of its commands.
+std::vector<std::string> known_names(const CLI::App& app, bool options) {
+    std::vector<std::string> names;
+    if (!options) {
+        for (auto* sub : app.get_subcommands({})) names.push_back(sub->get_name());
+        return names;
+    }
+    for (const CLI::App* a = &app; a; a = a->get_parent()) {
+        for (auto* option : a->get_options()) {
+            for (auto& name : option->get_lnames()) names.push_back("--" + name);
+            for (auto& name : option->get_snames()) names.push_back("-" + name);
+        }
+    }
+    return names;
+}
+
+/// Throws (usage) for the first word that nothing took.
+void refuse_unknown(const CLI::App& app) {
+    for (auto& word : app.remaining()) {
+        bool option = word.starts_with("-");
+        auto known = known_names(app, option);
+        std::string name = word.substr(0, word.find('='));
+        std::string where = app.get_parent() ? "moelab " + app.get_name() : "moelab";
+        std::string hint = did_you_mean(name, known);
+        MOE_THROW(usage, where, fmt::format("unknown {} \"{}\"", option ? "option" : "command", word), option ? "one of its options" : "a command or a FILE.lua", hint.empty() ? "--help lists them" : hint);
+    }
+}
+
+/// The command line, parsed. `chosen` becomes the command's name, "" for none.
+CommandLine parse(CLI::App& app, std::vector<std::string> words, std::string& chosen) {
+    CommandLine c;
+    app.description("A sandbox for mixture-of-experts language models, driven by Lua.");
+    app.allow_extras();
+    app.fallthrough();
+    app.option_defaults()->always_capture_default(false);
+    app.add_option("-e", c.code, "Runs one piece of Lua and prints its values")->type_name("CODE");
+    app.add_flag("--version", c.version, "Prints version, commit and LibTorch's version");
+    app.add_option("--device", c.device, "Where models run; default: cuda where there is one a rank")->check(CLI::IsMember({"cpu", "cuda"}));
+    app.add_option("--threads", c.threads, "Threads of each rank; default: OMP_NUM_THREADS, or the physical cores")->check(CLI::PositiveNumber);
+    app.add_flag("--json", c.json, "Results, log lines and errors as one JSON object a line");
+
+    auto* run = app.add_subcommand("run", "Runs an experiment: run [--ranks N] FILE.lua [arguments]; key=value reaches it as arg.options");
+    run->prefix_command();
+    run->add_option("-n,--ranks", c.ranks, "Number of processes")->check(CLI::PositiveNumber);
+    run->add_option("FILE", c.file, "Lua file");
+    auto* bench = app.add_subcommand("bench", "Measures a named job: cpu_quick_train, cpu_tiny_train [steps=12] [warmup=3]");
+    bench->add_option("NAME", c.words, "Name, then key=value options");
+    auto* config = app.add_subcommand("config", "Shows a configuration: config NAME|FILE [key=value …]");
+    config->add_option("NAME", c.words, "Ready name or JSON file, then changes as key=value");
+    config->add_flag("--keys", c.keys, "A table of every key, its default and its meaning");
+    for (auto* sub : {bench, config}) sub->allow_extras();
+
+    // moelab FILE.lua is moelab run FILE.lua.
+    auto first = std::find_if(words.begin(), words.end(), [](const std::string& w) { return !w.starts_with("-"); });
+    bool has_code = std::find(words.begin(), words.end(), "-e") != words.end();
+    if (!has_code && first != words.end() && first->ends_with(".lua")) words.insert(first, "run");
+    std::reverse(words.begin(), words.end());
+    app.parse(words);
+    for (auto* sub : app.get_subcommands()) {
+        chosen = sub->get_name();
+        if (chosen != "run" || c.file.empty() || c.file.starts_with("-")) refuse_unknown(*sub);
+        if (chosen == "run") {
+            c.words = sub->remaining();
+            MOE_CHECK(!c.file.empty(), usage, "moelab run", "no file", "run [--ranks N] FILE.lua [arguments]", "");
+        }
+    }
+    if (chosen.empty()) refuse_unknown(app);
+    return c;
+}
+
+/// Prints an error once: as a JSON line, or as text on standard error, red in a terminal. Errors of usage and configuration come
+/// from all ranks alike, so only rank 0 says them.
+int report(ErrorParts error, bool json) {
+    int rank = launched_rank();
+    bool same_on_all = error.kind == ErrorKind::usage || error.kind == ErrorKind::config || error.kind == ErrorKind::io || error.kind == ErrorKind::interrupted;
+    if (rank > 0 && error.rank < 0) error.rank = rank;
+    if (rank == 0 || !same_on_all) {
+        std::fflush(stdout);
+        if (json) fmt::print("{}\n", lua::to_json(error));
+        else fmt::print(stderr, "{}\n", lua::describe(error, isatty(STDERR_FILENO)));
+    }
+    return Error(error).exit_code();
+}
+
+int finish(const lua::Result& result, bool json, bool print_values) {
+    if (result.error) return report(*result.error, json);
+    std::string line;
+    for (auto& value : result.values) line += (line.empty() ? "" : "\t") + value;
+    if (print_values && !line.empty() && launched_rank() == 0) fmt::print("{}\n", line);
+    std::fflush(stdout);
+    return 0;
+}
+
+int execute(const CommandLine& c, const std::string& command, const std::vector<std::string>& words) {
+    std::string typed = "moelab";
+    for (auto& word : words) typed += " " + word;
+    lua::Session session({.print = {}, .quiet = launched_rank() > 0, .command = typed, .device = c.device, .json = c.json});
+    running_session = &session;
+    struct sigaction action = {};
+    action.sa_handler = on_interrupt;
+    sigaction(SIGINT, &action, nullptr);
+    lua::Result result;
+    lua::Arguments arguments = lua::Arguments::parse(c.words);
+    if (!c.code.empty()) {
+        result = session.eval(c.code, "-e");
+    } else if (command == "run") {
+        result = session.run_file(c.file, arguments);
+    } else {
+        if (c.json) arguments.options.emplace_back("json", "true");
+        if (c.keys) arguments.options.emplace_back("keys", "true");
+        result = session.run_command(command, arguments);
+    }
+    running_session = nullptr;
+    return finish(result, c.json, !c.code.empty());
+}
+
+/// The whole program; gives its exit code.
+int run_program(int argc, char** argv) {
+    keep_memory();
+    std::setvbuf(stdout, nullptr, _IOLBF, 1 << 16);
+    std::vector<std::string> words(argv + 1, argv + argc);
+    bool json = std::find(words.begin(), words.end(), "--json") != words.end();
+    CLI::App app("", "moelab");
+    try {
+        std::string command;
+        CommandLine c = parse(app, words, command);
+        if (c.version) {
+            fmt::print("moelab {} (commit {}, LibTorch {})\n", kVersion, kCommit, kTorchVersion);
+            return 0;
+        }
+        if (c.code.empty() && command.empty()) {
+            fmt::print("{}", app.help());
+            return 0;
+        }
+        if (c.ranks > 1 && launched_rank() == 0 && !std::getenv("OMPI_COMM_WORLD_SIZE")) become_ranks(c.ranks, words);
+        at::set_num_threads(choose_threads(c.threads));
+        return execute(c, command, words);
+    } catch (const CLI::CallForHelp& help) {
+        return app.exit(help);
+    } catch (const CLI::ParseError& e) {
+        return report({ErrorKind::usage, "moelab", e.what(), "", "--help shows the usage", "", -1, ""}, json);
+    } catch (const Error& e) {
+        return report(e.parts(), json);
+    } catch (const std::exception& e) {
+        return report({ErrorKind::internal, e.what(), "", "", "", "", -1, ""}, json);
+    }
+}
+}  // namespace
+}  // namespace moe::shell
+
+int main(int argc, char** argv) { return moe::shell::run_program(argc, argv); }
