@@ -11,6 +11,7 @@
 #include "core/kernels/swiglu/swiglu.h"
 
 #include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
 
 #include <cmath>
 
@@ -18,15 +19,13 @@ namespace moe {
 namespace {
 std::string layer_prefix(int64_t layer) { return fmt::format("model.layers.{}.", layer); }
 
-int num_moments_of(const Config& config) { return config.training.optimizer == "sgd" ? 0 : 2; }
-
 StoreOptions store_options(const Config& config, const ModelOptions& options) {
     StoreOptions s;
     s.precision = options.precision;
     s.device = options.device;
     s.zero_stage = int(config.distributed.zero_stage);
     s.seed = uint64_t(config.seed);
-    s.num_moments = num_moments_of(config);
+    s.num_moments = options.num_moments;
     s.training = options.training;
     return s;
 }

@@ -11,6 +11,7 @@ struct ModelOptions {
     Precision precision;
     at::Device device = at::kCPU;
     bool training = true;                 ///< false: no gradients, no optimizer state
+    int num_moments = 2;                  ///< optimizer's state tensors (train/optimizer.h)
 };
 
 class Model {

@@ -2,6 +2,8 @@
 
 #include "core/base/error.h"
 
+#include <fmt/ranges.h>
+
 #include <ATen/ATen.h>
 
 #include <algorithm>

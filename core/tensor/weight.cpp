@@ -1,6 +1,7 @@
 #include "core/tensor/weight.h"
 
 #include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
 
 namespace moe {
 void GradSink::add(std::function<void()> make) {

@@ -4,6 +4,7 @@
 #include "core/kernels/adamw/adamw.h"
 
 #include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
 
 #include <cmath>
 #include <numbers>

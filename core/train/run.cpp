@@ -37,7 +37,7 @@ double max_vio(const Tensor& counts_LE, const std::vector<int64_t>& layers) {
     double worst = 0;
     for (int64_t layer : layers) {
         Tensor c = counts_LE[layer].contiguous();
-        worst = std::max(worst, metrics::max_vio(std::span(c.const_data_ptr<int64_t>(), size_t(c.numel()))));
+        worst = std::max(worst, metrics::load_statistics(std::span(c.const_data_ptr<int64_t>(), size_t(c.numel()))).max_vio);
     }
     return worst;
 }
@@ -62,16 +62,16 @@ Run::Run(const Config& config, const RunOptions& options, const dist::Group& wor
     loader_ = data::open_loader(config_, /*validation=*/false);
     num_steps_ = config_.training.total_steps(plan::count(config_.model).total).value_or(0);
     MOE_CHECK(num_steps_ > 0, config, "training.train_steps", "null", "a length of the run", "set training.train_steps, total_training_tokens or tokens_per_parameter_ratio");
-    model_ = std::make_unique<Model>(config_, mesh_, ModelOptions{precision, device, true});
+    model_ = std::make_unique<Model>(config_, mesh_, ModelOptions{precision, device, true, num_moments(config_.training.optimizer)});
     ledger_ = std::make_unique<routing::Ledger>(config_.model.num_layers, config_.model.moe.num_experts, int64_t(loader_->domains().size()), device);
     executor_ = std::make_unique<Executor>(*model_);
-    flops_per_token_ = plan::flops_per_token(config_.model, config_.training.seq_length, plan::AttentionRule::causal);
+    flops_per_token_ = plan::flops_per_token(config_.model, config_.training.seq_length, plan::FlopsRule::causal);
     peak_flops_ = peak_flops(device, precision) * mesh_.world.size();
     if (!options_.log_folder) return;
     folder_ = make_run_folder(config_, options_.name.empty() ? config_.experiment_name : options_.name,
                               {options_.command, options_.script, device_name(device), mesh_.world.size()}, mesh_.world);
     log::set_file(fmt::format("{}/log.rank{}.txt", folder_, mesh_.world.rank()));
-    if (mesh_.world.rank() == 0) metrics_ = std::make_unique<metrics::Writer>(folder_ + "/metrics/log.bin");
+    if (mesh_.world.rank() == 0) metrics_ = std::make_unique<metrics::Writer>(folder_ + "/metrics");
 }
 
 Run::~Run() {

@@ -1,7 +1,7 @@
 // A run: model, data, optimizer and a log directory, driven step by step.
 #pragma once
 #include "core/data/loader.h"
-#include "core/metrics/writer.h"
+#include "core/metrics/run_log.h"
 #include "core/model/model.h"
 #include "core/train/step_program.h"
 

@@ -5,6 +5,7 @@
 #include "core/config/load.h"
 
 #include <ATen/ATen.h>
+#include <ATen/Parallel.h>
 #include <nlohmann/json.hpp>
 #include <unistd.h>
 
