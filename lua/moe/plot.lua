@@ -295,9 +295,9 @@ local function draw_scale(parts, g, x, y, width, text)
   for i = 0, steps - 1 do
     parts[#parts + 1] = ('<rect x="%s" y="%s" width="%s" height="10" fill="%s"/>'):format(num(x + i * width / steps), num(y), num(width / steps + 0.6), colour(i / (steps - 1)))
   end
-  label(parts, x, y + 24, short(g.low), { size = 11, fill = SOFT })
-  label(parts, x + width, y + 24, short(g.high), { size = 11, fill = SOFT, anchor = "end" })
-  if text then label(parts, x + width / 2, y + 24, text, { size = 11, fill = SOFT, anchor = "middle" }) end
+  label(parts, x, y + 24, ("%.3g"):format(g.low), { size = 11, fill = SOFT })
+  label(parts, x + width, y + 24, ("%.3g"):format(g.high), { size = 11, fill = SOFT, anchor = "end" })
+  if text then label(parts, x + width + 14, y + 9, text, { size = 12, fill = SOFT }) end
 end
 
 function plot.heatmap(data, options)
@@ -330,7 +330,7 @@ function plot.heatmap(data, options)
   g.turn = longest(g.cols) * 6.4 + 6 > g.cell_w and longest(g.cols) > 3
   local foot = g.turn and 20 + longest(g.cols) * 5.4 or 24
   local panel_w, panel_h = num_cols * g.cell_w, num_rows * g.cell_h + foot + 30
-  local top = options.title and 74 or 40
+  local top = (options.title and 50 or 16) + (panels[1].title and 24 or 0)
   local parts = {}
   if options.title then label(parts, 24, 32, options.title, { size = 17, weight = 600 }) end
   for i, p in ipairs(panels) do

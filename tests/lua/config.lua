@@ -1,0 +1,81 @@
+local check = dofile(arg[0]:match("^(.*)/") .. "/lib/check.lua")
+local test, equal, near, is, raises = check.test, check.equal, check.near, check.is, check.raises
+
+test("config: ready names, keys and aliases", function()
+  local cfg = moe.config "tiny"
+  equal(cfg.model.moe.num_experts, 4)
+  equal(cfg.model.moe.n_routed_experts, 4)
+  equal(cfg.model.mla.rope_scaling, nil)
+  is(#moe.config_names() >= 9)
+end)
+
+test("config: with makes a changed copy, deeply", function()
+  local cfg = moe.config "tiny"
+  local changed = cfg:with { model = { moe = { num_experts = 16 } }, ["training.learning_rate"] = 1e-4, ["model.moe.num_experts_per_token"] = 2 ^ 1 }
+  equal(changed.model.moe.num_experts, 16)
+  equal(changed.model.moe.num_experts_per_token, 2)
+  equal(changed.training.learning_rate, 1e-4)
+  equal(cfg.model.moe.num_experts, 4)
+  equal(changed.model.num_layers, cfg.model.num_layers)
+  check.contains(tostring(changed), "num_experts")
+  is(changed ~= cfg)
+  is(cfg:with {} == cfg)
+end)
+
+test("config: null, lists and empty lists", function()
+  local cfg = moe.config("tiny"):with { training = { train_steps = 5, recompute = {} }, data = { sources = { { name = "a", path = "b" } } } }
+  equal(cfg:with({ training = { train_steps = moe.null } }).training.train_steps, nil)
+  equal(cfg.data.sources[1].name, "a")
+  equal(#cfg:with({ data = { sources = {} } }).data.sources, 0)
+end)
+
+test("config: unknown keys name the nearest", function()
+  local cfg = moe.config "tiny"
+  raises("config", function() return cfg:with { model = { moe = { num_expert = 3 } } } end, "num_experts")
+  raises("usage", function() return cfg.model.moe.num_expertz end, "num_experts")
+  raises("config", function() return moe.config "tinny" end, "tiny")
+  raises("usage", function() return moe.config(3) end, "a ready name")
+end)
+
+test("config: wrong types and impossible values", function()
+  local cfg = moe.config "tiny"
+  raises("config", function() return cfg:with { model = { num_layers = "four" } } end, "num_layers")
+  raises("config", function() return cfg:with({ model = { moe = { num_experts_per_token = 9 } } }):validate() end, "9")
+end)
+
+test("config: frozen", function()
+  local cfg = moe.config "tiny"
+  raises("state", function() cfg.seed = 3 end, "cfg:with")
+  raises("state", function() cfg.model.moe.num_experts = 3 end, "cfg:with")
+end)
+
+test("config: saved, read again, and malformed files with their line", function()
+  local folder = check.folder()
+  local cfg = moe.config("tiny"):with { seed = 7 }
+  cfg:save(folder .. "/c.json")
+  is(moe.config(folder .. "/c.json") == cfg)
+  moe.fs.write(folder .. "/bad.json", '{\n  "seed": 1,\n  "model": {,}\n}')
+  local err = raises("config", function() return moe.config(folder .. "/bad.json") end)
+  check.contains(tostring(err) .. err.where, ":3")
+  raises("io", function() return moe.config(folder .. "/none.json") end, "none.json")
+  raises("io", function() return cfg:save(folder .. "/none/c.json") end)
+end)
+
+test("config: parameters and tables", function()
+  local p = moe.config("cpu_quick"):params()
+  is(p.total > 6.0e6 and p.total < 6.6e6, "total " .. p.total)
+  is(p.active < p.total)
+  is(p.flops_per_token > 6 * p.active * 0.9)
+  local keys = {}
+  for key in pairs(p) do keys[#keys + 1] = key end
+  equal(table.concat(keys, " "), "total active flops_per_token mtp router_bias")
+  equal(moe.config("tiny"):to_table().model.moe.num_experts, 4)
+end)
+
+test("config: help explains a key", function()
+  local text = moe.help_text(moe.config "tiny", "model.moe.capacity_factor")
+  check.contains(text, "capacity_factor")
+  raises("usage", function() return moe.help_text(moe.config "tiny", "model.moe.capacity") end, "capacity_factor")
+end)
+
+check.done()
