@@ -126,7 +126,8 @@ def make(case):
     torch.manual_seed(sorted(CASES).index(case) + 1)
     model = model_type(config_type(**settings, attn_implementation="eager", experts_implementation="eager"))
     randomize(model, options.get("bias", (0.0, 0.3)))
-    model.to(options.get("dtype", torch.float32))
+    for p in model.parameters():   # the correction biases are buffers and stay float32, as in every checkpoint
+        p.data = p.data.to(options.get("dtype", torch.float32))
     model.save_pretrained(folder, max_shard_size=options.get("max_shard_size", "5GB"), save_original_format=not options.get("stacked", False))
     os.remove(os.path.join(folder, "generation_config.json"))
     if options.get("old_spelling"):
