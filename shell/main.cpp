@@ -62,6 +62,19 @@ void refuse_unknown(const CLI::App& app) {
     }
 }
 
+/// What follows the file of `run` belongs to the script, dashes and all: it is taken off the words.
+std::vector<std::string> cut_after_file(std::vector<std::string>& words) {
+    auto at = std::find(words.begin(), words.end(), "run");
+    if (at == words.end()) return {};
+    for (++at; at != words.end() && at->starts_with("-"); ++at)
+        if (*at == "-n" || *at == "--ranks" || *at == "--device" || *at == "--threads")
+            if (++at == words.end()) break;
+    if (at == words.end()) return {};
+    std::vector<std::string> rest(at + 1, words.end());
+    words.erase(at + 1, words.end());
+    return rest;
+}
+
 /// The command line, parsed. `chosen` becomes the command's name, "" for none.
 CommandLine parse(CLI::App& app, std::vector<std::string> words, std::string& chosen) {
     CommandLine c;
@@ -76,7 +89,6 @@ CommandLine parse(CLI::App& app, std::vector<std::string> words, std::string& ch
     app.add_flag("--json", c.json, "Results, log lines and errors as one JSON object a line");
 
     auto* run = app.add_subcommand("run", "Runs an experiment: run [--ranks N] FILE.lua [arguments]; key=value reaches it as arg.options");
-    run->prefix_command();
     run->add_option("-n,--ranks", c.ranks, "Number of processes")->check(CLI::PositiveNumber);
     run->add_option("FILE", c.file, "Lua file");
     auto* bench = app.add_subcommand("bench", "Measures a named job: cpu_quick_train, cpu_tiny_train [steps=12] [warmup=3]");
@@ -90,13 +102,14 @@ CommandLine parse(CLI::App& app, std::vector<std::string> words, std::string& ch
     auto first = std::find_if(words.begin(), words.end(), [](const std::string& w) { return !w.starts_with("-"); });
     bool has_code = std::find(words.begin(), words.end(), "-e") != words.end();
     if (!has_code && first != words.end() && first->ends_with(".lua")) words.insert(first, "run");
+    std::vector<std::string> rest = cut_after_file(words);
     std::reverse(words.begin(), words.end());
     app.parse(words);
     for (auto* sub : app.get_subcommands()) {
         chosen = sub->get_name();
         if (chosen != "run" || c.file.empty() || c.file.starts_with("-")) refuse_unknown(*sub);
         if (chosen == "run") {
-            c.words = sub->remaining();
+            c.words = rest;
             MOE_CHECK(!c.file.empty(), usage, "moelab run", "no file", "run [--ranks N] FILE.lua [arguments]", "");
         }
     }

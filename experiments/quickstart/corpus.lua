@@ -14,7 +14,7 @@ end
 
 --- Files under a folder by a find expression, in an order that spreads neighbours: by a hash of the path.
 local function files(folder, expression)
-  local found = lines(("find -L %s -type f %s -size +1k -size -400k"):format(quote(folder), expression))
+  local found = lines(("find -L %s -type f -readable %s -size +1k -size -400k"):format(quote(folder), expression))
   local key = {}
   for _, path in ipairs(found) do
     local h = 5381

@@ -2,6 +2,7 @@
 #include "core/base/json.h"
 #include "core/base/units.h"
 #include "core/base/suggest.h"
+#include "core/train/hardware.h"
 #include "lua/bind/bind.h"
 #include "lua/bind/control.h"
 
@@ -144,6 +145,11 @@ std::vector<std::string> texts(lua_State* L, int index, const char* name) {
     return list;
 }
 
+int default_device(lua_State* L) {
+    push_string(L, train::choose_device(control(L).device, 0).is_cuda() ? "cuda" : "cpu");
+    return 1;
+}
+
 int check_keys(lua_State* L) {
     check_table(L, 1, "options");
     std::vector<std::string> known = texts(L, 2, "known");
@@ -181,6 +187,7 @@ const Binding kFiles[] = {
 const Binding kFunctions[] = {
     {"clock", now, "moe.clock(): seconds of a clock that never goes back; for differences."},
     {"sleep", sleep, "moe.sleep(secs): waits; an interrupt ends it."},
+    {"default_device", default_device, "moe.default_device(): \"cuda\" where models run on a GPU unless told otherwise, else \"cpu\"."},
     {"torch_folder", torch_folder, "moe.torch_folder(): folder of the LibTorch that this program runs with (its include/ and Python sources)."},
     {"is_terminal", is_terminal, "moe.is_terminal(): true where standard output is a terminal."},
     {"write", print_text, "moe.write(text): prints without a line end and flushes; on several ranks only rank 0."},

@@ -38,7 +38,7 @@ struct Outcome {
     Tensor bias;
 };
 
-Outcome train(const Config& c, const dist::Group& world, Mode mode, bool defer) {
+Outcome five_steps(const Config& c, const dist::Group& world, Mode mode, bool defer) {
     RunOptions quiet;
     quiet.log_folder = quiet.console = false;
     Run run(c, quiet, world);
@@ -81,7 +81,7 @@ Difference compare(const Outcome& want, const Outcome& got) {
 
 TEST_CASE("two ranks: DP2, EP2, ZeRO-1 and their modes give one process's loss, gradients, counts and weights", "[dist]") {
     REQUIRE(dist::world().size() == 2);
-    Outcome one = train(config(), dist::Group(), Mode::scheduled, false);
+    Outcome one = five_steps(config(), dist::Group(), Mode::scheduled, false);
     REQUIRE(one.counts[0][2][5].item<int64_t>() == 0);
     struct Case { const char* name; int64_t ep, zero; Mode mode; bool defer; };
     if (dist::world().rank() == 0) fmt::print("{:<34} {:>9} {:>9} {:>9} {:>9}  counts\n", "layout, 2 ranks against 1", "loss", "norm", "gradient", "weight");
@@ -92,7 +92,7 @@ TEST_CASE("two ranks: DP2, EP2, ZeRO-1 and their modes give one process's loss, 
         Config c = config();
         c.distributed.expert_parallel_size = std::max<int64_t>(1, k.ep);
         c.distributed.zero_stage = k.zero;
-        Difference d = compare(one, train(c, k.ep == 0 ? dist::Group() : dist::world(), k.mode, k.defer));
+        Difference d = compare(one, five_steps(c, k.ep == 0 ? dist::Group() : dist::world(), k.mode, k.defer));
         for (double* x : {&d.loss, &d.norm, &d.gradient, &d.weight}) *x = dist::world().all_reduce(*x, dist::ReduceOp::max);
         if (dist::world().rank() == 0) fmt::print("{:<34} {:>9.1e} {:>9.1e} {:>9.1e} {:>9.1e}  {}\n", k.name, d.loss, d.norm, d.gradient, d.weight, d.counts ? "equal" : "DIFFER");
         CHECK(d.loss <= 1e-9);
