@@ -28,16 +28,17 @@ __global__ void forward_kernel(const T* x, const T* gamma, int64_t D, double eps
 }
 
 /// dx = rstd · (dy · gamma − x · rstd² · mean(dy · gamma · x)). Block p takes rows p, p + P, …; each thread adds to columns of
-/// its own in shared memory, so gamma's gradient needs no barrier and no atomics.
+/// its own in shared memory, so gamma's gradient needs no barrier and no atomics. Column i + k lies at k · D/N + i/N: neighbours
+/// in a warp are neighbours in a bank row.
 template <class T, int N>
 __global__ void backward_kernel(const T* dy, const T* x, const T* gamma, const Wide<T>* rstd, int64_t rows, int64_t D, T* dx, Wide<T>* partial) {
     using W = Wide<T>;
     extern __shared__ double shared[];
     W* sums = reinterpret_cast<W*>(shared);
-    const int64_t first = threadIdx.x * N, step = int64_t(blockDim.x) * N;
+    const int64_t first = threadIdx.x * N, step = int64_t(blockDim.x) * N, groups = D / N;
     if (partial)
         for (int64_t i = first; i < D; i += step)
-            for (int k = 0; k < N; ++k) sums[i + k] = 0;
+            for (int k = 0; k < N; ++k) sums[k * groups + i / N] = 0;
     for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
         const T *dy_row = dy + row * D, *x_row = x + row * D;
         const W r = rstd[row];
@@ -51,7 +52,7 @@ __global__ void backward_kernel(const T* dy, const T* x, const T* gamma, const W
             auto d = load<N>(dy_row + i), a = load<N>(x_row + i), g = load<N>(gamma + i);
             for (int k = 0; k < N; ++k) {
                 const W dw = widen(d.at[k]), aw = widen(a.at[k]);
-                if (partial) sums[i + k] += dw * aw * r;
+                if (partial) sums[k * groups + i / N] += dw * aw * r;
                 d.at[k] = narrow<T>(r * (dw * widen(g.at[k]) - aw * scale));
             }
             store<N>(dx + row * D + i, d);
@@ -59,7 +60,7 @@ __global__ void backward_kernel(const T* dy, const T* x, const T* gamma, const W
     }
     if (partial)
         for (int64_t i = first; i < D; i += step)
-            for (int k = 0; k < N; ++k) partial[blockIdx.x * D + i + k] = sums[i + k];
+            for (int k = 0; k < N; ++k) partial[blockIdx.x * D + i + k] = sums[k * groups + i / N];
 }
 
 /// dgamma[i] += Σ_p partial[p][i]: 32 columns a block, 8 interleaved rows of threads, then those 8 in order.

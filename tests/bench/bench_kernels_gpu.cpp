@@ -1,0 +1,203 @@
+// Kernels on one GPU: a JSON line per figure. `bench_kernels_gpu [part of a name]`.
+// Median of repeats between two events; inputs are larger than the cache where bandwidth is measured.
+#include "core/kernels/adamw/adamw.h"
+#include "core/kernels/adamw/adamw_kernels.h"
+#include "core/kernels/embed/embed_kernels.h"
+#include "core/kernels/head/head_loss_kernels.h"
+#include "core/kernels/linear/linear_kernels.h"
+#include "core/kernels/mla/attention_kernels.h"
+#include "core/kernels/norm/rmsnorm_kernels.h"
+#include "core/kernels/permute/permute.h"
+#include "core/kernels/permute/permute_kernels.h"
+#include "core/kernels/swiglu/swiglu_kernels.h"
+#include "tests/gpu.h"
+
+#include <ATen/ATen.h>
+#include <ATen/cuda/CUDAContext.h>
+#include <ATen/cuda/CUDAEvent.h>
+#include <nlohmann/json.hpp>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <functional>
+#include <string>
+#include <vector>
+
+using namespace moe;
+using namespace moe::kernels;
+
+namespace {
+std::string filter, device_name;
+at::TensorOptions bf16() { return at::TensorOptions().dtype(at::kBFloat16).device(at::kCUDA); }
+at::TensorOptions fp32() { return bf16().dtype(at::kFloat); }
+
+/// Seconds of one call, the median of `repeats`.
+double seconds(const std::function<void()>& f, int repeats = 20) {
+    for (int i = 0; i < 3; ++i) f();
+    std::vector<double> times;
+    for (int i = 0; i < repeats; ++i) {
+        at::cuda::CUDAEvent start(cudaEventDefault), end(cudaEventDefault);
+        start.record();
+        f();
+        end.record();
+        end.synchronize();
+        times.push_back(start.elapsed_time(end) * 1e-3);
+    }
+    std::nth_element(times.begin(), times.begin() + repeats / 2, times.end());
+    return times[repeats / 2];
+}
+
+void print(const std::string& name, double value, const char* unit, const std::string& shape, const char* dtype) {
+    nlohmann::ordered_json line{{"name", name}, {"value", value}, {"unit", unit}, {"shape", shape}, {"dtype", dtype}, {"device", device_name}};
+    std::printf("%s\n", line.dump().c_str());
+    std::fflush(stdout);
+}
+bool wanted(const std::string& name) { return filter.empty() || name.find(filter) != std::string::npos; }
+
+void bandwidth(const std::string& name, const std::string& shape, const char* dtype, double bytes, const std::function<void()>& f) {
+    if (wanted(name)) print(name, bytes / seconds(f) * 1e-9, "GB/s", shape, dtype);
+}
+void speed(const std::string& name, const std::string& shape, double flops, const std::function<void()>& f) {
+    if (wanted(name)) print(name, flops / seconds(f) * 1e-12, "TFLOPS", shape, "bf16");
+}
+
+void rows_and_elements() {
+    const int64_t T = 16384, D = 2048, K = 6, E = 64, F = 1408;
+    Tensor x = at::randn({T, D}, bf16()), gamma = at::randn({D}, bf16()), y = at::empty_like(x), rstd = at::empty({T}, fp32()), dgamma = at::zeros({D}, fp32());
+    const double x_bytes = double(T) * D * 2;
+    bandwidth("copy", "16384x2048", "bf16", 2 * x_bytes, [&] { y.copy_(x); });
+    bandwidth("rmsnorm_forward", "16384x2048", "bf16", 2 * x_bytes, [&] { rmsnorm_forward_cuda(x, gamma, 1e-6, y, rstd); });
+    Tensor dx = at::empty_like(x);
+    bandwidth("rmsnorm_backward", "16384x2048", "bf16", 3 * x_bytes, [&] { rmsnorm_backward_cuda(y, x, gamma, rstd, dx, dgamma); });
+
+    Tensor ids = std::get<1>(at::topk(at::rand({T, E}, fp32()), K));
+    SortPlan plan = sort_by_expert(ids, E);
+    if (wanted("sort_by_expert")) print("sort_by_expert", seconds([&] { sort_by_expert(ids, E); }) * 1e6, "us", "T16384 K6 E64", "int64");
+    Tensor rows = at::empty({plan.R, D}, bf16()), out = at::empty_like(x);
+    const double row_bytes = double(plan.R) * D * 2;
+    // What must move: each token read once (its K copies come from the cache), each row written; and the other way.
+    bandwidth("permute", "T16384 K6 D2048", "bf16", x_bytes + row_bytes, [&] { gather_rows_cuda(x, plan, rows); });
+    bandwidth("unpermute", "T16384 K6 D2048", "bf16", 2 * x_bytes + row_bytes, [&] { add_rows_cuda(x, rows, plan, out); });
+
+    Tensor gate_up = at::randn({plan.R, 2 * F}, bf16()), h = at::randn({plan.R, F}, bf16()), weight = at::rand({plan.R}, fp32()), dgate_up = at::empty_like(gate_up), dweight = at::empty_like(weight);
+    const double h_bytes = double(plan.R) * F * 2;
+    bandwidth("swiglu_forward", "98304x1408 weighted", "bf16", 3 * h_bytes, [&] { swiglu_forward_cuda(gate_up, weight, h); });
+    bandwidth("swiglu_backward", "98304x1408 weighted", "bf16", 5 * h_bytes, [&] { swiglu_backward_cuda(h, gate_up, weight, dgate_up, dweight); });
+}
+
+void optimizer() {
+    const int64_t n = int64_t(1) << 28;
+    Tensor master = at::randn({n}, fp32()), grad = at::randn({n}, fp32()), m = at::zeros({n}, fp32()), v = at::zeros({n}, fp32()), value = at::empty({n}, bf16());
+    AdamWOptions options{.lr = 1e-4, .weight_decay = 0.1};
+    bandwidth("adamw", "2^28", "fp32+bf16 value", double(n) * 30, [&] { adamw_cuda(master, grad, m, v, value, options); });
+    Tensor sum = at::empty({}, fp32().dtype(at::kDouble));
+    bandwidth("sum_of_squares", "2^28", "fp32", double(n) * 4, [&] { sum_of_squares_cuda(grad, sum); });
+}
+
+void vocabulary() {
+    const int64_t T = 16384, D = 2048, V = 102400, n = 1024;
+    Tensor ids = at::randint(V, {T}, fp32().dtype(at::kLong)), w = at::randn({V, D}, bf16()), y = at::randn({T, D}, bf16()), dw = at::zeros({V, D}, fp32());
+    bandwidth("embed_forward", "T16384 V102400 D2048", "bf16", double(T) * D * 4, [&] { embed_forward_cuda(ids, w, y); });
+    bandwidth("embed_add_grad", "T16384 V102400 D2048", "bf16", double(T) * D * 10, [&] { embed_add_grad_cuda(y, ids, dw); });
+    Tensor logits = at::randn({n, V}, fp32()), loss = at::empty({n}, fp32().dtype(at::kDouble)), dlogits = at::empty({n, V}, bf16()), targets = at::randint(V, {n}, fp32().dtype(at::kLong));
+    bandwidth("cross_entropy", "1024x102400", "fp32 -> bf16", double(n) * V * 6, [&] { cross_entropy_cuda(logits, targets, 1.0, loss, dlogits); });
+    Tensor x = at::randn({n, D}, bf16());
+    speed("head_logits", "1024x102400x2048 fp32 out", 2.0 * n * V * D, [&] { product_nt_cuda(x, w, logits); });
+    speed("head_wgrad", "102400x2048x1024 into fp32", 2.0 * n * V * D, [&] { add_product_tn_cuda(dlogits, x, dw); });
+}
+
+void dense() {
+    const int64_t T = 16384, I = 2048, O = 4096;
+    Tensor x = at::randn({T, I}, bf16()), w = at::randn({O, I}, bf16()), y = at::randn({T, O}, bf16()), dx = at::empty_like(x), dw = at::zeros({O, I}, fp32());
+    const double flops = 2.0 * T * I * O;
+    speed("linear_forward", "16384x4096x2048", flops, [&] { product_nt_cuda(x, w, y); });
+    speed("linear_dgrad", "16384x2048x4096", flops, [&] { product_nn_cuda(y, w, dx); });
+    speed("linear_wgrad", "4096x2048x16384 into fp32", flops, [&] { add_product_tn_cuda(y, x, dw); });
+    Tensor router = at::randn({64, I}, fp32()), scores = at::empty({T, 64}, fp32());
+    speed("router", "16384x64x2048 fp32", 2.0 * T * I * 64, [&] { product_nt_cuda(x, router, scores); });
+}
+
+void grouped() {
+    const int64_t E = 64, R = 98304, O = 1408, I = 2048;
+    Tensor offsets = at::arange(0, R + 1, R / E, at::kLong), ends = offsets.slice(0, 1).to(at::kCUDA, at::kInt);
+    Tensor x = at::randn({R, I}, bf16()), w = at::randn({E, O, I}, bf16()), y = at::randn({R, O}, bf16()), dx = at::empty_like(x), dw = at::zeros({E, O, I}, fp32());
+    const double flops = 2.0 * R * I * O;
+    const std::string shape = "E64 M98304 1408x2048";
+    speed("grouped_forward", shape, flops, [&] { grouped_product_nt_cuda(x, offsets, w, y); });
+    speed("grouped_forward_library", shape, flops, [&] { at::_grouped_mm(x, w.transpose(-2, -1), ends); });
+    speed("grouped_dgrad", shape, flops, [&] { grouped_product_nn_cuda(y, offsets, w, dx); });
+    speed("grouped_dgrad_library", shape, flops, [&] { at::_grouped_mm(y, w, ends); });
+    speed("grouped_wgrad", shape + " into fp32", flops, [&] { add_grouped_product_tn_cuda(y, x, offsets, dw); });
+    speed("grouped_wgrad_library", shape + " bf16 out", flops, [&] { at::_grouped_mm(y.t(), x, ends); });
+    speed("grouped_wgrad_library_and_add", shape + " into fp32", flops, [&] { dw.add_(at::_grouped_mm(y.t(), x, ends)); });
+}
+
+/// Documents of 128 … 2047 tokens. Returns the pairs of query and key that are seen.
+double documents(const MlaShape& m, Tensor& doc_start) {
+    Tensor doc = at::empty({m.B, m.S}, at::kInt);
+    double pairs = 0;
+    uint32_t state = 1;
+    for (int64_t b = 0; b < m.B; ++b)
+        for (int64_t s = 0; s < m.S;) {
+            state = state * 1664525u + 1013904223u;
+            const int64_t n = std::min<int64_t>(m.S - s, 128 + (state >> 8) % 1920);
+            doc[b].narrow(0, s, n).fill_(s);
+            pairs += double(n) * double(n + 1) / 2;
+            s += n;
+        }
+    doc_start = doc.to(at::kCUDA);
+    return pairs;
+}
+
+void attention() {
+    const MlaShape m{.B = 4, .S = 4096, .H = 16, .G = 16, .nope = 128, .rope = 64, .v = 128, .softmax_scale = 0.0721};
+    const int64_t T = m.B * m.S, D = 192;
+    MlaInputs in{at::randn({T, m.H * D}, bf16()), at::randn({T, m.G * (m.nope + m.v)}, bf16()), at::randn({T, m.rope}, bf16()), {}, m, {}};
+    in.table = rope_table(m.S, m.rope, 1e4, true, {}, at::kFloat, at::Device(at::kCUDA, 0));
+    Tensor dout = at::randn({T, m.H * m.v}, bf16()), dq = at::empty_like(in.q), dkv = at::empty_like(in.kv), dk_rope = at::empty_like(in.k_rope);
+    const double causal = double(m.B) * m.H * m.S * (m.S + 1) / 2, forward = 2 * (192 + 128), backward = 2 * (3 * 192 + 2 * 128);
+    auto ours = [&](const std::string& name, const std::string& shape, double pairs) {
+        Tensor out;
+        std::vector<Tensor> saved;
+        auto run = [&] {
+            out = at::empty({T, m.H * m.v}, bf16());
+            saved = mla_attention_forward_cuda(in, out, true);
+        };
+        if (!wanted(name)) return;
+        speed(name + "_forward", shape, pairs * forward, run);
+        run();
+        speed(name + "_backward", shape, pairs * backward, [&] { mla_attention_backward_cuda(in, out, saved, dout, dq, dkv, dk_rope); });
+    };
+    const std::string shape = "192/128 B4 H16 S4096 causal";
+    ours("attention", shape, causal);
+
+    Tensor q = at::randn({m.B, m.S, m.H, D}, bf16()).transpose(1, 2), k = at::randn({m.B, m.S, m.H, D}, bf16()).transpose(1, 2), v = at::randn({m.B, m.S, m.H, m.v}, bf16()).transpose(1, 2);
+    auto library = [&] { return at::_scaled_dot_product_cudnn_attention(q, k, v, {}, true, 0.0, true, false, m.softmax_scale); };
+    if (wanted("attention_library")) {
+        speed("attention_library_forward", shape, causal * forward, [&] { library(); });
+        auto r = library();
+        Tensor d = dout.view({m.B, m.S, m.H, m.v}).transpose(1, 2);
+        speed("attention_library_backward", shape, causal * backward, [&] {
+            at::_scaled_dot_product_cudnn_attention_backward(d, q, k, v, std::get<0>(r), std::get<1>(r), std::get<6>(r), std::get<7>(r), Tensor(), Tensor(), Tensor(), m.S, m.S, 0.0,
+                                                             true, m.softmax_scale);
+        });
+    }
+    const double pairs = documents(m, in.doc_start_BS) * m.H;
+    ours("attention_documents", "192/128 B4 H16 S4096 documents of 128-2047", pairs);
+}
+}  // namespace
+
+int main(int argc, char** argv) {
+    if (!moe::test::has_gpu()) return 0;
+    if (argc > 1) filter = argv[1];
+    device_name = at::cuda::getCurrentDeviceProperties()->name;
+    at::NoGradGuard no_grad;
+    for (auto part : {rows_and_elements, optimizer, vocabulary, dense, grouped, attention}) {
+        try {
+            part();
+        } catch (const std::exception& e) {
+            std::fprintf(stderr, "error: %s\n", e.what());
+        }
+    }
+}

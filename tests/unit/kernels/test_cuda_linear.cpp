@@ -1,0 +1,81 @@
+#include "core/kernels/linear/linear.h"
+#include "tests/unit/kernels/cuda_compare.h"
+
+using namespace moe;
+using namespace moe::test;
+
+namespace {
+Op linear_op(int64_t T, int64_t I, int64_t O) {
+    return [=](const Place& p) -> std::vector<Result> {
+        Tensor x = p.leaf({T, I}, 1);
+        auto w = p.weight({O, I}, 2, 0.3);
+        Tensor y = kernels::linear(x, w);
+        y.backward(p.random({T, O}, 3));
+        return {{"y", y}, {"dx", x.grad()}, {"dw", w->grad}};
+    };
+}
+Op wide_op(int64_t T, int64_t I, int64_t O) {
+    return [=](const Place& p) -> std::vector<Result> {
+        Tensor x = p.leaf({T, I}, 1);
+        auto w = p.weight(p.wide({O, I}, 2, 0.3));
+        Tensor y = kernels::linear_wide(x, w);
+        CHECK(y.scalar_type() == w->value.scalar_type());
+        y.backward(p.wide({T, O}, 3));
+        return {{"y", y}, {"dx", x.grad()}, {"dw", w->grad}};
+    };
+}
+Op grouped_op(std::vector<int64_t> offsets, int64_t I, int64_t O) {
+    return [=](const Place& p) -> std::vector<Result> {
+        const int64_t R = offsets.back(), E = int64_t(offsets.size()) - 1;
+        Tensor x = p.leaf({R, I}, 1);
+        auto w = p.weight({E, O, I}, 2, 0.3);
+        Tensor y = kernels::grouped_linear(x, longs(offsets), w);
+        y.backward(p.random({R, O}, 3));
+        return {{"y", y}, {"dx", x.grad()}, {"dw", w->grad}};
+    };
+}
+}  // namespace
+
+TEST_CASE("cuda linear: product and gradients are those of float64 on the CPU", "[gpu][kernels]") {
+    if (!has_gpu()) return;
+    compare("linear 37x40x24", linear_op(37, 40, 24), 5e-3);
+    compare("linear 5x7x3", linear_op(5, 7, 3), 5e-3);
+    compare("linear 300x1024x136", linear_op(300, 1024, 136), 5e-3);
+    compare("linear no tokens", linear_op(0, 16, 8));
+}
+
+TEST_CASE("cuda linear: the weight gradient of bf16 operands is added in fp32", "[gpu][kernels]") {
+    if (!has_gpu()) return;
+    auto op = [](const Place& p) -> std::vector<Result> {
+        Tensor x = p.leaf({512, 64}, 1);
+        auto w = p.weight({32, 64}, 2);
+        kernels::linear(x, w).backward(p.random({512, 32}, 3));
+        return {{"dw", w->grad}};
+    };
+    compare("linear dw", op, 2e-6, {at::kBFloat16});
+}
+
+TEST_CASE("cuda linear_wide: the router's product keeps fp32", "[gpu][kernels]") {
+    if (!has_gpu()) return;
+    auto values = [](const Place& p) -> std::vector<Result> { return {wide_op(77, 96, 9)(p)[0], wide_op(77, 96, 9)(p)[2]}; };
+    compare("linear_wide", values, 1e-5);
+    compare("linear_wide", wide_op(77, 96, 9), 5e-3);
+    compare("linear_wide no tokens", wide_op(0, 96, 9));
+}
+
+TEST_CASE("cuda grouped_linear: experts with no rows, odd sizes, both tile sizes", "[gpu][kernels]") {
+    if (!has_gpu()) return;
+    compare("grouped small", grouped_op({0, 0, 5, 5, 22, 22, 40, 40}, 64, 48), 5e-3);
+    compare("grouped odd widths", grouped_op({0, 3, 3, 10, 11}, 17, 9), 5e-3);
+    compare("grouped one expert has all", grouped_op({0, 0, 0, 129, 129}, 32, 16), 5e-3);
+    compare("grouped large tiles", grouped_op({0, 1000, 1000, 1001, 1800}, 256, 512), 5e-3, {at::kBFloat16});
+    compare("grouped no rows", grouped_op({0, 0, 0}, 16, 8));
+}
+
+TEST_CASE("cuda grouped_linear: an expert with no rows leaves its gradient as it was", "[gpu][kernels]") {
+    if (!has_gpu()) return;
+    Place p{at::Device(at::kCUDA, 0), at::kBFloat16, at::kBFloat16};
+    auto dw = grouped_op({0, 0, 200, 200, 300, 300}, 64, 64)(p)[2].value;
+    for (int64_t e : {0, 2, 4}) CHECK((dw[e] == 0.25).all().item<bool>());
+    CHECK_FALSE((dw[1] == 0.25).any().item<bool>());
+}
