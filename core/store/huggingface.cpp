@@ -170,6 +170,8 @@ HfConfig config_from_hf(const std::string& folder) {
         hf.notes.push_back(fmt::format("num_nextn_predict_layers: {} MTP layers are not loaded (layers {} on)", hf.num_nextn_predict_layers, model.num_layers));
     if (json.optional<double>("aux_loss_alpha", 0.0) > 0) hf.notes.push_back("aux_loss_alpha: a setting of training, set model.moe.sequence_aux_loss_weight to use it");
     for (const auto& key : json.unknown()) hf.notes.push_back(key + ": not known here, has no effect");
+    auto& c = hf.config;      // a training length that the model can take
+    c.training.seq_length = std::min(c.training.seq_length, c.model.mla.max_context_length);
     return hf;
 }
 
