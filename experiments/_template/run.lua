@@ -1,0 +1,9 @@
+-- What is asked, in a sentence. Arguments: output_dir=… seed=… steps=…
+local options = moe.check_keys(arg.options, { "output_dir", "seed", "steps" }, "experiment")
+local cfg = moe.config("cpu_quick"):with {
+  experiment_name = "template", output_dir = options.output_dir or "outputs", seed = options.seed or 1,
+  training = { train_steps = options.steps or 20, log_interval = 5, global_batch_size = 4, micro_batch_size = 4, seq_length = 64 },
+}
+local run = moe.run { config = cfg }
+local m = run:train(run.num_steps)
+print(("loss after %d steps: %.3f, MaxVio %.2f, in %s"):format(run.step, m.loss, m.maxvio, run.folder))
