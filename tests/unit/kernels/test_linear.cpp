@@ -1,0 +1,153 @@
+#include "core/kernels/linear/linear.h"
+#include "core/kernels/linear/linear_kernels.h"
+#include "tests/unit/kernels/reference.h"
+
+using namespace moe;
+using namespace moe::kernels;
+using namespace moe::kernels::test;
+
+namespace {
+/// y = x wᵀ by plain loops; rows lo … hi of x.
+void plain_product(const std::vector<double>& x, const double* w, int64_t lo, int64_t hi, int64_t I, int64_t O, std::vector<double>& y) {
+    for (int64_t t = lo; t < hi; ++t)
+        for (int64_t o = 0; o < O; ++o) {
+            double sum = 0;
+            for (int64_t i = 0; i < I; ++i) sum += x[t * I + i] * w[o * I + i];
+            y[t * O + o] = sum;
+        }
+}
+struct Gradients { std::vector<double> dx, dw; };
+/// By plain loops, for groups of rows; one group is a plain product.
+Gradients plain_gradients(const Tensor& x, const Tensor& w_EOI, const Tensor& dy, const std::vector<int64_t>& offsets) {
+    auto xv = values(x), wv = values(w_EOI), d = values(dy);
+    int64_t O = w_EOI.size(1), I = w_EOI.size(2);
+    Gradients g{std::vector<double>(xv.size()), std::vector<double>(wv.size())};
+    for (size_t e = 0; e + 1 < offsets.size(); ++e)
+        for (int64_t t = offsets[e]; t < offsets[e + 1]; ++t)
+            for (int64_t o = 0; o < O; ++o)
+                for (int64_t i = 0; i < I; ++i) {
+                    g.dx[t * I + i] += d[t * O + o] * wv[(int64_t(e) * O + o) * I + i];
+                    g.dw[(int64_t(e) * O + o) * I + i] += d[t * O + o] * xv[t * I + i];
+                }
+    return g;
+}
+Tensor offsets_tensor(const std::vector<int64_t>& v) {
+    Tensor t = at::empty({int64_t(v.size())}, at::kLong);
+    std::copy(v.begin(), v.end(), t.mutable_data_ptr<int64_t>());
+    return t;
+}
+constexpr int64_t T = 7, I = 13, O = 9;
+}  // namespace
+
+TEST_CASE("linear: forward and gradients equal plain loops in every dtype", "[kernels][linear]") {
+    auto [dtype, tolerance] = GENERATE(table<at::ScalarType, double>({{at::kDouble, 1e-14}, {at::kFloat, 1e-6}, {at::kBFloat16, 4e-3}}));
+    Tensor x0 = randn("x", {T, I}).to(dtype), w0 = randn("w", {O, I}).to(dtype), dy = randn("dy", {T, O}).to(dtype);
+    auto w = weight(w0, dtype);
+    Tensor x = leaf(x0, dtype), y = linear(x, w);
+    REQUIRE(y.scalar_type() == dtype);
+    std::vector<double> want(T * O);
+    plain_product(values(x0), values(w0).data(), 0, T, I, O, want);
+    require_close(y, want, tolerance);
+    w->grad.fill_(1);                                     // main gradients are added to
+    auto dx = backward(y, {x}, dy)[0];
+    auto ref = plain_gradients(x0, w0.unsqueeze(0), dy, {0, T});
+    for (double& v : ref.dw) v += 1;
+    require_close(dx, ref.dx, tolerance);
+    require_close(w->grad, ref.dw, 1e-6);                 // never rounded to bf16
+}
+
+TEST_CASE("linear: gradients equal finite differences", "[kernels][linear]") {
+    auto w = weight(randn("w", {3, 4}));
+    Tensor x = leaf(randn("x", {2, 4})), dy = randn("dy", {2, 3});
+    auto dx = backward(linear(x, w), {x}, dy)[0];
+    auto f = [&] { return dot(linear(x, w), dy); };
+    require_close(dx, differences(x, f), 1e-8);
+    require_close(w->grad, differences(w->value, f), 1e-8);
+}
+
+TEST_CASE("linear: no rows and non-contiguous rows work", "[kernels][linear]") {
+    auto w = weight(randn("w", {O, I}));
+    Tensor none = leaf(at::zeros({0, I}, at::kDouble)), y = linear(none, w);
+    CHECK(y.sizes() == at::IntArrayRef({0, O}));
+    CHECK(backward(y, {none}, at::zeros({0, O}, at::kDouble))[0].sizes() == at::IntArrayRef({0, I}));
+    CHECK(w->grad.abs().sum().item<double>() == 0);
+    Tensor wide = randn("x", {T, 2 * I});
+    CHECK(bit_equal(linear(wide.narrow(1, 3, I), w), linear(wide.narrow(1, 3, I).contiguous(), w)));
+}
+
+TEST_CASE("linear: a deferred weight gradient equals an immediate one, and a frozen weight gets none", "[kernels][linear]") {
+    GradSink sink;
+    auto now = weight(randn("w", {O, I})), later = weight(randn("w", {O, I})), frozen = weight(randn("w", {O, I}));
+    later->sink = &sink;
+    frozen->grad = Tensor();
+    frozen->sink = &sink;
+    Tensor x = leaf(randn("x", {T, I})), dy = randn("dy", {T, O});
+    sink.defer(3, 1);
+    backward(linear(x, now), {x}, dy);
+    backward(linear(x, later), {x}, dy);
+    backward(linear(x, frozen), {x}, dy);
+    CHECK(sink.num_queued() == 1);
+    CHECK(later->grad.abs().sum().item<double>() == 0);
+    sink.drain(3, 1);
+    CHECK(sink.num_queued() == 0);
+    CHECK(bit_equal(now->grad, later->grad));
+}
+
+TEST_CASE("linear_wide: bf16 rows through an fp32 weight give fp32 results", "[kernels][linear]") {
+    Tensor x0 = randn("x", {T, I}).to(at::kBFloat16), w0 = randn("w", {O, I}).to(at::kFloat), dy = randn("dy", {T, O}).to(at::kFloat);
+    auto w = weight(w0, at::kFloat);
+    Tensor x = leaf(x0, at::kBFloat16), y = linear_wide(x, w);
+    REQUIRE(y.scalar_type() == at::kFloat);
+    std::vector<double> want(T * O);
+    plain_product(values(x0), values(w0).data(), 0, T, I, O, want);
+    require_close(y, want, 1e-6);
+    auto dx = backward(y, {x}, dy)[0];
+    REQUIRE(dx.scalar_type() == at::kBFloat16);
+    auto ref = plain_gradients(x0, w0.unsqueeze(0), dy, {0, T});
+    require_close(dx, ref.dx, 4e-3);
+    require_close(w->grad, ref.dw, 1e-6);
+}
+
+TEST_CASE("grouped_linear: forward and gradients equal plain loops, experts without rows included", "[kernels][linear]") {
+    auto [dtype, tolerance] = GENERATE(table<at::ScalarType, double>({{at::kDouble, 1e-14}, {at::kFloat, 1e-6}, {at::kBFloat16, 4e-3}}));
+    std::vector<int64_t> offsets = GENERATE(std::vector<int64_t>{0, 0, 3, 3, 11}, std::vector<int64_t>{0, 11, 11, 11, 11}, std::vector<int64_t>{0, 0, 0, 0, 0});
+    int64_t R = offsets.back(), E = 4;
+    Tensor x0 = randn("x", {R, I}).to(dtype), w0 = randn("w", {E, O, I}).to(dtype), dy = randn("dy", {R, O}).to(dtype);
+    auto w = weight(w0, dtype);
+    Tensor x = leaf(x0, dtype), y = grouped_linear(x, offsets_tensor(offsets), w);
+    std::vector<double> want(R * O);
+    auto wv = values(w0);
+    for (int64_t e = 0; e < E; ++e) plain_product(values(x0), wv.data() + e * O * I, offsets[e], offsets[e + 1], I, O, want);
+    require_close(y, want, tolerance);
+    auto dx = backward(y, {x}, dy)[0];
+    auto ref = plain_gradients(x0, w0, dy, offsets);
+    require_close(dx, ref.dx, tolerance);
+    require_close(w->grad, ref.dw, 1e-6);
+}
+
+TEST_CASE("grouped_linear: a deferred weight gradient equals an immediate one", "[kernels][linear]") {
+    GradSink sink;
+    auto now = weight(randn("w", {2, O, I})), later = weight(randn("w", {2, O, I}));
+    later->sink = &sink;
+    Tensor x = leaf(randn("x", {T, I})), dy = randn("dy", {T, O}), offsets = offsets_tensor({0, 2, T});
+    sink.defer(0, 0);
+    backward(grouped_linear(x, offsets, now), {x}, dy);
+    backward(grouped_linear(x, offsets, later), {x}, dy);
+    sink.drain(0, 0);
+    CHECK(bit_equal(now->grad, later->grad));
+}
+
+TEST_CASE("linear: wrong operands are named with their values", "[kernels][linear]") {
+    auto w = weight(randn("w", {O, I}));
+    require_error(ErrorKind::shape, "got [4, 8] x [9, 13], want x.size(1) == w.size(1)", [&] { linear(at::zeros({4, 8}, at::kDouble), w); });
+    require_error(ErrorKind::dtype, "float32 and float64", [&] { linear(at::zeros({4, I}, at::kFloat), w); });
+    require_error(ErrorKind::dtype, "int64", [&] { linear(at::zeros({4, I}, at::kLong), w); });
+    require_error(ErrorKind::shape, "3 dims", [&] { grouped_linear(at::zeros({4, I}, at::kDouble), offsets_tensor({0, 4}), w); });
+    auto experts = weight(randn("w", {2, O, I}));
+    Tensor x = at::zeros({4, I}, at::kDouble);
+    require_error(ErrorKind::shape, "want [3]", [&] { grouped_linear(x, offsets_tensor({0, 4}), experts); });
+    require_error(ErrorKind::shape, "0 … 4", [&] { grouped_linear(x, offsets_tensor({0, 2, 3}), experts); });
+    require_error(ErrorKind::shape, "at least 5", [&] { grouped_linear(x, offsets_tensor({0, 5, 4}), experts); });
+    w->grad = at::zeros({1}, at::kDouble);
+    require_error(ErrorKind::shape, "w.grad", [&] { linear(x, w); });
+}
