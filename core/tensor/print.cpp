@@ -35,7 +35,7 @@ std::string table(const Tensor& matrix) {
         if (r < 0) { cells.back().push_back("..."); continue; }
         for (int64_t c : shown(matrix.size(1))) {
             cells.back().push_back(c < 0 ? "..." : value_text(matrix.select(0, r), c));
-            width = std::max(width, cells.back().back().size());
+            if (c >= 0) width = std::max(width, cells.back().back().size());
         }
     }
     std::string text;
