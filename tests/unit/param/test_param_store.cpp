@@ -2,11 +2,12 @@
 
 #include "core/base/error.h"
 #include "core/base/random.h"
-#include "tests/catch.h"
 
 #include <ATen/ATen.h>
 
 #include <cmath>
+
+#include "tests/catch.h"      // last: a LibTorch header defines a CHECK of its own
 
 using namespace moe;
 
