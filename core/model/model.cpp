@@ -17,6 +17,10 @@
 
 namespace moe {
 namespace {
+/// The norms of the two latents keep their own epsilon whatever norm_eps says: so does the model that the checkpoints were made
+/// for. Source: DeepseekV3Attention of transformers, whose q_a_layernorm and kv_a_layernorm take the default.
+constexpr double kLatentNormEps = 1e-6;
+
 std::string layer_prefix(int64_t layer) { return fmt::format("model.layers.{}.", layer); }
 
 StoreOptions store_options(const Config& config, const ModelOptions& options) {
@@ -120,14 +124,14 @@ void Model::add_attention(int64_t layer) {
         if (rope > 0 && !table->contains(s.S))
             table->emplace(s.S, kernels::rope_table(s.S, rope, mla.rope_theta, mla.rope_interleave, yarn, table_dtype, options_.device));
         Tensor h_TD = layout_.tp.enter(kernels::rmsnorm(x_TD, input_norm, eps));
-        Tensor q_in = q_a ? kernels::rmsnorm(kernels::linear(h_TD, q_a), q_norm, eps) : h_TD;
+        Tensor q_in = q_a ? kernels::rmsnorm(kernels::linear(h_TD, q_a), q_norm, kLatentNormEps) : h_TD;
         Tensor q_T = kernels::linear(q_in, q), kv_a_T = kernels::linear(h_TD, kv_a), latent_TL = kv_a_T, k_rope;
         if (rope > 0) {
             auto parts = kv_a_T.split_with_sizes({L, rope}, -1);
             latent_TL = parts[0].contiguous();
             k_rope = parts[1].contiguous();
         }
-        Tensor kv_T = layout_.cp.gather(kernels::linear(kernels::rmsnorm(latent_TL, kv_norm, eps), kv_b));
+        Tensor kv_T = layout_.cp.gather(kernels::linear(kernels::rmsnorm(latent_TL, kv_norm, kLatentNormEps), kv_b));
         Tensor o_T = kernels::mla_attention(q_T, kv_T, k_rope, rope > 0 ? table->at(s.S) : kernels::RopeTable{}, s, call.batch.doc_start_BS);
         return {x_TD + layout_.tp.exit(kernels::linear(o_T, out))};
     }});

@@ -40,6 +40,8 @@ CASES = {
     "softmax_groups": (V2 | SHORT | dict(n_routed_experts=12, n_group=4, topk_group=2, topk_method="group_limited_greedy"), {}),
     "two_shared": (V3 | SHORT | dict(n_shared_experts=2), {}),
     "norm_off": (V3 | SHORT | dict(norm_topk_prob=False), {}),
+    # Large, so that it shows which norms follow it: those of the latents do not.
+    "norm_eps": (V3 | SHORT | dict(q_lora_rank=18, rms_norm_eps=1e-2), {}),
     "rope_halves": (V3 | SHORT | dict(rope_interleave=False), {}),
     "tied": (V3 | SHORT | dict(tie_word_embeddings=True), {}),
     "bf16": (V3 | SHORT | dict(q_lora_rank=18), dict(dtype=torch.bfloat16)),

@@ -41,7 +41,7 @@ local function compare(case, options)
   check.is(worst <= GRADIENT, ("gradient of %s: %.2e"):format(row.parameter, worst))
 end
 
-for _, case in ipairs { "q_lora", "plain_q", "yarn", "groups", "softmax", "softmax_groups", "two_shared", "norm_off", "rope_halves", "bf16", "sharded", "stacked", "old_spelling" } do
+for _, case in ipairs { "q_lora", "plain_q", "yarn", "groups", "softmax", "softmax_groups", "two_shared", "norm_off", "norm_eps", "rope_halves", "bf16", "sharded", "stacked", "old_spelling" } do
   check.test("parity with transformers: " .. case, function() compare(case, { dtype = "fp32" }) end)
 end
 check.test("parity with transformers: tied embeddings are refused by name until they are built", function()
