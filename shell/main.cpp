@@ -62,17 +62,28 @@ void refuse_unknown(const CLI::App& app) {
     }
 }
 
-/// What follows the file of `run` belongs to the script, dashes and all: it is taken off the words.
-std::vector<std::string> cut_after_file(std::vector<std::string>& words) {
-    auto at = std::find(words.begin(), words.end(), "run");
-    if (at == words.end()) return {};
-    for (++at; at != words.end() && at->starts_with("-"); ++at)
-        if (*at == "-n" || *at == "--ranks" || *at == "--device" || *at == "--threads")
-            if (++at == words.end()) break;
-    if (at == words.end()) return {};
-    std::vector<std::string> rest(at + 1, words.end());
-    words.erase(at + 1, words.end());
-    return rest;
+/// Takes what follows the script's path off `words` and gives it back: those words are the script's own, options too. Where no
+/// command is named, a FILE.lua gets "run" in front.
+std::vector<std::string> split_script(std::vector<std::string>& words) {
+    bool run = false;
+    for (size_t i = 0; i < words.size(); ++i) {
+        const std::string& word = words[i];
+        if (word == "-e") return {};
+        if (word == "-n" || word == "--ranks" || word == "--device" || word == "--threads") {
+            ++i;
+        } else if (!word.starts_with("-")) {
+            if (!run && word == "run") {
+                run = true;
+                continue;
+            }
+            if (!run && !word.ends_with(".lua")) return {};
+            if (!run) words.insert(words.begin() + long(i++), "run");
+            std::vector<std::string> rest(words.begin() + long(i) + 1, words.end());
+            words.resize(i + 1);
+            return rest;
+        }
+    }
+    return {};
 }
 
 /// The command line, parsed. `chosen` becomes the command's name, "" for none.
@@ -96,24 +107,20 @@ CommandLine parse(CLI::App& app, std::vector<std::string> words, std::string& ch
     auto* config = app.add_subcommand("config", "Shows a configuration: config NAME|FILE [key=value …]");
     config->add_option("NAME", c.words, "Ready name or JSON file, then changes as key=value");
     config->add_flag("--keys", c.keys, "A table of every key, its default and its meaning");
-    for (auto* sub : {bench, config}) sub->allow_extras();
+    for (auto* sub : {run, bench, config}) sub->allow_extras();
 
-    // moelab FILE.lua is moelab run FILE.lua.
-    auto first = std::find_if(words.begin(), words.end(), [](const std::string& w) { return !w.starts_with("-"); });
-    bool has_code = std::find(words.begin(), words.end(), "-e") != words.end();
-    if (!has_code && first != words.end() && first->ends_with(".lua")) words.insert(first, "run");
-    std::vector<std::string> rest = cut_after_file(words);
+    std::vector<std::string> script_words = split_script(words);
     std::reverse(words.begin(), words.end());
     app.parse(words);
     for (auto* sub : app.get_subcommands()) {
         chosen = sub->get_name();
-        if (chosen != "run" || c.file.empty() || c.file.starts_with("-")) refuse_unknown(*sub);
-        if (chosen == "run") {
-            c.words = rest;
-            MOE_CHECK(!c.file.empty(), usage, "moelab run", "no file", "run [--ranks N] FILE.lua [arguments]", "");
-        }
+        refuse_unknown(*sub);
     }
-    if (chosen.empty()) refuse_unknown(app);
+    refuse_unknown(app);
+    if (chosen == "run") {
+        MOE_CHECK(!c.file.empty(), usage, "moelab run", "no file", "run [--ranks N] FILE.lua [arguments]", "");
+        c.words = script_words;
+    }
     return c;
 }
 

@@ -61,9 +61,9 @@ std::string text_of(lua_State* L, int index) {
     }
     if (!text) return got_text(L, index) + ": " + to_string(L, index);
     if (lua_istable(L, index)) {
-        if (luaL_getmetafield(L, index, "__methods") != LUA_TNIL) lua_pop(L, 1);
-        lua_getfield(L, index, "__methods");
-        bool is_type = lua_istable(L, -1);
+        index = lua_absindex(L, index);
+        lua_pushliteral(L, "__methods");
+        bool is_type = lua_rawget(L, index) == LUA_TTABLE;
         lua_pop(L, 1);
         if (is_type) {
             for (const char* list : {"__methods", "__fields"}) {

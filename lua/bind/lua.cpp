@@ -53,12 +53,12 @@ int index_object(lua_State* L) {
     }
     lua_pop(L, 1);
     if (!lua_isnil(L, kFallback)) {
+        int top = lua_gettop(L);
         lua_pushvalue(L, kFallback);
         lua_pushvalue(L, 1);
         lua_pushvalue(L, 2);
-        lua_call(L, 2, 1);
-        if (!lua_isnil(L, -1)) return 1;
-        lua_pop(L, 1);
+        lua_call(L, 2, LUA_MULTRET);
+        if (lua_gettop(L) > top) return lua_gettop(L) - top;    // one value, which may be nil; none: it does not know the key
     }
     std::string type = lua_tostring(L, kName);
     std::vector<std::string> known = ordered_keys(L, kMethods);

@@ -108,7 +108,7 @@ template <class T>
 struct TypeName;
 
 /// A userdata type. Methods are called as x:name(…), fields read as x.name; both have help texts. Unknown names are errors with
-/// the nearest one, unless `index` (a fallback, called with object and key) gives a value.
+/// the nearest one, unless `index` (a fallback, called with object and key) gives a value, nil included; none means unknown.
 struct Type {
     const char* name;
     const char* help;

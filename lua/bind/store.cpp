@@ -76,7 +76,7 @@ void fill(Model& m, const std::string& path, store::NamedTensors tensors) {
         } else {
             unexpected.push_back(name);
         }
-        tensor = {};    // its pages can go
+        tensor = at::Tensor();    // its pages can go
     }
     for (auto& name : m.store().names()) {
         if (!seen.contains(name)) missing.push_back(name);

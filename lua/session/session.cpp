@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <filesystem>
 
 namespace moe::lua {
 namespace {
@@ -102,6 +103,19 @@ void push_converted(lua_State* L, const std::string& text) {
     } else if (text.empty() || lua_stringtonumber(L, text.c_str()) != text.size() + 1) {
         push_string(L, text);
     }
+}
+
+/// require finds modules beside the script.
+void prepend_to_path(lua_State* L, const std::filesystem::path& folder) {
+    std::string place = (folder.empty() ? "." : folder.native()) + "/?.lua;";
+    lua_getglobal(L, "package");
+    lua_getfield(L, -1, "path");
+    std::string path = to_string(L, -1);
+    if (!path.starts_with(place)) {
+        push_string(L, place + path);
+        lua_setfield(L, -3, "path");
+    }
+    lua_pop(L, 2);
 }
 }  // namespace
 
@@ -246,6 +260,7 @@ Result Session::run_file(const std::string& path, const Arguments& arguments) {
     if (!text.empty() && text[0] == '#') text = "--" + text;    // a line "#!/usr/bin/env …" counts, so that line numbers stay
     if (!load(text, "@" + path, result)) return result;
     control_.script = path;
+    prepend_to_path(L_, std::filesystem::path(path).parent_path());
     push_arguments(arguments, path);
     lua_setglobal(L_, "arg");
     result = call(0);

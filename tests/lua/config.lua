@@ -75,7 +75,7 @@ end)
 test("config: help explains a key", function()
   local text = moe.help_text(moe.config "tiny", "model.moe.capacity_factor")
   check.contains(text, "capacity_factor")
-  raises("usage", function() return moe.help_text(moe.config "tiny", "model.moe.capacity") end, "capacity_factor")
+  raises("usage", function() return moe.help_text(moe.config "tiny", "model.moe.capacity_facto") end, "capacity_factor")
 end)
 
 check.done()

@@ -28,7 +28,7 @@ test("plots: long curves keep their extremes", function()
   y[7777] = 50
   local p = viz.line { { y = y }, y_min = 0 }
   is(#p.svg < 60000)
-  check.contains(p.svg, ",24 ")    -- the top of the picture is reached
+  check.contains(p.svg, ",40 ")    -- the top of the plot is reached
 end)
 
 test("plots: heat maps, small multiples on one scale", function()
