@@ -7,7 +7,7 @@ local LOGITS, LOSS, GRADIENT = 1e-4, 1e-5, 1e-4
 
 --- ‖got − want‖ / ‖want‖, in float64; an error where something is not finite.
 local function relative(got, want, what)
-  got, want = got:to("fp64"), want:to("fp64")
+  got, want = got:to("cpu"):to("fp64"), want:to("fp64")
   if not got:is_finite() then error(what .. " is not finite", 2) end
   local scale = want:norm():item()
   return (got - want):norm():item() / (scale > 0 and scale or 1)

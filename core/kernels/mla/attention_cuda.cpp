@@ -51,7 +51,7 @@ sm90::MlaLayout layout(const MlaInputs& in, int64_t W, int64_t U) {
 /// v as it lies in kv, where its rows start at multiples of 16 bytes.
 Tensor v_in_kv(const MlaInputs& in) {
     const MlaShape& m = in.shape;
-    return in.kv.view({m.B * m.S, m.G, m.nope + m.v}).narrow(2, m.nope, m.v);
+    return in.kv.reshape({m.B * m.S, m.G, m.nope + m.v}).narrow(2, m.nope, m.v);
 }
 
 Operands assemble(const MlaInputs& in, int64_t W, int64_t U, bool view_of_v, cudaStream_t stream) {
@@ -90,7 +90,7 @@ void hand_over(const Tensor& made, Tensor out) {
 
 // ---- cudnn: tensors as [B, heads, S, width] views
 
-Tensor heads_first(const Tensor& x, const MlaShape& m) { return x.view({m.B, m.S, -1, x.size(-1)}).transpose(1, 2); }
+Tensor heads_first(const Tensor& x, const MlaShape& m) { return x.reshape({m.B, m.S, -1, x.size(-1)}).transpose(1, 2); }
 Tensor tokens_first(const Tensor& x) { return x.transpose(1, 2).contiguous().flatten(0, 1); }
 
 /// [T, G, v] → [B, G, S, v], also where x is a view with gaps.
@@ -110,7 +110,7 @@ void cudnn_backward(const MlaInputs& in, const Tensor& out, const std::vector<Te
                     cudaStream_t stream) {
     const MlaShape& m = in.shape;
     Tensor v = saved[2].defined() ? saved[2] : v_in_kv(in);
-    auto heads = [&](const Tensor& x) { return x.view({m.B, m.S, m.H, m.v}).transpose(1, 2); };
+    auto heads = [&](const Tensor& x) { return x.reshape({m.B, m.S, m.H, m.v}).transpose(1, 2); };
     auto [gq, gk, gv] = at::_scaled_dot_product_cudnn_attention_backward(
         heads(dout), heads_first(saved[0], m), heads_first(saved[1], m), v_heads_first(v, m), heads(out), saved[3], saved[4], saved[5], Tensor(), Tensor(), Tensor(), m.S, m.S,
         0.0, true, m.softmax_scale);
@@ -168,7 +168,7 @@ struct Composed {
     Tensor q, k, v;                                 // [B·H, S, D or v], k and v repeated for the query heads of a group
     int64_t rows;                                   // query rows of a block
 };
-Tensor by_head(const Tensor& x, const MlaShape& m) { return x.view({m.B, m.S, -1, x.size(-1)}).transpose(1, 2); }
+Tensor by_head(const Tensor& x, const MlaShape& m) { return x.reshape({m.B, m.S, -1, x.size(-1)}).transpose(1, 2); }
 
 Composed compose(const MlaInputs& in, cudaStream_t stream) {
     const MlaShape& m = in.shape;
@@ -196,7 +196,7 @@ Tensor probabilities(const MlaInputs& in, const Composed& c, int64_t lo, int64_t
 /// [B·H, S, n] → [T, H, n] in q's dtype.
 Tensor by_token(const Tensor& x, const MlaInputs& in) {
     const MlaShape& m = in.shape;
-    return x.view({m.B, m.H, m.S, x.size(-1)}).transpose(1, 2).reshape({m.B * m.S, m.H, x.size(-1)}).to(in.q.scalar_type());
+    return x.reshape({m.B, m.H, m.S, x.size(-1)}).transpose(1, 2).reshape({m.B * m.S, m.H, x.size(-1)}).to(in.q.scalar_type());
 }
 
 void composed_forward(const MlaInputs& in, Tensor out, cudaStream_t stream) {
@@ -207,14 +207,14 @@ void composed_forward(const MlaInputs& in, Tensor out, cudaStream_t stream) {
         const int64_t hi = std::min(m.S, lo + c.rows);
         o.narrow(1, lo, hi - lo).copy_(at::bmm(probabilities(in, c, lo, hi), c.v.narrow(1, 0, hi)));
     }
-    out.copy_(by_token(o, in).view(out.sizes()));
+    out.copy_(by_token(o, in).reshape(out.sizes()));
 }
 
 /// dS = P · (dO Vᵀ − rowsum(dO · O)) · scale; dQ = dS K, dK = dSᵀ Q, dV = Pᵀ dO.
 void composed_backward(const MlaInputs& in, const Tensor& out, const Tensor& dout, const Tensor& dq, const Tensor& dkv, const Tensor& dk_rope, cudaStream_t stream) {
     const MlaShape& m = in.shape;
     Composed c = compose(in, stream);
-    auto heads = [&](const Tensor& x) { return by_head(x.view({m.B * m.S, m.H, m.v}), m).to(c.q.scalar_type()).reshape({m.B * m.H, m.S, m.v}); };
+    auto heads = [&](const Tensor& x) { return by_head(x.reshape({m.B * m.S, m.H, m.v}), m).to(c.q.scalar_type()).reshape({m.B * m.H, m.S, m.v}); };
     Tensor o = heads(out), d = heads(dout), delta = (o * d).sum(-1, /*keepdim=*/true);
     Tensor gq = at::empty_like(c.q), gk = at::zeros_like(c.k), gv = at::zeros_like(c.v);
     for (int64_t lo = 0; lo < m.S; lo += c.rows) {
@@ -226,7 +226,7 @@ void composed_backward(const MlaInputs& in, const Tensor& out, const Tensor& dou
         gq.narrow(1, lo, n).copy_(at::bmm(ds, c.k.narrow(1, 0, hi)));
     }
     auto gather = [&](const Tensor& x) {            // the sum over the query heads of a group
-        Tensor y = x.view({m.B, m.G, m.H / m.G, m.S, x.size(-1)}).sum(2);
+        Tensor y = x.reshape({m.B, m.G, m.H / m.G, m.S, x.size(-1)}).sum(2);
         return y.transpose(1, 2).reshape({m.B * m.S, m.G, x.size(-1)}).to(in.q.scalar_type());
     };
     take_apart(in, {by_token(gq, in), gather(gk), gather(gv)}, dq, dkv, dk_rope, stream);
