@@ -13,9 +13,6 @@ void product_nn(const Tensor& dy_TO, const Tensor& w_OI, Tensor dx_TI) { MOE_BY_
 void add_product_tn(const Tensor& dy_TO, const Tensor& x_TI, Tensor dw_OI) { MOE_BY_DEVICE("linear", dy_TO, add_product_tn, dy_TO, x_TI, dw_OI); }
 
 namespace {
-/// The object file that answers MKL's processor check is linked because of this reference.
-[[maybe_unused]] const bool kMklSwitch = mkl_switch_active();
-
 void check_weight(std::string_view op, const Tensor& x, const WeightPtr& w, int64_t dims) {
     check_dims(op, {"x", x}, 2);
     MOE_CHECK(w, state, std::string(op), "no weight", "a Weight", "");

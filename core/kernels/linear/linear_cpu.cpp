@@ -8,6 +8,9 @@
 
 namespace moe::kernels {
 namespace {
+/// The object file that answers MKL's processor check is linked because of this reference.
+[[maybe_unused]] const bool kMklSwitch = mkl_switch_active();
+
 at::ScalarType product_dtype(const Tensor& a, const Tensor& b) {
     return a.scalar_type() == at::kDouble || b.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
 }

@@ -2,6 +2,10 @@
 #include "core/kernels/linear/linear_kernels.h"
 #include "tests/unit/kernels/reference.h"
 
+#include <dlfcn.h>
+
+extern "C" int mkl_serv_intel_cpu_true();
+
 using namespace moe;
 using namespace moe::kernels;
 using namespace moe::kernels::test;
@@ -135,6 +139,11 @@ TEST_CASE("grouped_linear: a deferred weight gradient equals an immediate one", 
     backward(grouped_linear(x, offsets, later), {x}, dy);
     sink.drain(0, 0);
     CHECK(bit_equal(now->grad, later->grad));
+}
+
+TEST_CASE("linear: this program's answer to MKL's processor check is the one that LibTorch finds", "[kernels][linear]") {
+    CHECK(mkl_switch_active());
+    CHECK(dlsym(RTLD_DEFAULT, "mkl_serv_intel_cpu_true") == reinterpret_cast<void*>(&mkl_serv_intel_cpu_true));
 }
 
 TEST_CASE("linear: wrong operands are named with their values", "[kernels][linear]") {
