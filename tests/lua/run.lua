@@ -99,7 +99,7 @@ test("run: wrong events, keys and folders", function()
   raises("io", function() return moe.run { config = cfg:with { output_dir = "/proc/none" }, console = false } end)
   raises("config", function() return moe.run { config = cfg:with { model = { moe = { num_experts_per_token = 9 } } } } end, "9")
   raises("config", function() return moe.run { config = cfg:with { training = { use_mtp = true } } } end)
-  raises("io", function() return moe.run { config = cfg:with { data = { dataset_type = "text", sources = { { name = "a", path = folder .. "/none" } } } } } end, "none")
+  raises("io", function() return moe.run { config = cfg:with { data = { dataset_type = "text", sources = { { name = "a", path = folder .. "/none" } } }, validation = { enabled = false } } } end, "none")
 end)
 
 test("run: an error in a callback comes out, the run goes on", function()
