@@ -53,7 +53,11 @@ int choose_threads(int wanted) {
     return std::max(1, physical_cores() / std::max(1, ranks_here));
 }
 
-int launched_rank() { return environment_integer({"OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID"}, 0); }
+int launched_rank() {
+    const char* backend = std::getenv("MOELAB_BACKEND");      // as dist::launched_with_ranks: plain srun tasks are runs of their own
+    if (backend && std::string_view(backend) == "mpi") return environment_integer({"OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID"}, 0);
+    return environment_integer({"OMPI_COMM_WORLD_RANK", "PMI_RANK"}, 0);
+}
 
 void become_ranks(int ranks, const std::vector<std::string>& arguments) {
     std::string self = std::filesystem::read_symlink("/proc/self/exe").native();

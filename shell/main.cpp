@@ -34,32 +34,22 @@ struct CommandLine {
     bool json = false, keys = false, version = false;
 };
 
-/// Options of an application and of the commands above it, and the names of its commands.
-std::vector<std::string> known_names(const CLI::App& app, bool options) {
-    std::vector<std::string> names;
-    if (!options) {
-        for (auto* sub : app.get_subcommands({})) names.push_back(sub->get_name());
-        return names;
-    }
-    for (const CLI::App* a = &app; a; a = a->get_parent()) {
+/// Throws (usage) for the first word that neither the program nor the chosen command (null: none) took.
+void refuse_unknown(const CLI::App& app, const CLI::App* chosen) {
+    std::vector<std::string> options, commands, left = app.remaining(/*recurse=*/true);
+    if (left.empty()) return;
+    for (const CLI::App* a : {&app, chosen}) {
+        if (!a) continue;
         for (auto* option : a->get_options()) {
-            for (auto& name : option->get_lnames()) names.push_back("--" + name);
-            for (auto& name : option->get_snames()) names.push_back("-" + name);
+            for (auto& name : option->get_lnames()) options.push_back("--" + name);
+            for (auto& name : option->get_snames()) options.push_back("-" + name);
         }
     }
-    return names;
-}
-
-/// Throws (usage) for the first word that nothing took.
-void refuse_unknown(const CLI::App& app) {
-    for (auto& word : app.remaining()) {
-        bool option = word.starts_with("-");
-        auto known = known_names(app, option);
-        std::string name = word.substr(0, word.find('='));
-        std::string where = app.get_parent() ? "moelab " + app.get_name() : "moelab";
-        std::string hint = did_you_mean(name, known);
-        MOE_THROW(usage, where, fmt::format("unknown {} \"{}\"", option ? "option" : "command", word), option ? "one of its options" : "a command or a FILE.lua", hint.empty() ? "--help lists them" : hint);
-    }
+    for (auto* sub : app.get_subcommands({})) commands.push_back(sub->get_name());
+    bool is_option = left[0].starts_with("-");
+    std::string hint = did_you_mean(left[0].substr(0, left[0].find('=')), is_option ? options : commands);
+    throw Error({ErrorKind::usage, chosen ? "moelab " + chosen->get_name() : "moelab", fmt::format("unknown {} \"{}\"", is_option ? "option" : "command", left[0]),
+                 is_option ? "one of its options" : "a command or a FILE.lua", hint.empty() ? "--help lists them" : hint, "", -1, ""});
 }
 
 /// Takes what follows the script's path off `words` and gives it back: those words are the script's own, options too. Where no
@@ -112,13 +102,11 @@ CommandLine parse(CLI::App& app, std::vector<std::string> words, std::string& ch
     std::vector<std::string> script_words = split_script(words);
     std::reverse(words.begin(), words.end());
     app.parse(words);
-    for (auto* sub : app.get_subcommands()) {
-        chosen = sub->get_name();
-        refuse_unknown(*sub);
-    }
-    refuse_unknown(app);
+    auto used = app.get_subcommands();
+    if (!used.empty()) chosen = used[0]->get_name();
+    refuse_unknown(app, used.empty() ? nullptr : used[0]);
     if (chosen == "run") {
-        MOE_CHECK(!c.file.empty(), usage, "moelab run", "no file", "run [--ranks N] FILE.lua [arguments]", "");
+        if (c.file.empty()) throw Error({ErrorKind::usage, "moelab run", "no file", "run [--ranks N] FILE.lua [arguments]", "", "", -1, ""});
         c.words = script_words;
     }
     return c;
@@ -128,7 +116,7 @@ CommandLine parse(CLI::App& app, std::vector<std::string> words, std::string& ch
 /// from all ranks alike, so only rank 0 says them.
 int report(ErrorParts error, bool json) {
     int rank = launched_rank();
-    bool same_on_all = error.kind == ErrorKind::usage || error.kind == ErrorKind::config || error.kind == ErrorKind::io || error.kind == ErrorKind::interrupted;
+    bool same_on_all = error.kind == ErrorKind::usage || error.kind == ErrorKind::config || error.kind == ErrorKind::interrupted;
     if (rank > 0 && error.rank < 0) error.rank = rank;
     if (rank == 0 || !same_on_all) {
         std::fflush(stdout);

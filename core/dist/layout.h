@@ -38,6 +38,7 @@ struct ContextParallel {
     at::Tensor gather(const at::Tensor& x) const;
 };
 
+/// The verbs of one rank.
 struct Layout {
     TensorParallel tp;
     ExpertParallel ep;

@@ -7,6 +7,7 @@
 
 namespace moe {
 
+/// How a model is held in memory.
 struct ModelOptions {
     Precision precision;
     at::Device device = at::kCPU;
@@ -14,6 +15,7 @@ struct ModelOptions {
     int num_moments = 2;                  ///< optimizer's state tensors (train/optimizer.h)
 };
 
+/// Segments, parameters and router buffers of one rank. Neither copied nor moved: segments point into it.
 class Model {
 public:
     /// Builds segments and parameters and initialises them. Throws moe::Error (config: not built yet, impossible shapes; memory).

@@ -46,6 +46,7 @@ struct Call {
     bool again = false;                   ///< a recomputation: decisions are taken from batch.routed, nothing is counted
 };
 
+/// A named piece of the model.
 struct Segment {
     std::string name;                     ///< e.g. "layers.3.attention"
     int64_t layer = -1;                   ///< absolute index, −1 outside the layers

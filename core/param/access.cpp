@@ -2,31 +2,16 @@
 #include "core/param/param_store.h"
 
 #include "core/base/error.h"
+#include "core/base/suggest.h"
 #include "core/tensor/check.h"
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/isfinite.h>
 
 #include <algorithm>
-#include <numeric>
 
 namespace moe {
 namespace {
-/// Number of single-character edits between two names. Source: Levenshtein, 1966.
-size_t distance(const std::string& a, const std::string& b) {
-    std::vector<size_t> row(b.size() + 1);
-    std::iota(row.begin(), row.end(), size_t(0));
-    for (size_t i = 0; i < a.size(); ++i) {
-        size_t diagonal = row[0]++;
-        for (size_t j = 0; j < b.size(); ++j) {
-            size_t replace = diagonal + (a[i] != b[j]);
-            diagonal = row[j + 1];
-            row[j + 1] = std::min({replace, row[j] + 1, row[j + 1] + 1});
-        }
-    }
-    return row.back();
-}
-
 int64_t row_elements(const std::vector<int64_t>& shape) {
     int64_t n = 1;
     for (size_t i = 1; i < shape.size(); ++i) n *= shape[i];
@@ -37,8 +22,7 @@ int64_t row_elements(const std::vector<int64_t>& shape) {
 const ParamStore::Placed& ParamStore::placed(const std::string& name) const {
     auto found = tensors_.find(name);
     if (found != tensors_.end()) return found->second;
-    auto nearest = std::min_element(names_.begin(), names_.end(), [&](const auto& a, const auto& b) { return distance(a, name) < distance(b, name); });
-    MOE_THROW(config, "parameter", name, fmt::format("one of {} names", names_.size()), nearest == names_.end() ? "no parameter is declared" : fmt::format("nearest: {}", *nearest));
+    MOE_THROW(config, "parameter", name, fmt::format("one of {} names", names_.size()), did_you_mean(name, names_));
 }
 
 const TensorSpec& ParamStore::spec(const std::string& name) const { return placed(name).spec; }

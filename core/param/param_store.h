@@ -65,6 +65,7 @@ struct Bucket {
     std::vector<Range> ranges;                ///< merged, cover [own_begin, own_end)
 };
 
+/// How the store holds its tensors.
 struct StoreOptions {
     Precision precision;
     at::Device device = at::kCPU;
@@ -74,6 +75,7 @@ struct StoreOptions {
     bool training = true;                     ///< false: no gradients and no state
 };
 
+/// Owner of all parameters; not copied: handles point at its sink.
 class ParamStore {
 public:
     /// Throws moe::Error (config) for a ZeRO stage other than 0 and 1.
@@ -109,6 +111,7 @@ public:
     /// Elements of all logical tensors on this rank.
     int64_t num_parameters() const;
 
+    /// All main gradients become 0.
     void zero_grads();
     /// Sums main gradients over the ranks that hold the same parameters: all-reduce under ZeRO 0, reduce-scatter into the own
     /// part under ZeRO 1, whose other parts keep this rank's share. Gradients of frozen tensors become zero first.

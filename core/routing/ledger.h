@@ -6,8 +6,10 @@
 
 namespace moe::routing {
 
+/// Counts of one optimizer step.
 class Ledger {
 public:
+    /// Zero counts of `num_layers` absolute layers; those without a router stay zero.
     Ledger(int64_t num_layers, int64_t num_experts, int64_t num_domains, at::Device device);
     /// Adds a layer's decision: ids int64 [T, K]; domain int32 [T], −1 for padding, which counts nowhere. No synchronisation.
     void count(int64_t layer, const at::Tensor& ids_TK, const at::Tensor& domain_T);

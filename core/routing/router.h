@@ -8,8 +8,10 @@
 namespace moe::routing {
 using at::Tensor;
 
+/// What turns logits into scores.
 enum class Scoring { sigmoid, softmax };
 
+/// A router's rule, from model.moe.
 struct RouterSettings {
     int64_t num_experts = 0, top_k = 0, n_group = 1, topk_group = 1;
     Scoring scoring = Scoring::sigmoid;

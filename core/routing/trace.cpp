@@ -11,6 +11,8 @@
 namespace moe::routing {
 
 void Trace::begin(const at::Tensor& ids_T, const at::Tensor& domain_T) {
+    int64_t highest = domain_T.numel() ? domain_T.max().item<int32_t>() : -1;
+    MOE_CHECK(highest < int64_t(domains_.size()), data, "trace: domain", std::to_string(highest), fmt::format("a label below {}", domains_.size()), "");
     ids_.push_back(ids_T.to(at::kCPU));
     domain_.push_back(domain_T.to(at::kCPU));
 }

@@ -9,10 +9,14 @@
 
 namespace moe::routing {
 
+/// Ids, domains and chosen experts of the traced tokens, in the order in which they came.
 class Trace {
 public:
-    Trace(int64_t num_experts, std::vector<std::string> domains) : num_experts_(num_experts), domains_(std::move(domains)) {}
-    /// Tokens of the next micro-batch, before its layers: ids int64 [T], domain int32 [T] (−1: padding). Padding is kept but counts nowhere.
+    /// An empty record; `domains` names the labels of begin(). Run::evaluate sets those of the validation data.
+    explicit Trace(int64_t num_experts, std::vector<std::string> domains = {}) : num_experts_(num_experts), domains_(std::move(domains)) {}
+    void set_domains(std::vector<std::string> domains) { domains_ = std::move(domains); }
+    /// Tokens of the next micro-batch, before its layers: ids int64 [T], domain int32 [T] (−1: padding). Padding is kept but
+    /// counts nowhere. Throws moe::Error (data) for a label without a name.
     void begin(const at::Tensor& ids_T, const at::Tensor& domain_T);
     /// The decision of one layer (absolute index) for the tokens of the last begin().
     void add(int64_t layer, const at::Tensor& ids_TK);

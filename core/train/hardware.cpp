@@ -78,15 +78,15 @@ double peak_memory_bytes(at::Device device) {
     return std::strtod(proc_field("/proc/self/status", "VmHWM").c_str(), nullptr) * 1024;
 }
 
-at::Device choose_device(const std::string& wanted, int local_rank) {
+at::Device choose_device(const std::string& wanted) {
     MOE_CHECK(wanted.empty() || wanted == "cpu" || wanted == "cuda", config, "device", wanted, "cpu or cuda", "null takes cuda where there is a GPU");
     int gpus = 0;
 #ifdef MOE_WITH_CUDA
     gpus = c10::cuda::device_count();
 #endif
-    if (wanted == "cpu" || (wanted.empty() && gpus <= local_rank)) return at::kCPU;
-    MOE_CHECK(gpus > local_rank, device, "device", fmt::format("cuda for local rank {} with {} GPUs", local_rank, gpus), "a GPU a rank", "use device=cpu, or build and run where CUDA is");
-    return at::Device(at::kCUDA, c10::DeviceIndex(local_rank));
+    if (wanted == "cpu" || (wanted.empty() && gpus == 0)) return at::kCPU;
+    MOE_CHECK(gpus > 0, device, "device", "cuda, and no GPU is seen", "a GPU", "use device=cpu, or build and run where CUDA is");
+    return at::Device(at::kCUDA, 0);
 }
 
 }  // namespace moe::train

@@ -16,8 +16,8 @@ std::string device_name(at::Device device);
 double peak_flops(at::Device device, const Precision& precision);
 /// Peak memory in bytes: allocated by LibTorch on a GPU, resident on the CPU.
 double peak_memory_bytes(at::Device device);
-/// "cuda" where LibTorch and this build see a GPU, else "cpu". `wanted` is the config's device: null takes that default; a wish
-/// that cannot be met throws moe::Error (device).
-at::Device choose_device(const std::string& wanted, int local_rank);
+/// The device of a single rank. `wanted` is "cpu", "cuda", or "" for cuda where LibTorch and this build see a GPU, else the CPU; a
+/// wish that cannot be met throws moe::Error (device), another word (config).
+at::Device choose_device(const std::string& wanted);
 
 }  // namespace moe::train

@@ -28,11 +28,6 @@ Config resolved(Config c) {
     return c;
 }
 
-int local_rank(const dist::Group& world) {
-    const char* text = std::getenv("OMPI_COMM_WORLD_LOCAL_RANK");
-    return text ? std::atoi(text) : world.rank();
-}
-
 double max_vio(const Tensor& counts_LE, const std::vector<int64_t>& layers) {
     double worst = 0;
     for (int64_t layer : layers) {
@@ -56,12 +51,16 @@ std::string StepMetrics::json() const {
 
 Run::Run(const Config& config, const RunOptions& options, const dist::Group& world)
     : config_(resolved(config)), options_(options), mesh_(dist::make_mesh(config_.distributed, world)) {
-    at::Device device = choose_device(config_.device.value_or(""), local_rank(mesh_.world));
+    bool alone = mesh_.world.size() == 1;
+    MOE_CHECK(alone || config_.device.value_or("cpu") == "cpu", device, "device", fmt::format("cuda on {} ranks", mesh_.world.size()), "one rank on a GPU, or device=cpu",
+              "several GPUs need a communication library that is not built yet (row D1)");
+    at::Device device = choose_device(alone ? config_.device.value_or("") : "cpu");
     Precision precision = Precision::named(config_.training.precision());
     config_.training.micro_batches(mesh_.dp.size());                     // throws where it does not divide
     loader_ = data::open_loader(config_, /*validation=*/false);
     num_steps_ = config_.training.total_steps(plan::count(config_.model).total).value_or(0);
     MOE_CHECK(num_steps_ > 0, config, "training.train_steps", "null", "a length of the run", "set training.train_steps, total_training_tokens or tokens_per_parameter_ratio");
+    if (config_.deterministic) at::globalContext().setDeterministicAlgorithms(true, /*warn_only=*/false);
     model_ = std::make_unique<Model>(config_, mesh_, ModelOptions{precision, device, true, num_moments(config_.training.optimizer)});
     ledger_ = std::make_unique<routing::Ledger>(config_.model.num_layers, config_.model.moe.num_experts, int64_t(loader_->domains().size()), device);
     executor_ = std::make_unique<Executor>(*model_);
@@ -70,12 +69,13 @@ Run::Run(const Config& config, const RunOptions& options, const dist::Group& wor
     if (!options_.log_folder) return;
     folder_ = make_run_folder(config_, options_.name.empty() ? config_.experiment_name : options_.name,
                               {options_.command, options_.script, device_name(device), mesh_.world.size()}, mesh_.world);
-    log::set_file(fmt::format("{}/log.rank{}.txt", folder_, mesh_.world.rank()));
+    log_path_ = fmt::format("{}/log.rank{}.txt", folder_, mesh_.world.rank());
+    log::set_file(log_path_);
     if (mesh_.world.rank() == 0) metrics_ = std::make_unique<metrics::Writer>(folder_ + "/metrics");
 }
 
 Run::~Run() {
-    if (!folder_.empty()) log::set_file("");
+    if (!folder_.empty()) log::close_file(log_path_);
 }
 
 /// This rank's micro-batches of the next step. `valid` becomes the number of targets of the global batch.
@@ -133,11 +133,9 @@ StepMetrics Run::step() {
         log::warn(fmt::format("step {}: loss {} and gradient norm {}: skipped{}", step_ + 1, m.loss, m.grad_norm, where.empty() ? "" : "; first in " + where));
         store.zero_grads();
         ++skipped_in_a_row_;
-        MOE_CHECK(skipped_in_a_row_ < config_.training.max_skipped_steps, state, "training", fmt::format("{} steps in a row whose loss or gradient is not finite", skipped_in_a_row_), "finite numbers",
-                  "lower training.learning_rate, raise lr_warmup_steps, or look at the data");
     } else {
         skipped_in_a_row_ = 0;
-        update(store, config_.training, m.lr, m.grad_norm, step_ + 1);
+        update(store, config_.training, m.lr, m.grad_norm, ++updates_);
         balance(last_counts_);
     }
     m.step = ++step_;
@@ -150,6 +148,9 @@ StepMetrics Run::step() {
     m.tflops = m.tokens_per_sec * flops_per_token_ * 1e-12;
     m.mfu = peak_flops_ > 0 ? m.tflops * 1e12 / peak_flops_ : 0;
     record(m);
+    MOE_CHECK(skipped_in_a_row_ < config_.training.max_skipped_steps, state, "training", fmt::format("{} steps in a row whose loss or gradient is not finite", skipped_in_a_row_), "finite numbers",
+              "lower training.learning_rate, raise lr_warmup_steps, or look at the data");
+    validate_at_interval();
     return m;
 }
 
@@ -165,7 +166,30 @@ void Run::record(const StepMetrics& m) {
         }
     }
     if (m.step % config_.training.log_interval && m.step != 1) return;
-    if (options_.console && config_.logging.console) fmt::print("{}\n", options_.json ? m.json() : m.line());
+    say(m.line(), m.json());
+}
+
+/// The validation loss by domain, every training.eval_interval steps.
+void Run::validate_at_interval() {
+    if (!config_.validation.enabled || step_ % config_.training.eval_interval) return;
+    Evaluation e = evaluate();
+    if (mesh_.world.rank() != 0) return;
+    std::vector<std::pair<std::string, double>> values = {{"validation_loss", e.loss}};
+    std::string line = fmt::format("validation: step: {} mean: {:.5f}", step_, e.loss);
+    if (config_.validation.by_domain)
+        for (auto& [name, loss] : e.by_domain) {
+            values.emplace_back("validation_loss/" + name, loss);
+            line += fmt::format(" {}: {:.5f}", name, loss);
+        }
+    if (metrics_) metrics_->scalars(step_, 0, values);
+    say(line, nlohmann::ordered_json(values).dump());
+}
+
+/// A line for the run's log file, and for standard output where the console is on.
+void Run::say(const std::string& line, const std::string& json) {
+    if (!folder_.empty()) log::to_file(line);
+    if (!options_.console || !config_.logging.console) return;
+    fmt::print("{}\n", options_.json ? json : line);
     std::fflush(stdout);
 }
 
@@ -181,6 +205,7 @@ Evaluation Run::evaluate(routing::Trace* trace, int64_t max_batches) {
     auto loader = data::open_loader(config_, /*validation=*/true);
     int64_t ranks = mesh_.dp.size(), per = t.micro_batch_size, D = int64_t(loader->domains().size());
     Tensor sum = at::zeros({2, D}, at::kDouble);                        // loss and tokens by domain
+    if (trace) trace->set_domains(loader->domains());
     for (int64_t i = 0; i < (max_batches > 0 ? max_batches : config_.validation.max_batches); ++i) {
         data::Batch b = loader->next(per * ranks, per * mesh_.dp.rank(), per);
         MicroBatch batch = model_->micro_batch(b.ids, b.targets, b.domain, config_.data.packing && config_.data.document_mask ? b.doc_start : Tensor());

@@ -34,6 +34,7 @@ struct Evaluation {
     int64_t num_tokens = 0;
 };
 
+/// What a run is besides its configuration.
 struct RunOptions {
     std::string name;                     ///< "" = experiment_name
     std::string script;                   ///< path of the script to copy, "" for none
@@ -43,6 +44,7 @@ struct RunOptions {
     bool json = false;                    ///< as one JSON object a line
 };
 
+/// Owns model, data, optimizer state and log folder; every rank of a job has one and calls the same methods.
 class Run {
 public:
     /// Validates, opens the data, makes the log folder, builds the model over the ranks of `world`. Throws moe::Error.
@@ -73,9 +75,11 @@ private:
     std::vector<MicroBatch> load_batch(double& valid);
     void balance(const Tensor& counts);
     void record(const StepMetrics& m);
+    void validate_at_interval();
+    void say(const std::string& line, const std::string& json);
     Config config_;
     RunOptions options_;
-    std::string folder_;
+    std::string folder_, log_path_;
     dist::Mesh mesh_;
     std::unique_ptr<data::Loader> loader_;
     std::unique_ptr<Model> model_;
@@ -84,7 +88,7 @@ private:
     std::unique_ptr<metrics::Writer> metrics_;
     Mode mode_ = Mode::scheduled;
     bool defer_ = false;
-    int64_t step_ = 0, num_steps_ = 0, tokens_ = 0, skipped_in_a_row_ = 0;
+    int64_t step_ = 0, updates_ = 0, num_steps_ = 0, tokens_ = 0, skipped_in_a_row_ = 0;
     double flops_per_token_ = 0, peak_flops_ = 0;
     Tensor last_counts_, last_counts_by_domain_;
 };

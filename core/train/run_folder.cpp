@@ -30,7 +30,7 @@ std::string environment_json(const Environment& e) {
     gethostname(host, sizeof host - 1);
     nlohmann::ordered_json j = {{"moelab", kVersion}, {"commit", kCommit}, {"libtorch", kTorchVersion}, {"compiler", __VERSION__}, {"device", e.device}, {"host", host},
                                 {"threads", at::get_num_threads()}, {"ranks", e.ranks}, {"command", e.command}, {"script", e.script}, {"started", std::time(nullptr)}};
-    return j.dump(2) + "\n";
+    return j.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n";
 }
 
 /// The new folder, or throws.
@@ -48,7 +48,7 @@ fs::path create(const Config& config, const std::string& name) {
 
 fs::path fill(const Config& config, const std::string& name, const Environment& e) {
     fs::path folder = create(config, name);
-    write_file(folder / "config.json", to_json(config).dump(2) + "\n");
+    write_file(folder / "config.json", to_json(config).dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n");
     write_file(folder / "env.json", environment_json(e));
     if (!e.script.empty()) {
         std::error_code error;
@@ -76,9 +76,9 @@ std::string make_run_folder(const Config& config, const std::string& name, const
     if (world.rank() == 0) {
         try {
             folder = fill(config, name, environment).string();
-        } catch (const Error& e) {
+        } catch (const std::exception& e) {
             if (world.size() == 1) throw;
-            problem = e.parts().got;
+            problem = e.what();
         }
     }
     problem = shared(problem, world);

@@ -8,6 +8,7 @@
 
 namespace moe::train {
 
+/// What one operation does with one segment and micro-batch.
 enum class OpKind { forward, backward, backward_input, weight_grad };
 /// backward_input is a backward whose weight gradients are put off until weight_grad of the same segment and micro-batch.
 struct Op {
@@ -15,6 +16,7 @@ struct Op {
     int segment = 0, micro_batch = 0;
     bool operator==(const Op&) const = default;
 };
+/// Operations in the order in which they run.
 using Program = std::vector<Op>;
 
 /// Micro-batch after micro-batch: all forwards, then all backwards in reverse. With `defer`, weight gradients run at the end of
@@ -26,6 +28,7 @@ std::string describe(const Program& program, const Model& model);
 /// How segments are joined.
 enum class Mode { scheduled, attached };
 
+/// Runs programs over a model's segments; the only place that keeps graphs, inputs and boundary gradients.
 class Executor {
 public:
     explicit Executor(Model& model) : model_(model) {}

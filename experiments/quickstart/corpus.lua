@@ -98,6 +98,7 @@ function corpus.build(folder, torch, bytes)
     out[#out + 1] = entry
     local stamp = ("%s/%s.%d.done"):format(folder, name, bytes)
     if not moe.fs.exists(stamp) then
+      os.execute(("rm -f %s/%s.*.done"):format(quote(folder), name))      -- stamps of another size, or of a build that this one replaces
       for _, part in ipairs { entry.train, entry.validation } do
         if moe.fs.exists(part) then moe.fs.remove(part, { recursive = true }) end
         moe.fs.mkdir(part)
@@ -115,7 +116,7 @@ function corpus.build(folder, torch, bytes)
       end
       if size.train < 200000 or size.validation < 20000 then
         moe.fail { kind = "data", op = "quickstart: domain " .. name, got = ("%d bytes for training, %d for validation"):format(size.train, size.validation),
-          want = "at least 200 kB and 20 kB", hint = "the domain is made of " .. about .. "; are they there?" }
+          want = "at least 200 kB and 20 kB", hint = "the domain is made of " .. about .. "; are they there" .. (name == "assembly" and ", and objdump of binutils" or "") .. "? megabytes=1 or more" }
       end
       moe.fs.write(stamp, "")
     end

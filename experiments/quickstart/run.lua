@@ -17,6 +17,12 @@ learning_rate=X      peak of the cosine
 compare=true         afterwards a second, short run without the balancing bias]])
   return
 end
+for _, key in ipairs { "seconds", "steps", "seed", "megabytes", "learning_rate" } do
+  if options[key] ~= nil and type(options[key]) ~= "number" then moe.fail { kind = "usage", op = "quickstart: " .. key, got = tostring(options[key]), want = "a number" } end
+end
+if (tonumber(os.getenv("OMPI_COMM_WORLD_SIZE")) or 1) > 1 then
+  moe.fail { kind = "usage", op = "quickstart", got = "several ranks", want = "one", hint = "it measures and draws on one process; start it without --ranks" }
+end
 local on_gpu = (options.device or moe.default_device()) == "cuda"
 local output = options.output_dir or "outputs"
 local name = options.name or "quickstart"
@@ -45,7 +51,7 @@ local function configuration(steps, bias)
   return moe.config("cpu_quick"):with(shape):with {
     experiment_name = name, output_dir = output, seed = options.seed or 42, device = options.device,
     model = { vocab_size = moe.null, init_method_std = 0.02, moe = { bias_update_speed = bias and 0.01 or 0.0, use_aux_loss_free = bias } },
-    training = { train_steps = steps, lr_warmup_steps = math.min(30, steps // 10), lr_decay_style = "cosine", min_learning_rate = 2e-4, weight_decay = 0.1, grad_clip = 1.0,
+    training = { train_steps = steps, lr_warmup_steps = math.min(30, steps // 10), lr_decay_style = "cosine", min_learning_rate = (options.learning_rate or shape.training.learning_rate) / 20, weight_decay = 0.1, grad_clip = 1.0,
       learning_rate = options.learning_rate or shape.training.learning_rate, log_interval = 1000000 },
     data = { dataset_type = "text", sources = train_sources, packing = true, document_mask = true },
     validation = { enabled = true, sources = validation_sources, max_batches = on_gpu and 8 or 40 },
@@ -55,7 +61,7 @@ end
 -- How many steps fit: a few steps of a throwaway run tell this machine's speed.
 local steps = options.steps
 if not steps then
-  local probe = moe.run { config = configuration(100, true), console = false, log = false }
+  local probe <close> = moe.run { config = configuration(100, true), console = false, log = false }
   probe:train(3)
   local clock, n = moe.clock(), 0
   while moe.clock() - clock < 4 do probe:train(1) n = n + 1 end

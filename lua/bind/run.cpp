@@ -224,7 +224,7 @@ int make_trace(lua_State* L) {
     if (o.has("tokens")) batches = (o.integer("tokens", 0) + per_batch - 1) / per_batch;
     MOE_CHECK(batches >= 0, usage, "run:trace: batches", std::to_string(batches), "1 or more", "");
     throw_if_interrupted(L);
-    auto trace = std::make_shared<routing::Trace>(r->config().model.moe.num_experts, r->domains());
+    auto trace = std::make_shared<routing::Trace>(r->config().model.moe.num_experts);
     r->evaluate(trace.get(), batches);
     push<TraceValue>(L, {trace, data::open_tokenizer(r->config().data.tokenizer), t.seq_length});
     return 1;

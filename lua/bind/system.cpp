@@ -146,7 +146,7 @@ std::vector<std::string> texts(lua_State* L, int index, const char* name) {
 }
 
 int default_device(lua_State* L) {
-    push_string(L, train::choose_device(control(L).device, 0).is_cuda() ? "cuda" : "cpu");
+    push_string(L, train::choose_device(control(L).device).is_cuda() ? "cuda" : "cpu");
     return 1;
 }
 

@@ -36,7 +36,7 @@ bool is_bf16(const Tensor& t) { return t.scalar_type() == at::kBFloat16; }
 bool bf16_into_fp32(at::ScalarType operands, const Tensor& out) { return operands == at::kBFloat16 && out.scalar_type() == at::kFloat; }
 
 /// out = a b. Operands of different dtypes are cast up first, exactly.
-void multiply(const Tensor& a, const Tensor& b, Tensor out) {
+void multiply_on_gpu(const Tensor& a, const Tensor& b, Tensor out) {
     use_full_sums();
     if (out.numel() == 0) return;
     if (a.size(1) == 0) {
@@ -52,7 +52,7 @@ void multiply(const Tensor& a, const Tensor& b, Tensor out) {
 }
 
 /// out += a b, the product of bf16 operands added in fp32.
-void multiply_add(const Tensor& a, const Tensor& b, Tensor out) {
+void multiply_add_on_gpu(const Tensor& a, const Tensor& b, Tensor out) {
     use_full_sums();
     if (out.numel() == 0 || a.size(1) == 0) return;
     auto dtype = wider(a, b);
@@ -64,7 +64,7 @@ void multiply_add(const Tensor& a, const Tensor& b, Tensor out) {
 }
 
 /// f(e, first row, rows) of every group that has rows: a loop over experts for the precisions that are for tests.
-template <class F> void each_group(const Tensor& offsets_E1, F f) {
+template <class F> void each_group_on_gpu(const Tensor& offsets_E1, F f) {
     const int64_t* offset = offsets_E1.const_data_ptr<int64_t>();
     for (int64_t e = 0; e + 1 < offsets_E1.numel(); ++e)
         if (int64_t n = offset[e + 1] - offset[e]; n > 0) f(e, offset[e], n);
@@ -103,15 +103,15 @@ void check_groups(const Tensor& offsets_E1, const Tensor& rows) {
 
 void product_nt_cuda(const Tensor& x_TI, const Tensor& w_OI, Tensor y_TO) {
     OnDevice on(x_TI);
-    multiply(x_TI, w_OI.t(), y_TO);
+    multiply_on_gpu(x_TI, w_OI.t(), y_TO);
 }
 void product_nn_cuda(const Tensor& dy_TO, const Tensor& w_OI, Tensor dx_TI) {
     OnDevice on(dy_TO);
-    multiply(dy_TO, w_OI, dx_TI);
+    multiply_on_gpu(dy_TO, w_OI, dx_TI);
 }
 void add_product_tn_cuda(const Tensor& dy_TO, const Tensor& x_TI, Tensor dw_OI) {
     OnDevice on(dy_TO);
-    multiply_add(dy_TO.t(), x_TI, dw_OI);
+    multiply_add_on_gpu(dy_TO.t(), x_TI, dw_OI);
 }
 
 void grouped_product_nt_cuda(const Tensor& x_RI, const Tensor& offsets_E1, const Tensor& w_EOI, Tensor y_RO) {
@@ -121,7 +121,7 @@ void grouped_product_nt_cuda(const Tensor& x_RI, const Tensor& offsets_E1, const
         check_groups(offsets_E1, x_RI);
         return grouped_into(x_RI, w_EOI.transpose(-2, -1), group_ends(offsets_E1, 0, w_EOI.size(0), x_RI), y_RO);
     }
-    each_group(offsets_E1, [&](int64_t e, int64_t lo, int64_t n) { multiply(x_RI.narrow(0, lo, n), w_EOI[e].t(), y_RO.narrow(0, lo, n)); });
+    each_group_on_gpu(offsets_E1, [&](int64_t e, int64_t lo, int64_t n) { multiply_on_gpu(x_RI.narrow(0, lo, n), w_EOI[e].t(), y_RO.narrow(0, lo, n)); });
 }
 
 void grouped_product_nn_cuda(const Tensor& dy_RO, const Tensor& offsets_E1, const Tensor& w_EOI, Tensor dx_RI) {
@@ -131,7 +131,7 @@ void grouped_product_nn_cuda(const Tensor& dy_RO, const Tensor& offsets_E1, cons
         check_groups(offsets_E1, dy_RO);
         return grouped_into(dy_RO, w_EOI, group_ends(offsets_E1, 0, w_EOI.size(0), dy_RO), dx_RI);
     }
-    each_group(offsets_E1, [&](int64_t e, int64_t lo, int64_t n) { multiply(dy_RO.narrow(0, lo, n), w_EOI[e], dx_RI.narrow(0, lo, n)); });
+    each_group_on_gpu(offsets_E1, [&](int64_t e, int64_t lo, int64_t n) { multiply_on_gpu(dy_RO.narrow(0, lo, n), w_EOI[e], dx_RI.narrow(0, lo, n)); });
 }
 
 /// In bf16 the grouped product writes bf16 parts, which are then added to the main gradient, some experts at a time so that
@@ -140,7 +140,7 @@ void add_grouped_product_tn_cuda(const Tensor& dy_RO, const Tensor& x_RI, const 
     OnDevice on(dy_RO);
     if (dy_RO.size(0) == 0 || dw_EOI.numel() == 0) return;
     if (!fits_grouped({dy_RO, x_RI})) {
-        each_group(offsets_E1, [&](int64_t e, int64_t lo, int64_t n) { multiply_add(dy_RO.narrow(0, lo, n).t(), x_RI.narrow(0, lo, n), dw_EOI[e]); });
+        each_group_on_gpu(offsets_E1, [&](int64_t e, int64_t lo, int64_t n) { multiply_add_on_gpu(dy_RO.narrow(0, lo, n).t(), x_RI.narrow(0, lo, n), dw_EOI[e]); });
         return;
     }
     check_groups(offsets_E1, dy_RO);

@@ -1,4 +1,4 @@
--- moelab bench NAME [steps=10] [warmup=3] [--json]: the speed of one named job.
+-- moelab bench NAME [steps=12] [warmup=3] [--json]: the speed of one named job.
 local BENCHMARKS = {
   cpu_quick_train = { config = "cpu_quick", batch = 16, seq = 256 },
   cpu_tiny_train = { config = "cpu_tiny", batch = 4, seq = 256 },

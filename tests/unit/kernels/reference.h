@@ -16,7 +16,6 @@
 #include <functional>
 
 // After LibTorch, which has a CHECK of its own: one that ends the process.
-#undef CHECK
 #include "tests/catch.h"
 
 namespace moe::kernels::test {

@@ -206,7 +206,7 @@ TEST_CASE("param: wrong use is a clear error", "[param]") {
     Model m(options("fp32"));
     auto unknown = error_of([&] { m.store.value("q.weigth"); });
     CHECK(unknown.kind() == ErrorKind::config);
-    CHECK(std::string(unknown.what()).find("nearest: q.weight") != std::string::npos);
+    CHECK(std::string(unknown.what()).find("q.weight") != std::string::npos);
     CHECK(error_of([&] { m.store.declare({"x", BucketKind::dense, {matrix("x", {2, 2})}, {2, 2}}); }).kind() == ErrorKind::state);
     ParamStore store(dist::Mesh{}, options("fp32"));
     store.declare({"a", BucketKind::dense, {matrix("a", {2, 2})}, {2, 2}});

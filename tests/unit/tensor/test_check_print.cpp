@@ -6,7 +6,6 @@
 #include <ATen/ops/zeros.h>
 
 // After LibTorch, which has a CHECK of its own: one that ends the process.
-#undef CHECK
 #include "tests/catch.h"
 
 using namespace moe;
