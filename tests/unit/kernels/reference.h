@@ -85,7 +85,7 @@ inline std::vector<double> differences(const Tensor& x, const std::function<doub
     }
     return out;
 }
-inline double dot(const Tensor& a, const Tensor& b) { return a.detach().to(at::kDouble).mul(b.to(at::kDouble)).sum().item<double>(); }
+inline double sum_of_products(const Tensor& a, const Tensor& b) { return a.detach().to(at::kDouble).mul(b.to(at::kDouble)).sum().item<double>(); }
 
 /// Runs f with a number of threads, then puts the number back.
 inline void with_threads(int n, const std::function<void()>& f) {

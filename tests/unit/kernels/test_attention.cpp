@@ -109,7 +109,7 @@ TEST_CASE("mla_attention: gradients equal finite differences", "[kernels][mla]")
     Case c = make_case(m, interleaved, docs);
     auto grads = run_with_gradients(c, at::kDouble).grads;
     Tensor dout = randn("dout", {m.B * m.S, m.H * m.v});
-    auto f = [&] { return dot(run(c), dout); };
+    auto f = [&] { return sum_of_products(run(c), dout); };
     require_close(grads[0], differences(c.q, f), 1e-7);
     require_close(grads[1], differences(c.kv, f), 1e-7);
     if (m.rope) require_close(grads[2], differences(c.k_rope, f), 1e-7);
@@ -123,11 +123,11 @@ TEST_CASE("mla_attention: several blocks' gradients equal finite differences alo
     for (size_t i = 0; i < inputs.size(); ++i) {
         Tensor kept = *inputs[i], direction = randn("direction", kept.sizes());
         *inputs[i] = kept.add(direction, 1e-5);
-        double above = dot(run(c), dout);
+        double above = sum_of_products(run(c), dout);
         *inputs[i] = kept.sub(direction, 1e-5);
-        double below = dot(run(c), dout);
+        double below = sum_of_products(run(c), dout);
         *inputs[i] = kept;
-        CHECK(dot(grads[i], direction) == Approx((above - below) / 2e-5).epsilon(1e-6));
+        CHECK(sum_of_products(grads[i], direction) == Approx((above - below) / 2e-5).epsilon(1e-6));
     }
 }
 

@@ -46,7 +46,7 @@ TEST_CASE("rmsnorm: gradients equal finite differences", "[kernels][norm]") {
     auto gamma = weight(randn("gamma", {7}));
     Tensor x = leaf(randn("x", {3, 7})), dy = randn("dy", {3, 7});
     auto dx = backward(rmsnorm(x, gamma, kEps), {x}, dy)[0];
-    auto f = [&] { return dot(rmsnorm(x, gamma, kEps), dy); };
+    auto f = [&] { return sum_of_products(rmsnorm(x, gamma, kEps), dy); };
     require_close(dx, differences(x, f), 1e-8);
     require_close(gamma->grad, differences(gamma->value, f), 1e-8);
 }
@@ -108,11 +108,11 @@ TEST_CASE("swiglu: large inputs stay finite", "[kernels][swiglu]") {
 TEST_CASE("swiglu: gradients equal finite differences", "[kernels][swiglu]") {
     Tensor x = leaf(randn("x", {4, 6})), w = leaf(randn("w", {4})), dy = randn("dy", {4, 3});
     auto g = backward(swiglu(x, w), {x, w}, dy);
-    auto f = [&] { return dot(swiglu(x, w), dy); };
+    auto f = [&] { return sum_of_products(swiglu(x, w), dy); };
     require_close(g[0], differences(x, f), 1e-8);
     require_close(g[1], differences(w, f), 1e-8);
     auto alone = backward(swiglu(x), {x}, dy)[0];
-    require_close(alone, differences(x, [&] { return dot(swiglu(x), dy); }), 1e-8);
+    require_close(alone, differences(x, [&] { return sum_of_products(swiglu(x), dy); }), 1e-8);
 }
 
 TEST_CASE("swiglu: narrow dtypes' gradients follow float64", "[kernels][swiglu]") {
