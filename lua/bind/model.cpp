@@ -165,7 +165,7 @@ std::shared_ptr<Model> build_model(lua_State* L, const Config& config, const std
     validate(c);
     require_built(c);
     const dist::Group& world = dist::world();
-    ModelOptions options{Precision::named(dtype.empty() ? c.training.precision() : dtype), train::choose_device(c.device.value_or(""), world.rank()), training};
+    ModelOptions options{Precision::named(dtype.empty() ? c.training.precision() : dtype), train::choose_device(world.size() == 1 ? c.device.value_or("") : "cpu"), training};
     return std::make_shared<Model>(c, dist::make_mesh(c.distributed, world), options);
 }
 
