@@ -103,7 +103,7 @@ TEST_CASE("text: files of a folder are documents in the order of their paths", "
     REQUIRE(text_of(domain, 1, 4) == "two\xff");
     std::vector<Chunk> chunks;
     for (int64_t i = 0; i < domain.num_chunks(); ++i) chunks.push_back(domain.chunk(i));
-    REQUIRE(chunks == std::vector<Chunk>{{0, 0, 3}, {0, 3, 1}, {1, 0, 3}, {1, 3, 2}});
+    REQUIRE((chunks == std::vector<Chunk>{{0, 0, 3}, {0, 3, 1}, {1, 0, 3}, {1, 3, 2}}));
     std::vector<int64_t> past(4);
     REQUIRE(domain.read(0, 3, past) == 1);
     REQUIRE(past[0] == 256);
