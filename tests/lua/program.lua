@@ -92,7 +92,8 @@ test("program: an interrupt ends plain loops, pcall loops and coroutines with 13
     "coroutine.wrap(function() while true do end end)()",
     "while true do moe.sleep(5) end",
   } do
-    local out, status = check.moelab(("run %s & pid=$!; sleep 1.5; kill -INT $pid; wait $pid; (exit $?)"):format(script("loop.lua", code)))
+    script("loop.lua", ("io.open(%q, 'w'):close()\n"):format(folder .. "/ready") .. code)
+    local out, status = check.interrupted(folder .. "/loop.lua", folder .. "/ready")
     equal(status, 130, code .. ": " .. out)
     check.contains(out, "interrupted")
   end

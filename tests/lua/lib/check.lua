@@ -49,6 +49,16 @@ function check.moelab(line)
   return text, tonumber(code)
 end
 
+-- Runs a script in the background, interrupts it once it has made the file `ready`, and gives output and exit code. A program
+-- that does not end is killed after a minute.
+function check.interrupted(script, ready)
+  os.remove(ready)
+  return check.moelab(([[run '%s' & pid=$!; n=0
+    while [ ! -e '%s' ] && [ $n -lt 1200 ]; do sleep 0.05; n=$((n + 1)); done
+    kill -INT $pid; (sleep 60; kill -KILL $pid) > /dev/null 2>&1 & guard=$!
+    wait $pid; code=$?; kill $guard; (exit $code)]]):format(script, ready))
+end
+
 -- A fresh folder; removed by done().
 function check.folder()
   check.made = check.made or {}
