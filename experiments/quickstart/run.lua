@@ -4,7 +4,7 @@
 local here = arg[0]:match("^(.*)/[^/]*$") or "."
 local corpus = dofile(here .. "/corpus.lua")
 
-local options = moe.check_keys(arg.options, { "output_dir", "seconds", "steps", "seed", "device", "megabytes", "learning_rate", "compare", "name", "help" }, "quickstart")
+local options = moe.check_keys(arg.options, { "output_dir", "seconds", "steps", "seed", "device", "megabytes", "learning_rate", "bias_speed", "bias_rule", "compare", "name", "help" }, "quickstart")
 if options.help then
   print([[
 output_dir=outputs   where the corpus, the run folder and the pictures go
@@ -14,6 +14,7 @@ seed=42              of weights and data
 device=cpu|cuda      default: a GPU where there is one; there the model is larger
 megabytes=3          of training text a domain
 learning_rate=X      peak of the cosine
+bias_speed=X         step of the balancing bias; bias_rule=magnitude|sign|centred is its rule
 compare=true         afterwards a second, short run without the balancing bias]])
   return
 end
@@ -50,7 +51,7 @@ local function configuration(steps, bias)
   }
   return moe.config("cpu_quick"):with(shape):with {
     experiment_name = name, output_dir = output, seed = options.seed or 42, device = options.device,
-    model = { vocab_size = moe.null, init_method_std = 0.02, moe = { bias_update_speed = bias and 0.01 or 0.0, use_aux_loss_free = bias } },
+    model = { vocab_size = moe.null, init_method_std = 0.02, moe = { bias_update_speed = options.bias_speed or (on_gpu and 0.05 or 0.02), bias_update_rule = options.bias_rule or "magnitude", use_aux_loss_free = bias } },
     training = { train_steps = steps, lr_warmup_steps = math.min(30, steps // 10), lr_decay_style = "cosine", min_learning_rate = (options.learning_rate or shape.training.learning_rate) / 20, weight_decay = 0.1, grad_clip = 1.0,
       learning_rate = options.learning_rate or shape.training.learning_rate, log_interval = 1000000 },
     data = { dataset_type = "text", sources = train_sources, packing = true, document_mask = true },

@@ -52,7 +52,7 @@ inline void check_close(const std::string& what, const Tensor& got, const Tensor
     if (want.numel() == 0) return;
     Tensor a = got.detach().to(at::kCPU, at::kDouble), b = want.detach().to(at::kDouble);
     REQUIRE(a.isfinite().all().item<bool>());
-    const double norm = b.norm().item<double>(), error = (a - b).norm().item<double>() / (norm > 0 ? norm : 1), most = (a - b).abs().max().item<double>();
+    const double norm = b.norm().item<double>(), error = (a - b).norm().item<double>() / (norm > 1e-12 ? norm : 1), most = (a - b).abs().max().item<double>();
     std::printf("  %-48s rel %.2e max %.2e (norm %.3g) limit %.0e\n", what.c_str(), error, most, norm, tolerance);
     CHECK(error <= tolerance);
 }
