@@ -1,11 +1,12 @@
 #include "core/data/prefetch.h"
 #include "tests/unit/data/streams.h"
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
-#include <map>
+#include <filesystem>
 #include <thread>
 
 using namespace moe;
@@ -221,7 +222,10 @@ TEST_CASE("loader: a position is of one data set and version", "[data][loader]")
     config.data.dataset_version = "v1_7";
     REQUIRE(thrown_by([&] { open_loader(config, false)->restore(state); }).kind() == ErrorKind::state);
     config.data.dataset_version = "v1_6";
-    folder.write("jsonl/0/x.jsonl", as_jsonl(some_texts(19, 9)));        // as many texts, as long, others
+    std::vector<std::string> texts = some_texts(19, 2);
+    texts[3][0] = char(texts[3][0] ^ 1);                                 // as many texts and as long, one letter is another
+    folder.write("jsonl/0/x.jsonl", as_jsonl(texts));
+    std::filesystem::last_write_time(folder / "jsonl/0/x.jsonl", std::filesystem::file_time_type::clock::now() + std::chrono::seconds(10));
     REQUIRE(thrown_by([&] { open_loader(config, false)->restore(state); }).kind() == ErrorKind::state);
 }
 
