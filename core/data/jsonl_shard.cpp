@@ -32,7 +32,7 @@ const nlohmann::json* find_field(const nlohmann::json& object, const std::string
 
 std::string syntax_error(const std::string& line) {
     try {
-        (void)nlohmann::json::parse(line);
+        [[maybe_unused]] auto json = nlohmann::json::parse(line);
     } catch (const nlohmann::json::parse_error& e) {
         return fmt::format("no JSON from byte {} on", e.byte);
     } catch (const nlohmann::json::exception& e) {
@@ -178,14 +178,8 @@ std::unique_ptr<Shard> open_cached(const std::string& path, const CacheKey& cach
 }  // namespace
 
 bool is_jsonl_file(const std::string& path) {
-    std::string_view name = path;
-    for (std::string_view ending : {".gz", ".zst"}) {
-        if (name.ends_with(ending)) {
-            name.remove_suffix(ending.size());
-            break;
-        }
-    }
-    return name.ends_with(".jsonl") || name.ends_with(".json");
+    constexpr std::string_view kEndings[] = {".jsonl", ".jsonl.gz", ".jsonl.zst", ".json.gz", ".json.zst"};
+    return std::any_of(std::begin(kEndings), std::end(kEndings), [&](auto ending) { return path.ends_with(ending); });
 }
 
 std::unique_ptr<Shard> open_jsonl_file(const std::string& path, const JsonlOptions& options, const std::string& key) {

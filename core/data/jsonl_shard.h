@@ -13,7 +13,8 @@ struct JsonlOptions {
     std::shared_ptr<const Tokenizer> tokenizer;
 };
 
-/// True for the endings .jsonl and .json, with .gz or .zst behind them or not: data sets use both names.
+/// True for the endings .jsonl, .jsonl.gz, .jsonl.zst, and for .json.gz and .json.zst, as Dolma's and C4's shards are called; a plain
+/// .json in a folder is something else more often than not.
 bool is_jsonl_file(const std::string& path);
 
 /// Opens one file. Its lines are parsed once, for an index in options.cache_dir; a plain file is then read in place, of a compressed

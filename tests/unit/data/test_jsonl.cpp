@@ -3,6 +3,7 @@
 #include "core/data/jsonl_shard.h"
 #include "tests/unit/data/streams.h"
 
+#include <fcntl.h>
 #include <sys/stat.h>
 
 #include <filesystem>
@@ -254,6 +255,7 @@ TEST_CASE("jsonl: a folder's other files are not read, and a folder without any 
     Folder folder;
     folder.write("data/x.jsonl", "{\"text\": \"yes\"}\n");
     folder.write("data/README.md", "not JSON");
+    folder.write("data/about.json", "{\n\"name\": 1\n}\n");
     folder.write("data/.x.jsonl", "not JSON");
     REQUIRE(open_loader(data_config(folder, "jsonl", folder / "data", 8), false)->tokens_per_epoch() == 4);
     folder.write("none/x.txt", "text");
