@@ -93,7 +93,7 @@ template <>
 const Schema& schema<PreprocessingConfig>() {
     using C = PreprocessingConfig;
     static const Schema s("preprocessing", {
-        field("num_workers", &C::num_workers).min(0).unit("threads").row("C2").help("Threads that read and tokenize; the order of the data does not depend on it."),
+        field("num_workers", &C::num_workers).min(0).unit("threads").row("C2").help("Threads that read and tokenize ahead, 0: none; the data do not depend on it."),
         field("shuffle", &C::shuffle).row("C2").help("Documents in random order."),
         field("shuffle_seed", &C::shuffle_seed).row("C2").help("Seed of that order."),
     });
@@ -106,7 +106,7 @@ const Schema& schema<DataSource>() {
     static const Schema s("source", {
         field("name", &C::name).row("C1").help("Name of the source, and of its domain in every table."),
         field("subset", &C::subset).row("C1").help("Subset of the data set, e.g. dolma_v1_6_c4."),
-        field("path", &C::path).row("C1").help("File or folder; null is below data.path or data.cache_dir."),
+        field("path", &C::path).row("C1").help("File or folder; null is the subset or the name below data.path, else below data.cache_dir."),
         field("weight", &C::weight).min(0).row("C1").help("Share of tokens; weights are normalised over the sources."),
         field("description", &C::description).row("C1").help("For people."),
     });
@@ -127,15 +127,15 @@ template <>
 const Schema& schema<DataConfig>() {
     using C = DataConfig;
     static const Schema s("data", {
-        field("dataset_name", &C::dataset_name).row("C1").help("Name of the data set, e.g. allenai/dolma."),
-        field("dataset_version", &C::dataset_version).row("C1").help("Version of the data set, e.g. v1_6."),
-        field("dataset_type", &C::dataset_type).one_of({"synthetic", "text", "jsonl", "tokens", "parquet", "hf", "local_corpus"}).row("C2").help("Kind of data: made up, text files, JSON lines, token shards, parquet, a Hugging Face folder, or text found on this machine."),
-        field("path", &C::path).row("C2").help("File or folder of the data; in a folder of text, each subfolder is a domain."),
-        field("cache_dir", &C::cache_dir).row("C1").help("Where downloaded and tokenized data is kept."),
+        field("dataset_name", &C::dataset_name).row("C1").help("Name of the data set, e.g. allenai/dolma; a saved position holds for this name only."),
+        field("dataset_version", &C::dataset_version).row("C1").help("Version of the data set, e.g. v1_6; a saved position holds for this version only."),
+        field("dataset_type", &C::dataset_type).one_of({"synthetic", "text", "jsonl", "tokens", "parquet", "hf", "local_corpus"}).row("C2").help("Kind of data: made up, text files, JSON lines (.jsonl, .gz, .zst), token shards (.npy, .bin), parquet, a Hugging Face folder, or text found on this machine (read as text)."),
+        field("path", &C::path).row("C2").help("File or folder of the data; each subfolder is a domain."),
+        field("cache_dir", &C::cache_dir).row("C1").help("Where downloaded data, indices of documents and encoded copies are kept."),
         field("tokenizer", &C::tokenizer).row("C3").help("\"bytes\", or a tokenizer's file or folder."),
         field("preprocessing", &C::preprocessing).row("C2").help("Workers and order."),
-        field("sources", &C::sources).row("C1").help("The mixture; empty takes the subfolders of path with equal weights."),
-        field("text_field", &C::text_field).row("C2").help("Key of the text in JSON lines and parquet."),
+        field("sources", &C::sources).row("C1").help("The mixture; empty takes the subfolders of path, weighted by their tokens."),
+        field("text_field", &C::text_field).row("C2").help("Key of the text in JSON lines and parquet; dots lead into objects."),
         field("packing", &C::packing).row("C4").help("Several documents share a sequence; false pads each."),
         field("document_mask", &C::document_mask).row("C4").help("Packed documents do not see each other."),
         field("fim_rate", &C::fim_rate).min(0).max(1).row("C4").help("Share of documents rearranged as prefix, suffix, middle."),

@@ -13,7 +13,7 @@ struct Chunk {
 };
 
 /// Documents of one source. Reading is a pure function of (document, offset), so that any rank can make any sequence.
-/// Every document ends with the end-of-document token, which its lengths count. Not thread safe.
+/// Every document ends with the end-of-document token, which its lengths count. All of it is safe to call from several threads.
 class Domain {
 public:
     explicit Domain(std::string name) : name_(std::move(name)) {}
@@ -23,6 +23,8 @@ public:
     virtual int64_t num_chunks() const = 0;
     /// Tokens of an epoch; −1 where documents never end.
     virtual int64_t num_tokens() const = 0;
+    /// Lines that were left out because they could not be read (data.bad_lines = "skip").
+    virtual int64_t num_bad_lines() const { return 0; }
     /// Changes when the documents change: a checkpoint's data position is only good for the same documents.
     virtual uint64_t fingerprint() const = 0;
     /// Chunk i of [0, num_chunks()), in the order of the documents; length > 0.

@@ -1,8 +1,9 @@
 // Documents from files of text, read by bytes.
 #pragma once
 #include "core/data/domain.h"
+#include "core/data/files.h"
 
-#include <memory>
+#include <deque>
 #include <vector>
 
 namespace moe::data {
@@ -17,7 +18,6 @@ public:
     /// Chunks are at most `chunk_tokens` long. Throws moe::Error (io) for what is missing or unreadable, (data) for an empty one;
     /// `key` is the configuration key to name.
     TextDomain(std::string name, const std::string& path, int64_t chunk_tokens, const std::string& key);
-    ~TextDomain() override;
     int64_t num_chunks() const override { return first_chunk_.back(); }
     int64_t num_tokens() const override { return num_tokens_; }
     uint64_t fingerprint() const override { return fingerprint_; }
@@ -30,21 +30,13 @@ private:
         int32_t file;
         int64_t begin, bytes;
     };
-    struct File {
-        std::string path;
-        mutable int descriptor = -1;
-    };
     void add_file(const std::string& path, int64_t bytes);
-    void read_bytes(const File& file, int64_t begin, std::span<uint8_t> out) const;
-    int open_file(const File& file) const;
 
     int64_t chunk_tokens_, num_tokens_ = 0;
     uint64_t fingerprint_ = 0;
-    std::vector<File> files_;
+    std::deque<ReadableFile> files_;
     std::vector<Document> documents_;
     std::vector<int64_t> first_chunk_ = {0};   ///< chunks before document i; one more entry than documents
-    mutable int64_t num_open_ = 0;
-    mutable std::vector<uint8_t> buffer_;
 };
 
 }  // namespace moe::data

@@ -70,7 +70,7 @@ TEST_CASE("check: each contradiction is found, and nothing else", "[config][chec
     CHECK(wrong({"distributed.zero_offload=true"}) == Paths{"distributed.zero_offload"});
     CHECK(wrong({"data.dataset_type=text"}) == Paths{"data.path"});
     CHECK(wrong({"data.dataset_type=text", "data.path=/x"}).empty());
-    CHECK(wrong({"data.dataset_type=text", "data.path=/x", "validation.enabled=true"}) == Paths{"validation.path"});
+    CHECK(wrong({"data.dataset_type=text", "data.path=/x", "data.text_field=body.text", "data.bad_lines=skip", "validation.enabled=true"}) == Paths{"validation.path"});
     CHECK(wrong({"data.dataset_type=text", R"(data.sources=[{"name": "a"}])"}) == Paths{"data.sources[0].path"});
     CHECK(wrong({R"(data.sources=[{"name": "a"}, {"name": "a"}])"}) == Paths{"data.sources[1].name"});
     CHECK(wrong({R"(data.sources=[{"name": "a", "weight": 0}])"}) == Paths{"data.sources"});
@@ -143,7 +143,7 @@ TEST_CASE("not built: refusals name the key, the default and the row", "[config]
 TEST_CASE("not built: what is built passes", "[config][not_built]") {
     CHECK(refusal(over({"training.optimizer=sgd", "training.momentum=0", "training.lr_decay_style=linear", "training.use_fp64=true", "distributed.zero_stage=1", "distributed.expert_parallel_size=2",
                         "model.moe.bias_update_rule=centred", "model.moe.bias_freeze_step=10", "model.moe.scoring_func=softmax", "model.mla.q_lora_rank=64", "model.dense_layer_interval=3",
-                        "data.dataset_type=text", "data.path=/x", "validation.enabled=true", "checkpointing.enabled=false", "logging.tensorboard.enabled=false", "distributed.backend=mpi",
+                        "data.dataset_type=text", "data.path=/x", "data.text_field=body.text", "data.bad_lines=skip", "validation.enabled=true", "checkpointing.enabled=false", "logging.tensorboard.enabled=false", "distributed.backend=mpi",
                         "distributed.launcher=mpirun", "training.total_training_tokens=1000"})).empty());
     for (std::string name : {"cpu_quick", "cpu_tiny", "deepseek_v3_debug", "deepseek_v3_16b", "deepseek_v2_lite", "moonlight_16b_a3b", "kimi_k2"}) CHECK(refusal(named_config(name)).empty());
 }

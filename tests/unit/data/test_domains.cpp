@@ -156,10 +156,10 @@ TEST_CASE("text: a file that shrinks while it is read is an error", "[data]") {
 
 TEST_CASE("text: more files than may stay open can be read", "[data]") {
     test::Folder folder;
-    for (int i = 0; i < 200; ++i) folder.write(fmt::format("{:03}.txt", i), std::to_string(i));
+    for (int i = 0; i < 300; ++i) folder.write(fmt::format("{:03}.txt", i), std::to_string(i));
     TextDomain domain("d", folder.path(), 8, "data.path");
     for (int round = 0; round < 2; ++round) {
-        for (int64_t i = 0; i < 200; ++i) REQUIRE(text_of(domain, i, int64_t(std::to_string(i).size())) == std::to_string(i));
+        for (int64_t i = 0; i < 300; ++i) REQUIRE(text_of(domain, i, int64_t(std::to_string(i).size())) == std::to_string(i));
     }
 }
 
