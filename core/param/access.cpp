@@ -43,13 +43,13 @@ BucketKind ParamStore::bucket_of(const std::string& name) const { return BucketK
 
 Tensor ParamStore::value(const std::string& name) const {
     const Placed& p = placed(name);
-    MOE_CHECK(built_ && options_.zero_stage < 3, state, name, built_ ? "values cut by ZeRO 3" : "value before build()", "master(), which gathers, after build()", "");
+    MOE_CHECK(built_ && stage_of(BucketKind(p.bucket)) < 3, state, name, built_ ? "values cut by ZeRO 3" : "value before build()", "master(), which gathers, after build()", "");
     return buckets_[p.bucket].value_of(p.offset, p.offset + p.count).view(p.spec.local_shape());
 }
 
 Tensor ParamStore::grad(const std::string& name) const {
     const Placed& p = placed(name);
-    MOE_CHECK(built_ && options_.training && options_.zero_stage < 2, state, name, !built_ ? "gradient before build()" : options_.training ? "gradients cut by ZeRO" : "a gradient without training",
+    MOE_CHECK(built_ && options_.training && stage_of(BucketKind(p.bucket)) < 2, state, name, !built_ ? "gradient before build()" : options_.training ? "gradients cut by ZeRO" : "a gradient without training",
               "a store built for training, ZeRO 0 or 1", "");
     return buckets_[p.bucket].grad_of(p.offset, p.offset + p.count).view(p.spec.local_shape());
 }
@@ -60,7 +60,7 @@ Tensor ParamStore::master(const std::string& name) {
     Bucket& bucket = buckets_[p.bucket];
     Tensor local;
     bool from_value = !bucket.master.defined();
-    if (bucket.counts.empty() || (from_value && options_.zero_stage < 3)) {
+    if (bucket.counts.empty() || (from_value && stage_of(bucket.kind) < 3)) {
         local = from_value ? bucket.value_of(p.offset, p.offset + p.count).to(options_.precision.master) : bucket.master.narrow(0, p.offset, p.count).clone();
     } else {
         const Tensor& own = from_value ? bucket.value : bucket.master;
@@ -165,8 +165,9 @@ void ParamStore::gather(const std::vector<WeightPtr>& weights, bool with_grads) 
     for (auto& w : weights) {
         const Handle& h = handle_of(w);
         Bucket& b = buckets_[int(h.spec.bucket)];
-        if (options_.zero_stage >= 3) gather_value(h);
-        if (with_grads && options_.training && !h.frozen) w->grad = at::zeros(h.spec.shape, b.grad.options());
+        int stage = stage_of(b.kind);
+        if (stage >= 3) gather_value(h);
+        if (stage >= 2 && with_grads && options_.training && !h.frozen) w->grad = at::zeros(h.spec.shape, b.grad.options());
     }
 }
 
@@ -174,19 +175,21 @@ void ParamStore::release(const std::vector<WeightPtr>& weights, bool with_grads)
     if (!is_cut()) return;
     for (auto& w : weights) {
         const Handle& h = handle_of(w);
-        if (with_grads && w->grad.defined()) {
+        int stage = stage_of(h.spec.bucket);
+        if (stage >= 2 && with_grads && w->grad.defined()) {
             scatter_grad(h);
             w->grad.reset();
         }
-        if (options_.zero_stage >= 3) w->value.reset();
+        if (stage >= 3) w->value.reset();
     }
 }
 
 void ParamStore::drop(const std::vector<WeightPtr>& weights) {
     if (!is_cut()) return;
     for (auto& w : weights) {
-        w->grad.reset();
-        if (options_.zero_stage >= 3) w->value.reset();
+        int stage = stage_of(handle_of(w).spec.bucket);
+        if (stage >= 2) w->grad.reset();
+        if (stage >= 3) w->value.reset();
     }
 }
 
@@ -210,7 +213,7 @@ void ParamStore::reduce_grads() {
         if (begin < end) b.grad_of(begin, end).zero_();
     }
     for (Bucket& b : buckets_) {
-        if (b.group.size() == 1 || is_cut()) continue;
+        if (b.group.size() == 1 || stage_of(b.kind) >= 2) continue;
         if (b.counts.empty()) {
             if (b.grad.numel() > 0) b.group.all_reduce(b.grad);
         } else if (b.grad.numel() > 0) {
@@ -231,9 +234,8 @@ std::string ParamStore::first_non_finite() const {
 }
 
 void ParamStore::gather_values() {
-    if (options_.zero_stage >= 3) return;           // gathered for each segment
     for (Bucket& b : buckets_)
-        if (b.group.size() > 1 && !b.counts.empty() && b.value.numel() > 0)
+        if (stage_of(b.kind) < 3 && b.group.size() > 1 && !b.counts.empty() && b.value.numel() > 0)
             b.group.all_gather(b.value.narrow(0, b.own_begin, b.own_end - b.own_begin), b.value, b.counts);
 }
 }  // namespace moe

@@ -139,9 +139,10 @@ void ParamStore::allocate(Bucket& bucket) {
     const Precision& p = options_.precision;
     auto compute = compute_type(p, bucket.kind);
     bool own_master = compute != p.master && options_.training;
-    int64_t values = options_.zero_stage >= 3 ? own : total, grads = options_.zero_stage >= 2 ? own : total;
-    bucket.value_begin = options_.zero_stage >= 3 ? bucket.own_begin : 0;
-    bucket.grad_begin = options_.zero_stage >= 2 ? bucket.own_begin : 0;
+    int stage = stage_of(bucket.kind);
+    int64_t values = stage >= 3 ? own : total, grads = stage >= 2 ? own : total;
+    bucket.value_begin = stage >= 3 ? bucket.own_begin : 0;
+    bucket.grad_begin = stage >= 2 ? bucket.own_begin : 0;
     double bytes = double(values) * c10::elementSize(compute);
     if (options_.training) bytes += double(grads) * c10::elementSize(p.grad) + double(own) * c10::elementSize(p.master) * (own_master + options_.num_moments);
     auto make = [&](int64_t n, at::ScalarType type) { return at::zeros({n}, at::TensorOptions().dtype(type).device(options_.device)); };
@@ -211,10 +212,10 @@ void ParamStore::write(Bucket& bucket, int64_t offset, const Tensor& from) {
 void ParamStore::fill_handles() {
     for (Handle& h : handles_) {
         Bucket& bucket = buckets_[int(h.spec.bucket)];
-        if (options_.zero_stage < 3) h.weight->value = bucket.value.narrow(0, h.offset, h.count).view(h.spec.shape);
+        if (stage_of(bucket.kind) < 3) h.weight->value = bucket.value.narrow(0, h.offset, h.count).view(h.spec.shape);
         bool frozen = std::all_of(h.spec.tensors.begin(), h.spec.tensors.end(), [](const TensorSpec& t) { return t.frozen; });
         h.frozen = frozen;
-        if (options_.training && !frozen && options_.zero_stage < 2) h.weight->grad = bucket.grad.narrow(0, h.offset, h.count).view(h.spec.shape);
+        if (options_.training && !frozen && stage_of(bucket.kind) < 2) h.weight->grad = bucket.grad.narrow(0, h.offset, h.count).view(h.spec.shape);
     }
 }
 }  // namespace moe

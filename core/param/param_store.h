@@ -6,6 +6,7 @@
 #include "core/tensor/precision.h"
 #include "core/tensor/weight.h"
 
+#include <algorithm>
 #include <array>
 #include <map>
 #include <string>
@@ -160,6 +161,8 @@ private:
     struct Placed { TensorSpec spec; int bucket; int64_t offset, count; };     ///< of the local part
     struct Handle { WeightSpec spec; WeightPtr weight; int64_t offset = 0, count = 0; bool frozen = false; };
     const Placed& placed(const std::string& name) const;
+    /// ZeRO stage of a bucket. Tied weights stop at 1: their ranks are of two pipeline stages, which do not run the same segments.
+    int stage_of(BucketKind kind) const { return kind == BucketKind::tied ? std::min(options_.zero_stage, 1) : options_.zero_stage; }
     const Handle& handle_of(const WeightPtr& weight) const;
     void gather_value(const Handle& handle);
     void scatter_grad(const Handle& handle);

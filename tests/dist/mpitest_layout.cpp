@@ -113,3 +113,34 @@ TEST_CASE("ep: rows of a transposed gradient come back right", "[dist]") {
     Tensor dy = at::randn({6, 6}, at::kDouble).t();
     CHECK(at::equal(torch::autograd::grad({y}, {x}, {dy})[0], dy));
 }
+
+TEST_CASE("tensor parallel: enter gathers the ranks' tokens, exit sums and cuts them, and the gradients take the same ways back", "[dist]") {
+    int n = world().size(), rank = world().rank();
+    TensorParallel tp{world()};
+    auto part = [](int r) { return at::sin(at::arange(6, at::kDouble) + r).view({2, 3}); };
+    auto whole = [&](int r) { return at::cos(at::arange(2 * n * 3, at::kDouble) * 0.7 + r).view({2 * n, 3}); };
+    std::vector<Tensor> parts;
+    Tensor sum = at::zeros({2 * n, 3}, at::kDouble);
+    for (int r = 0; r < n; ++r) {
+        parts.push_back(part(r));
+        sum += whole(r);
+    }
+    Tensor x = part(rank).requires_grad_(), all = tp.enter(x), y = whole(rank).requires_grad_(), mine = tp.exit(y);
+    CHECK(at::equal(all, at::cat(parts)));
+    CHECK(at::allclose(mine, sum.narrow(0, 2 * rank, 2), 1e-14, 1e-14));
+    CHECK(at::equal(tp.part(at::cat(parts)), part(rank)));
+    CHECK(at::allclose(torch::autograd::grad({all}, {x}, {whole(rank)})[0], sum.narrow(0, 2 * rank, 2), 1e-14, 1e-14));
+    CHECK(at::equal(torch::autograd::grad({mine}, {y}, {part(rank)})[0], at::cat(parts)));
+}
+
+TEST_CASE("messages: every rank sends to the next and gets from the one before, in order", "[dist]") {
+    int n = world().size(), rank = world().rank();
+    Tensor first = at::full({5}, double(rank)), second = at::full({100000}, rank + 0.5), got = at::empty({5}), more = at::empty({100000});
+    world().send(first, (rank + 1) % n);
+    world().send(second, (rank + 1) % n);
+    world().receive(got, (rank + n - 1) % n);
+    world().receive(more, (rank + n - 1) % n);
+    world().flush();
+    CHECK(at::equal(got, at::full({5}, double((rank + n - 1) % n))));
+    CHECK(at::equal(more, at::full({100000}, (rank + n - 1) % n + 0.5)));
+}

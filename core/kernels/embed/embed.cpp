@@ -8,7 +8,7 @@
 
 namespace moe::kernels {
 namespace {
-Tensor forward_pass(const Tensor& ids_T, const Tensor& w_VD) {
+Tensor embedded_rows(const Tensor& ids_T, const Tensor& w_VD) {
     Tensor y_TD = at::empty({ids_T.numel(), w_VD.size(1)}, w_VD.options());
     MOE_BY_DEVICE("embed", w_VD, embed_forward, ids_T, w_VD, y_TD);
     return y_TD;
@@ -18,7 +18,7 @@ struct EmbedFunction : Function<EmbedFunction> {
     static Tensor forward(AutogradContext* ctx, const Tensor& /*anchor*/, const Tensor& ids_T, const WeightPtr& w) {
         ctx->save_for_backward({ids_T});
         hold_weight(ctx, w);
-        return forward_pass(ids_T, w->value);
+        return embedded_rows(ids_T, w->value);
     }
     static Grads backward(AutogradContext* ctx, Grads grads) {
         WeightPtr w = held_weight(ctx);
@@ -41,6 +41,6 @@ Tensor embed(const Tensor& anchor, const Tensor& ids_T, const WeightPtr& w_VD) {
         check_shape("embed", {"w.grad", w_VD->grad}, {w_VD->value.size(0), w_VD->value.size(1)});
     }
     Tensor ids = ids_T.contiguous();
-    return anchor.defined() && wants_grad(anchor) ? EmbedFunction::apply(anchor, ids, w_VD) : forward_pass(ids, w_VD->value);
+    return anchor.defined() && wants_grad(anchor) ? EmbedFunction::apply(anchor, ids, w_VD) : embedded_rows(ids, w_VD->value);
 }
 }  // namespace moe::kernels

@@ -36,7 +36,7 @@ void chunk_pass(const Chunks& c, int64_t lo, int64_t n, Tensor loss_N, Tensor dl
 }
 
 /// Loss by token, float64 [T], unscaled; `all` becomes the gradient of all logits where it is defined.
-Tensor forward_pass(const Chunks& c, const Tensor& all_TV) {
+Tensor token_losses(const Chunks& c, const Tensor& all_TV) {
     Tensor loss_T = at::empty({c.T()}, c.x_TD.options().dtype(at::kDouble));
     for (int64_t lo = 0; lo < c.T(); lo += c.options.chunk) {
         int64_t n = c.rows_at(lo);
@@ -59,7 +59,7 @@ struct HeadLossFunction : Function<HeadLossFunction> {
         Chunks c{x_TD, w->value, targets_T, options};
         Tensor all_TV;
         if (c.T() * c.V() * x_TD.element_size() <= options.keep_bytes) all_TV = c.empty_rows(c.T());
-        Tensor loss_T = forward_pass(c, all_TV);
+        Tensor loss_T = token_losses(c, all_TV);
         ctx->save_for_backward({x_TD, targets_T, all_TV});
         hold_weight(ctx, w);
         keep(ctx, "options", options);
@@ -118,7 +118,7 @@ Tensor head_loss(const Tensor& x_TD, const WeightPtr& w_VD, const Tensor& target
     Tensor x = x_TD.contiguous(), targets = targets_T.contiguous();
     check_targets(targets, w_VD->value.size(0));
     if (wants_grad(x)) return HeadLossFunction::apply(x, w_VD, targets, options, token_loss);
-    Tensor loss_T = forward_pass({x, w_VD->value, targets, options}, Tensor());
+    Tensor loss_T = token_losses({x, w_VD->value, targets, options}, Tensor());
     if (token_loss) *token_loss = loss_T.to(at::kFloat);
     return total(loss_T, options.scale);
 }

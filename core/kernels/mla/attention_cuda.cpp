@@ -20,7 +20,7 @@ namespace {
 enum class Way { cudnn, flash, composed };
 
 int64_t width(const MlaShape& m) { return m.nope + m.rope; }
-int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+int64_t round_up_to(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 /// cuDNN's backward adds in the order of arrival, so a deterministic run takes flash, which then adds in order.
 Way way_of(const MlaInputs& in) {
@@ -137,7 +137,7 @@ Tensor document_starts(const MlaInputs& in) {
     if (tracked) last.doc = doc, last.starts = starts, last.version = int64_t(doc._version());
     return starts;
 }
-int64_t flash_width(const MlaShape& m) { return round_up(std::max(width(m), m.v), 8); }
+int64_t flash_width(const MlaShape& m) { return round_up_to(std::max(width(m), m.v), 8); }
 /// Bound of a document's length. At least 2: for 1 the library takes a way of its own that backward does not know.
 int64_t longest(const MlaShape& m) { return std::max<int64_t>(m.S, 2); }
 

@@ -11,7 +11,7 @@
 namespace moe::kernels {
 namespace {
 /// {y, rstd}
-std::pair<Tensor, Tensor> forward_pass(const Tensor& x_TD, const Tensor& gamma_D, double eps) {
+std::pair<Tensor, Tensor> rms_forward(const Tensor& x_TD, const Tensor& gamma_D, double eps) {
     Tensor y_TD = at::empty_like(x_TD), rstd_T = at::empty({x_TD.size(0)}, x_TD.options().dtype(wide_dtype(x_TD)));
     MOE_BY_DEVICE("rmsnorm", x_TD, rmsnorm_forward, x_TD, gamma_D, eps, y_TD, rstd_T);
     return {y_TD, rstd_T};
@@ -19,7 +19,7 @@ std::pair<Tensor, Tensor> forward_pass(const Tensor& x_TD, const Tensor& gamma_D
 
 struct RmsNormFunction : Function<RmsNormFunction> {
     static Tensor forward(AutogradContext* ctx, const Tensor& x_TD, const WeightPtr& gamma, double eps) {
-        auto [y_TD, rstd_T] = forward_pass(x_TD, gamma->value, eps);
+        auto [y_TD, rstd_T] = rms_forward(x_TD, gamma->value, eps);
         ctx->save_for_backward({x_TD, rstd_T});
         hold_weight(ctx, gamma);
         return y_TD;
@@ -44,6 +44,6 @@ Tensor rmsnorm(const Tensor& x_TD, const WeightPtr& gamma_D, double eps) {
     check_same_device("rmsnorm", {"x", x_TD}, {"gamma", gamma_D->value});
     if (gamma_D->grad.defined()) check_wide_float("rmsnorm", {"gamma.grad", gamma_D->grad});
     Tensor x = x_TD.contiguous();
-    return wants_grad(x) ? RmsNormFunction::apply(x, gamma_D, eps) : forward_pass(x, gamma_D->value, eps).first;
+    return wants_grad(x) ? RmsNormFunction::apply(x, gamma_D, eps) : rms_forward(x, gamma_D->value, eps).first;
 }
 }  // namespace moe::kernels

@@ -12,7 +12,7 @@ namespace {
 /// Rows whose dgamma is added up together. A constant: sums must not depend on the number of threads.
 constexpr int64_t kRowBlock = 128;
 
-template <class T> Acc<T> forward_row(const T* x, const T* gamma, double eps, T* y, int64_t D) {
+template <class T> Acc<T> rms_row(const T* x, const T* gamma, double eps, T* y, int64_t D) {
     using A = Acc<T>;
     A sum = 0;
     #pragma omp simd reduction(+:sum)
@@ -24,7 +24,7 @@ template <class T> Acc<T> forward_row(const T* x, const T* gamma, double eps, T*
 }
 
 /// dx of one row: r · (dy·gamma − x · r² · mean(dy·gamma·x)); adds to dgamma.
-template <class T> void backward_row(const T* dy, const T* x, const T* gamma, Acc<T> r, T* dx, Acc<T>* dgamma, int64_t D) {
+template <class T> void rms_gradient_row(const T* dy, const T* x, const T* gamma, Acc<T> r, T* dx, Acc<T>* dgamma, int64_t D) {
     using A = Acc<T>;
     A dot = 0;
     #pragma omp simd reduction(+:dot)
@@ -47,7 +47,7 @@ void rmsnorm_forward_cpu(const Tensor& x_TD, const Tensor& gamma_D, double eps, 
         auto* y = mutable_data<T>(y_TD);
         auto* rstd = mutable_data<Acc<T>>(rstd_T);
         at::parallel_for(0, T_, 64, [&](int64_t lo, int64_t hi) {
-            for (int64_t t = lo; t < hi; ++t) rstd[t] = forward_row(x + t * D, gamma, eps, y + t * D, D);
+            for (int64_t t = lo; t < hi; ++t) rstd[t] = rms_row(x + t * D, gamma, eps, y + t * D, D);
         });
     });
 }
@@ -64,7 +64,7 @@ void rmsnorm_backward_cpu(const Tensor& dy_TD, const Tensor& x_TD, const Tensor&
         at::parallel_for(0, blocks, 1, [&](int64_t lo, int64_t hi) {
             for (int64_t b = lo; b < hi; ++b)
                 for (int64_t t = b * kRowBlock; t < std::min(T_, (b + 1) * kRowBlock); ++t)
-                    backward_row(dy + t * D, x + t * D, gamma, rstd[t], dx + t * D, sums + b * D, D);
+                    rms_gradient_row(dy + t * D, x + t * D, gamma, rstd[t], dx + t * D, sums + b * D, D);
         });
     });
     if (!dgamma_D.defined()) return;

@@ -9,7 +9,7 @@
 
 namespace moe::kernels {
 namespace {
-Tensor forward_pass(const Tensor& gate_up_R2F, const Tensor& row_weight_R) {
+Tensor swiglu_rows(const Tensor& gate_up_R2F, const Tensor& row_weight_R) {
     Tensor y_RF = at::empty({gate_up_R2F.size(0), gate_up_R2F.size(1) / 2}, gate_up_R2F.options());
     MOE_BY_DEVICE("swiglu", gate_up_R2F, swiglu_forward, gate_up_R2F, row_weight_R, y_RF);
     return y_RF;
@@ -19,7 +19,7 @@ struct SwiGluFunction : Function<SwiGluFunction> {
     static Tensor forward(AutogradContext* ctx, const Tensor& gate_up_R2F, const std::optional<Tensor>& row_weight_R) {
         Tensor weight = row_weight_R.value_or(Tensor());
         ctx->save_for_backward({gate_up_R2F, weight});
-        return forward_pass(gate_up_R2F, weight);
+        return swiglu_rows(gate_up_R2F, weight);
     }
     static Grads backward(AutogradContext* ctx, Grads grads) {
         auto saved = ctx->get_saved_variables();
@@ -43,7 +43,7 @@ Tensor swiglu(const Tensor& gate_up_R2F, const Tensor& row_weight_R) {
         check_same_device("swiglu", {"gate_up", x}, {"row_weight", weight});
         weight = weight.contiguous();
     }
-    if (!wants_grad(x) && !(weight.defined() && wants_grad(weight))) return forward_pass(x, weight);
+    if (!wants_grad(x) && !(weight.defined() && wants_grad(weight))) return swiglu_rows(x, weight);
     return SwiGluFunction::apply(x, weight.defined() ? std::optional<Tensor>(weight) : std::nullopt);
 }
 }  // namespace moe::kernels

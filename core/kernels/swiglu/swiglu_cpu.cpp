@@ -7,7 +7,7 @@
 
 namespace moe::kernels {
 namespace {
-template <class T> void forward_row(const T* gate, const T* up, Acc<T> scale, T* y, int64_t F) {
+template <class T> void swiglu_row(const T* gate, const T* up, Acc<T> scale, T* y, int64_t F) {
     using A = Acc<T>;
     #pragma omp simd
     for (int64_t f = 0; f < F; ++f) {
@@ -17,7 +17,7 @@ template <class T> void forward_row(const T* gate, const T* up, Acc<T> scale, T*
 }
 
 /// Returns the gradient of the row's weight.
-template <class T> Acc<T> backward_row(const T* dy, const T* gate, const T* up, Acc<T> scale, T* dgate, T* dup, int64_t F) {
+template <class T> Acc<T> swiglu_gradient_row(const T* dy, const T* gate, const T* up, Acc<T> scale, T* dgate, T* dup, int64_t F) {
     using A = Acc<T>;
     A sum = 0;
     #pragma omp simd reduction(+:sum)
@@ -44,7 +44,7 @@ void swiglu_forward_cpu(const Tensor& gate_up_R2F, const Tensor& row_weight_R, T
         auto* gate = data<T>(gate_up_R2F);
         auto* y = mutable_data<T>(y_RF);
         at::parallel_for(0, R, 32, [&](int64_t lo, int64_t hi) {
-            for (int64_t r = lo; r < hi; ++r) forward_row(gate + r * 2 * F, gate + r * 2 * F + F, weight_at<Acc<T>>(row_weight_R, r), y + r * F, F);
+            for (int64_t r = lo; r < hi; ++r) swiglu_row(gate + r * 2 * F, gate + r * 2 * F + F, weight_at<Acc<T>>(row_weight_R, r), y + r * F, F);
         });
     });
 }
@@ -59,7 +59,7 @@ void swiglu_backward_cpu(const Tensor& dy_RF, const Tensor& gate_up_R2F, const T
         at::parallel_for(0, R, 32, [&](int64_t lo, int64_t hi) {
             for (int64_t r = lo; r < hi; ++r) {
                 int64_t g = r * 2 * F;
-                auto dw = backward_row(dy + r * F, gate + g, gate + g + F, weight_at<Acc<T>>(row_weight_R, r), dgate + g, dgate + g + F, F);
+                auto dw = swiglu_gradient_row(dy + r * F, gate + g, gate + g + F, weight_at<Acc<T>>(row_weight_R, r), dgate + g, dgate + g + F, F);
                 if (!drow_weight_R.defined()) continue;
                 if (in_double) drow_weight_R.mutable_data_ptr<double>()[r] = double(dw);
                 else drow_weight_R.mutable_data_ptr<float>()[r] = float(dw);

@@ -87,7 +87,7 @@ TEST_CASE("rmsnorm: wrong operands are named with their values", "[kernels][norm
 
 TEST_CASE("swiglu: forward equals plain loops, with and without row weights", "[kernels][swiglu]") {
     auto [dtype, tolerance] = GENERATE(table<at::ScalarType, double>({{at::kDouble, 1e-14}, {at::kFloat, 1e-6}, {at::kBFloat16, 4e-3}}));
-    auto [R, F] = GENERATE(table<int64_t, int64_t>({{5, 7}, {70, 33}, {0, 4}, {1, 1}}));
+    auto [R, F] = GENERATE(table<int64_t, int64_t>({{5, 7}, {70, 33}, {42, 18}, {42, 36}, {3, 2}, {0, 4}, {1, 1}}));
     bool weighted = GENERATE(false, true);
     Tensor x = randn("x", {R, 2 * F}).mul(4).to(dtype), w;
     if (weighted) w = randn("w", {R}).to(dtype == at::kDouble ? at::kDouble : at::kFloat);
