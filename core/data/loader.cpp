@@ -32,6 +32,7 @@ public:
     const std::vector<std::string>& domains() const override { return names_; }
     int64_t tokens_per_epoch() const override;
     Batch next(int64_t num_sequences, int64_t first, int64_t count) override;
+    int64_t sequences_for_tokens(int64_t tokens, int64_t multiple) override;
     Json state() const override;
     void restore(const Json& state) override;
 
@@ -78,6 +79,16 @@ Batch MixtureLoader::next(int64_t num_sequences, int64_t first, int64_t count) {
     }
     next_sequence_ += num_sequences;
     return batch;
+}
+
+int64_t MixtureLoader::sequences_for_tokens(int64_t tokens, int64_t multiple) {
+    MOE_CHECK(tokens >= 1 && multiple >= 1, shape, "loader.sequences_for_tokens", fmt::format("{} tokens, a multiple of {}", tokens, multiple), "at least 1 of each", "");
+    auto before = mixture_.cursors();
+    int64_t sequences = 0, held = 0;
+    for (; held < tokens || sequences % multiple; ++sequences)
+        for (const auto& p : mixture_.next_sequence()) held += p.length;
+    mixture_.set_cursors(std::move(before));
+    return sequences;
 }
 
 void MixtureLoader::fill_row(const std::vector<Piece>& pieces, Batch& batch, int64_t row) {

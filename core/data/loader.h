@@ -31,6 +31,9 @@ public:
     /// Advances by num_sequences and returns those with indices [first, first + count) of them: the ranks of a job all call
     /// with the same num_sequences and each its own part. Throws moe::Error (data, io).
     virtual Batch next(int64_t num_sequences, int64_t first, int64_t count) = 0;
+    /// The fewest of the next sequences, a multiple of `multiple`, that hold at least `tokens` tokens without padding. Does not
+    /// advance: the same on all ranks. Throws moe::Error as next().
+    virtual int64_t sequences_for_tokens(int64_t tokens, int64_t multiple) = 0;
     /// Everything that restore() needs to go on with the next sequence.
     virtual nlohmann::json state() const = 0;
     /// Goes on from a state() of the same data. Throws moe::Error (state) for one of other data.

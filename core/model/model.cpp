@@ -30,6 +30,7 @@ StoreOptions store_options(const Config& config, const ModelOptions& options) {
     s.zero_stage = int(config.distributed.zero_stage);
     s.seed = uint64_t(config.seed);
     s.num_moments = options.num_moments;
+    s.whole_tensors = config.training.optimizer == "muon";
     s.training = options.training;
     return s;
 }
@@ -280,7 +281,7 @@ Tensor Model::logits(const Tensor& ids_BS) {
     run_segments(batch, segments_.size() - 1, slots);
     Tensor h_TD = kernels::rmsnorm(slots.at("residual"), final_norm_, config_.model.norm_eps);
     Tensor logits_TV = kernels::linear(h_TD, head_);
-    if (logits_TV.scalar_type() == at::kBFloat16) logits_TV = logits_TV.to(at::kFloat);
+    if (at::isReducedFloatingType(logits_TV.scalar_type())) logits_TV = logits_TV.to(at::kFloat);
     return logits_TV.view({batch.B, batch.S, -1});
 }
 

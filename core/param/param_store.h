@@ -58,7 +58,7 @@ struct Bucket {
     dist::Group group;                        ///< ranks that hold the same elements
     Tensor value, grad;                       ///< [N] compute type; [N] gradient type (undefined without training)
     Tensor master;                            ///< [own] master type; a view of value where the types agree, else undefined without training
-    std::vector<Tensor> state;                ///< optimizer's moments, each [own], master type
+    std::vector<Tensor> state;                ///< optimizer's moments, each [own], moments' type
     int64_t own_begin = 0, own_end = 0;
     std::vector<int64_t> counts;              ///< elements by rank of the group under ZeRO 1
     int64_t norm_begin = 0, norm_end = 0;     ///< part whose squares this rank adds to the gradient norm: a partition over the group
@@ -73,6 +73,7 @@ struct StoreOptions {
     uint64_t seed = 0;
     int num_moments = 2;                      ///< optimizer's state tensors: AdamW 2, SGD 0
     bool training = true;                     ///< false: no gradients and no state
+    bool whole_tensors = false;               ///< ZeRO cuts at tensor starts only: for an optimizer that needs whole matrices
 };
 
 /// Owner of all parameters; not copied: handles point at its sink.
@@ -96,6 +97,8 @@ public:
     bool has(const std::string& name) const { return tensors_.contains(name); }
     const TensorSpec& spec(const std::string& name) const;
     BucketKind bucket_of(const std::string& name) const;
+    /// Elements before the tensor in its bucket.
+    int64_t offset_of(const std::string& name) const;
     /// View of the compute weights of a logical tensor, of its main gradient (also of a frozen one: zeros). Throws moe::Error
     /// (config) with the nearest name, (state) before build() and for gradients without training.
     Tensor value(const std::string& name) const;
@@ -150,7 +153,8 @@ struct Extent {
     std::vector<int64_t> shape;
 };
 /// Where a bucket of `total` elements is cut into `parts`: part boundaries (parts + 1 of them) at tensor starts or at rows that
-/// are multiples of 128, each the nearest such place to an equal share; parts may be empty. Pure; used by build() and its tests.
-std::vector<int64_t> partition(const std::vector<Extent>& tensors, int64_t total, int parts);
+/// are multiples of 128 (with `whole_tensors` at tensor starts only), each the nearest such place to an equal share; parts may be
+/// empty. Pure; used by build() and its tests.
+std::vector<int64_t> partition(const std::vector<Extent>& tensors, int64_t total, int parts, bool whole_tensors = false);
 
 }  // namespace moe

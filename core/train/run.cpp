@@ -10,6 +10,7 @@
 #include "core/train/hardware.h"
 #include "core/train/optimizer.h"
 #include "core/train/run_folder.h"
+#include "core/train/schedule.h"
 
 #include <ATen/ATen.h>
 #include <nlohmann/json.hpp>
@@ -55,13 +56,13 @@ Run::Run(const Config& config, const RunOptions& options, const dist::Group& wor
     MOE_CHECK(alone || config_.device.value_or("cpu") == "cpu", device, "device", fmt::format("cuda on {} ranks", mesh_.world.size()), "one rank on a GPU, or device=cpu",
               "several GPUs need a communication library that is not built yet (row D1)");
     at::Device device = choose_device(alone ? config_.device.value_or("") : "cpu");
-    Precision precision = Precision::named(config_.training.precision());
-    config_.training.micro_batches(mesh_.dp.size());                     // throws where it does not divide
+    Precision precision = precision_of(config_.training);
+    num_steps_ = train::num_steps(config_, plan::count(config_.model).total, mesh_.dp.size()).value_or(0);
     loader_ = data::open_loader(config_, /*validation=*/false);
-    num_steps_ = config_.training.total_steps(plan::count(config_.model).total).value_or(0);
     MOE_CHECK(num_steps_ > 0, config, "training.train_steps", "null", "a length of the run", "set training.train_steps, total_training_tokens or tokens_per_parameter_ratio");
     if (config_.deterministic) at::globalContext().setDeterministicAlgorithms(true, /*warn_only=*/false);
-    model_ = std::make_unique<Model>(config_, mesh_, ModelOptions{precision, device, true, num_moments(config_.training.optimizer)});
+    model_ = std::make_unique<Model>(config_, mesh_, ModelOptions{precision, device, true, num_moments(config_.training)});
+    loss_scale_ = LossScale(config_.training.use_fp16);
     ledger_ = std::make_unique<routing::Ledger>(config_.model.num_layers, config_.model.moe.num_experts, int64_t(loader_->domains().size()), device);
     executor_ = std::make_unique<Executor>(*model_);
     flops_per_token_ = plan::flops_per_token(config_.model, config_.training.seq_length, plan::FlopsRule::causal);
@@ -81,8 +82,9 @@ Run::~Run() {
 /// This rank's micro-batches of the next step. `valid` becomes the number of targets of the global batch.
 std::vector<MicroBatch> Run::load_batch(double& valid) {
     auto& t = config_.training;
-    int64_t ranks = mesh_.dp.size(), mine = t.global_batch_size / ranks, first = mesh_.dp.rank() * mine, per = t.micro_batch_size;
-    data::Batch batch = loader_->next(t.global_batch_size, first, mine);
+    int64_t ranks = mesh_.dp.size(), sequences = sequences_of_step(t, tokens_, ranks, *loader_), mine = sequences / ranks, first = mesh_.dp.rank() * mine, per = t.micro_batch_size;
+    step_tokens_ = sequences * t.seq_length;
+    data::Batch batch = loader_->next(sequences, first, mine);
     valid = double(mesh_.dp.all_reduce(batch.num_valid()));
     MOE_CHECK(valid > 0, data, "training data", "a step without a single target", "at least one token with a next token", "are all documents one token long?");
     std::vector<MicroBatch> out;
@@ -91,7 +93,7 @@ std::vector<MicroBatch> Run::load_batch(double& valid) {
         out.push_back(model_->micro_batch(rows(batch.ids), rows(batch.targets), rows(batch.domain), config_.data.packing && config_.data.document_mask ? rows(batch.doc_start) : Tensor()));
         out.back().first_token = (first + row) * t.seq_length;
         out.back().step = uint32_t(step_);
-        out.back().loss_scale = 1 / valid;
+        out.back().loss_scale = loss_scale_.value() / valid;
         out.back().ledger = ledger_.get();
     }
     return out;
@@ -120,14 +122,16 @@ StepMetrics Run::step() {
         ledger_->clear();
         throw;
     }
-    m.loss = mesh_.dp.all_reduce(loss.item<double>());
+    double scale = loss_scale_.value();
+    m.loss = mesh_.dp.all_reduce(loss.item<double>()) / scale;
     store.reduce_grads();
-    m.grad_norm = grad_norm(store, mesh_.world);
+    m.grad_norm = grad_norm(store, mesh_.world) / scale;
     ledger_->reduce(mesh_.dp);
     last_counts_by_domain_ = ledger_->counts_by_domain();
     last_counts_ = last_counts_by_domain_.sum(1);
     ledger_->clear();
     m.skipped = !std::isfinite(m.loss) || !std::isfinite(m.grad_norm);
+    if (loss_scale_.update(std::isfinite(m.grad_norm))) log::warn(fmt::format("step {}: the loss scale is lowered from {} to {}", step_ + 1, scale, loss_scale_.value()));
     if (m.skipped) {
         std::string where = store.first_non_finite();
         log::warn(fmt::format("step {}: loss {} and gradient norm {}: skipped{}", step_ + 1, m.loss, m.grad_norm, where.empty() ? "" : "; first in " + where));
@@ -135,16 +139,16 @@ StepMetrics Run::step() {
         ++skipped_in_a_row_;
     } else {
         skipped_in_a_row_ = 0;
-        update(store, config_.training, m.lr, m.grad_norm, ++updates_);
+        update(store, config_.training, m.lr, m.grad_norm, ++updates_, scale);
         balance(last_counts_);
     }
     m.step = ++step_;
-    tokens_ += config_.training.tokens_per_step();
+    tokens_ += step_tokens_;
     m.tokens = tokens_;
     m.max_vio = max_vio(last_counts_, model_->routed_layers());
     m.memory_gib = peak_memory_bytes(model_->options().device) / double(1 << 30);
     m.step_secs = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    m.tokens_per_sec = double(config_.training.tokens_per_step()) / m.step_secs;
+    m.tokens_per_sec = double(step_tokens_) / m.step_secs;
     m.tflops = m.tokens_per_sec * flops_per_token_ * 1e-12;
     m.mfu = peak_flops_ > 0 ? m.tflops * 1e12 / peak_flops_ : 0;
     record(m);
