@@ -17,23 +17,31 @@ using Sizes = std::vector<int64_t>;
     MOE_THROW(data, "checkpoint", fmt::format("{}: {}", path, what), "a whole index.json of moelab", "the file was changed or damaged: use another checkpoint");
 }
 
+/// Inside of one, where the place is known further out.
+[[noreturn]] void bad_part(const std::string& what) { MOE_THROW(data, "checkpoint", what, "", ""); }
+
+std::string reason_of(const std::exception& e) {
+    auto* error = dynamic_cast<const Error*>(&e);
+    return error ? error->parts().got : e.what();
+}
+
 std::string dumped(const Json& value) { return value.dump(-1, ' ', false, Json::error_handler_t::replace); }
 
 Sizes read_sizes(const Json& value, size_t dims) {
     Sizes sizes;
-    if (!value.is_array()) throw std::runtime_error(fmt::format("sizes {}", brief(value)));
+    if (!value.is_array()) bad_part(fmt::format("sizes {}", brief(value)));
     for (const auto& n : value) {
-        if (!n.is_number_integer() || n.get<int64_t>() < 0) throw std::runtime_error(fmt::format("sizes {}", brief(value)));
+        if (!n.is_number_integer() || n.get<int64_t>() < 0) bad_part(fmt::format("sizes {}", brief(value)));
         sizes.push_back(n.get<int64_t>());
     }
-    if (sizes.size() != dims) throw std::runtime_error(fmt::format("{} of {} dims, not {}", brief(value), sizes.size(), dims));
+    if (sizes.size() != dims) bad_part(fmt::format("{} of {} dims, not {}", brief(value), sizes.size(), dims));
     return sizes;
 }
 
 /// Files are the folder's own: a name such as ../x would leave it.
 std::string read_file_name(const Json& value) {
     auto name = value.get<std::string>();
-    if (name.empty() || name.find('/') != std::string::npos || name.starts_with('.')) throw std::runtime_error(fmt::format("a file called \"{}\"", name));
+    if (name.empty() || name.find('/') != std::string::npos || name.starts_with('.')) bad_part(fmt::format("a file called \"{}\"", name));
     return name;
 }
 
@@ -51,7 +59,7 @@ StoredPiece read_piece(const Json& j, size_t dims) {
 
 at::ScalarType read_dtype(const Json& j) {
     auto dtype = safetensors_dtype_named(j.get<std::string>());
-    if (!dtype) throw std::runtime_error(fmt::format("dtype {}", brief(j)));
+    if (!dtype) bad_part(fmt::format("dtype {}", brief(j)));
     return *dtype;
 }
 
@@ -150,10 +158,10 @@ CheckpointIndex read_index(const std::string& path) {
             at = name;
             index.tensors[name] = read_tensor(tensor);
             for (const auto& p : index.tensors[name].pieces)
-                if (!index.file_bytes.contains(p.file)) throw std::runtime_error(fmt::format("a piece in {}, which is not among the files", p.file));
+                if (!index.file_bytes.contains(p.file)) bad_part(fmt::format("a piece in {}, which is not among the files", p.file));
         }
     } catch (const std::exception& e) {
-        throw_bad_index(path, fmt::format("{}: {}", at, e.what()));
+        throw_bad_index(path, fmt::format("{}: {}", at, reason_of(e)));
     }
     for (const auto& [name, tensor] : index.tensors) check_cover(ErrorKind::data, path, name, tensor);
     return index;
@@ -179,13 +187,13 @@ void add_part(CheckpointIndex& index, const Json& part, const std::string& where
             auto [known, added] = index.tensors.emplace(name, tensor);
             if (added) continue;
             if (known->second.dtype != tensor.dtype || known->second.shape != tensor.shape)
-                throw std::runtime_error(fmt::format("{} {}, on another rank {} {}", safetensors_dtype(tensor.dtype), shape_text(tensor.shape), safetensors_dtype(known->second.dtype),
+                bad_part(fmt::format("{} {}, on another rank {} {}", safetensors_dtype(tensor.dtype), shape_text(tensor.shape), safetensors_dtype(known->second.dtype),
                                                      shape_text(known->second.shape)));
             auto& pieces = known->second.pieces;
             pieces.insert(pieces.end(), tensor.pieces.begin(), tensor.pieces.end());
         }
     } catch (const std::exception& e) {
-        throw_bad_index(where, fmt::format("{}: {}", at, e.what()));
+        throw_bad_index(where, fmt::format("{}: {}", at, reason_of(e)));
     }
 }
 
