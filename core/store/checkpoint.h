@@ -72,7 +72,7 @@ private:
 
 /// How a run saves. All ranks of a job have the same but for `rank`.
 struct CheckpointWriterOptions {
-    std::string folder;                   ///< of the periodic ones; made when the first is written
+    std::string folder;                   ///< of the periodic ones, made when the first is written; "" for none of those
     int rank = 0, world_size = 1;
     int64_t keep_last = 3;                ///< periodic ones that stay; at least 1
     int64_t attempt = 0;                  ///< how often the run had been resumed

@@ -134,6 +134,7 @@ struct CheckpointWriter::Job {
     std::string token;
     Json meta;
     fs::path target, partial;
+    bool is_periodic = false;
     NamedTensors tensors;                                  ///< by key: views of the snapshot
     std::map<std::string, StoredTensor> pieces;            ///< of this rank
     std::atomic<bool> is_done = false;
@@ -245,6 +246,7 @@ void CheckpointWriter::Job::publish(const std::vector<Json>& parts) {
     stage("rename");
     put_in_place(partial, target);
     sync_folder(target.parent_path());
+    if (!is_periodic) return;
     stage("prune");
     prune(options.folder, options.keep_last);
 }
@@ -271,9 +273,9 @@ void CheckpointWriter::Job::run() {
 }
 
 CheckpointWriter::CheckpointWriter(CheckpointWriterOptions options) : options_(std::move(options)) {
-    MOE_CHECK(!options_.folder.empty() && options_.keep_last >= 1 && options_.rank >= 0 && options_.rank < options_.world_size, usage, "checkpoint writer",
-              fmt::format("folder \"{}\", keep_last {}, rank {} of {}", options_.folder, options_.keep_last, options_.rank, options_.world_size), "a folder, at least 1, a rank below their number", "");
-    if (options_.rank == 0) clear_away(options_.folder);
+    MOE_CHECK(options_.keep_last >= 1 && options_.rank >= 0 && options_.rank < options_.world_size, usage, "checkpoint writer",
+              fmt::format("keep_last {}, rank {} of {}", options_.keep_last, options_.rank, options_.world_size), "at least 1, a rank below their number", "");
+    if (options_.rank == 0 && !options_.folder.empty()) clear_away(options_.folder);
 }
 
 CheckpointWriter::~CheckpointWriter() {
@@ -286,7 +288,9 @@ CheckpointWriter::~CheckpointWriter() {
 
 void CheckpointWriter::begin(int64_t step, const std::vector<Piece>& pieces, const Json& meta, const std::string& path) {
     wait();
+    MOE_CHECK(!path.empty() || !options_.folder.empty(), usage, "checkpoint", "no path and no folder of checkpoints", "one of them", "");
     auto job = std::make_unique<Job>(options_);
+    job->is_periodic = path.empty();
     job->step = step;
     job->meta = meta;
     job->token = fmt::format("{} {}", options_.id, ++num_saves_);

@@ -291,7 +291,9 @@ TEST_CASE("checkpoint: parts that are missing, overlap or contradict each other 
     REQUIRE(error_of([&] { save(folder.path(), 1, {{piece("x", x, {0, 0}, {2, 2})}, {piece("x", x.to(at::kDouble), {2, 0}, {2, 2})}}); }).kind() == ErrorKind::data);
     REQUIRE(error_of([&] { save(folder.path(), 1, {{piece("x", x)}, {piece("x", x)}}); }).kind() == ErrorKind::state);
     REQUIRE(files_in(folder.path()).empty());
-    REQUIRE(error_of([&] { CheckpointWriter({}); }).kind() == ErrorKind::usage);
+    CheckpointWriter without({});
+    REQUIRE(error_of([&] { without.begin(1, {}, {}); }).kind() == ErrorKind::usage);
+    REQUIRE(error_of([&] { CheckpointWriter bad({.folder = folder.path(), .keep_last = 0}); }).kind() == ErrorKind::usage);
 }
 
 TEST_CASE("checkpoint: missing, partial and foreign folders are errors that say which", "[store]") {
