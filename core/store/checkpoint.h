@@ -104,6 +104,8 @@ public:
     void wait();
     /// True while the thread writes.
     bool is_writing() const;
+    /// True where wait() would throw, at once.
+    bool has_failed() const;
 
 private:
     struct Job;

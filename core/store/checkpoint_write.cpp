@@ -348,5 +348,6 @@ void CheckpointWriter::wait() {
 }
 
 bool CheckpointWriter::is_writing() const { return job_ && !job_->is_done; }
+bool CheckpointWriter::has_failed() const { return job_ && job_->is_done && job_->error; }
 
 }  // namespace moe::store

@@ -32,12 +32,14 @@ public:
     void begin(Model& model, int64_t step, const nlohmann::json& meta, const std::string& path);
     /// Until the last save is complete, on all ranks. Throws its moe::Error on all of them, once.
     void finish();
-    /// Whether the last save is done, or failed, on this rank; not a collective.
-    bool is_writing() const { return writer_.is_writing(); }
+    /// Until this rank's part of it is done, not a collective. Throws as finish(), where it failed here.
+    void finish_here() { writer_->wait(); }
+    /// Whether the last save has failed on this rank, and finish() would throw. Not a collective.
+    bool has_failed() const { return writer_->has_failed(); }
 
 private:
     dist::Group world_;
-    store::CheckpointWriter writer_;
+    std::unique_ptr<store::CheckpointWriter> writer_;
 };
 
 }  // namespace moe::train

@@ -122,6 +122,11 @@ std::string find_checkpoint(const std::string& what, const std::string& output_d
               known.empty() ? "no run there has a complete checkpoint; a name with a \"/\" is a path" : did_you_mean(what, known));
 }
 
+Config saved_config(const store::Checkpoint& checkpoint) {
+    MOE_CHECK(checkpoint.meta().contains("config"), data, "checkpoint", fmt::format("{}: no configuration", checkpoint.path()), "a checkpoint that a run has saved", "");
+    return config_from_json(checkpoint.meta().at("config"));
+}
+
 std::string run_folder_of(const std::string& checkpoint, const nlohmann::json& meta) {
     fs::path path = fs::absolute(checkpoint).lexically_normal();
     for (const fs::path& run : {path.parent_path().parent_path(), fs::path(meta.value("run_folder", ""))})

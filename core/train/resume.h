@@ -1,6 +1,7 @@
 // Where checkpoints are found, and what a resumed run may change.
 #pragma once
 #include "core/config/config.h"
+#include "core/store/checkpoint.h"
 
 #include <nlohmann/json_fwd.hpp>
 
@@ -22,6 +23,9 @@ std::string save_path(const std::string& name, const std::string& checkpoints, i
 /// complete one of the newest run that has any. `name` "" looks through all runs of output_dir. Throws moe::Error (io) where
 /// there is none, with the nearest name.
 std::string find_checkpoint(const std::string& what, const std::string& output_dir, const std::string& name);
+
+/// The resolved configuration that a checkpoint's run had. Throws moe::Error (data, config).
+Config saved_config(const store::Checkpoint& checkpoint);
 
 /// The run folder that a checkpoint belongs to: the one it lies in, else the one that it was saved by and that still is there; "" for neither.
 std::string run_folder_of(const std::string& checkpoint, const nlohmann::json& meta);
