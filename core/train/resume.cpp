@@ -127,9 +127,11 @@ Config saved_config(const store::Checkpoint& checkpoint) {
     return config_from_json(checkpoint.meta().at("config"));
 }
 
-std::string run_folder_of(const std::string& checkpoint, const nlohmann::json& meta) {
-    fs::path path = fs::absolute(checkpoint).lexically_normal();
-    for (const fs::path& run : {path.parent_path().parent_path(), fs::path(meta.value("run_folder", ""))})
+std::string folder_to_continue(const store::Checkpoint& checkpoint, const Config& now) {
+    Config saved = saved_config(checkpoint);
+    if (saved.output_dir != now.output_dir || saved.experiment_name != now.experiment_name) return "";
+    fs::path path = fs::absolute(checkpoint.path()).lexically_normal();
+    for (const fs::path& run : {path.parent_path().parent_path(), fs::path(checkpoint.meta().value("run_folder", ""))})
         if (!run.empty() && is_run_folder(run)) return run.string();
     return "";
 }

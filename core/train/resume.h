@@ -27,8 +27,9 @@ std::string find_checkpoint(const std::string& what, const std::string& output_d
 /// The resolved configuration that a checkpoint's run had. Throws moe::Error (data, config).
 Config saved_config(const store::Checkpoint& checkpoint);
 
-/// The run folder that a checkpoint belongs to: the one it lies in, else the one that it was saved by and that still is there; "" for neither.
-std::string run_folder_of(const std::string& checkpoint, const nlohmann::json& meta);
+/// The run folder that a run goes on in from a checkpoint: the one that it lies in, else the one that it was saved by and that is
+/// still there. "" where there is neither, and where output_dir or experiment_name of `now` are not the saved ones.
+std::string folder_to_continue(const store::Checkpoint& checkpoint, const Config& now);
 
 /// Keys and sections that may differ from the saved run's; everything else decides what the saved state means.
 const std::vector<std::string>& changeable_keys();

@@ -43,10 +43,9 @@ void Run::find_resumed() {
         resumed_ = std::make_unique<store::Checkpoint>(path);
         check_changes(saved_config(*resumed_), config_);
     });
-    Config saved = saved_config(*resumed_);
-    if (!options_.log_folder || saved.output_dir != config_.output_dir || saved.experiment_name != config_.experiment_name) return;
+    if (!options_.log_folder) return;
     on_rank_0(world, [&] {
-        folder_ = run_folder_of(path, resumed_->meta());
+        folder_ = folder_to_continue(*resumed_, config_);
         if (!folder_.empty()) lock_ = std::make_unique<store::FolderLock>(folder_);
     });
     folder_ = shared_text(folder_, world);

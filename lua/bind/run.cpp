@@ -363,11 +363,11 @@ int resume(lua_State* L) {
     train::agree(world, [&] {
         store::Checkpoint checkpoint(options.resume);
         config = changed_config(L, 2, train::saved_config(checkpoint));
-        std::string folder = train::run_folder_of(checkpoint.path(), checkpoint.meta());
+        std::string folder = options.log_folder ? train::folder_to_continue(checkpoint, config) : "";
         for (auto& r : live_runs()) {
             auto live = r.lock();
             std::error_code ignored;
-            if (options.log_folder && live && !folder.empty() && std::filesystem::equivalent(live->folder(), folder, ignored)) live->close_here();
+            if (live && !folder.empty() && std::filesystem::equivalent(live->folder(), folder, ignored)) live->close_here();
         }
     });
     return push_run(L, config, options);

@@ -293,7 +293,9 @@ TEST_CASE("checkpoint: parts that are missing, overlap or contradict each other 
     REQUIRE(files_in(folder.path()).empty());
     CheckpointWriter without({});
     REQUIRE(error_of([&] { without.begin(1, {}, {}); }).kind() == ErrorKind::usage);
-    REQUIRE(error_of([&] { CheckpointWriter bad({.folder = folder.path(), .keep_last = 0}); }).kind() == ErrorKind::usage);
+    auto none_kept = alone(folder.path());
+    none_kept.keep_last = 0;
+    REQUIRE(error_of([&] { CheckpointWriter bad(none_kept); }).kind() == ErrorKind::usage);
 }
 
 TEST_CASE("checkpoint: missing, partial and foreign folders are errors that say which", "[store]") {
