@@ -44,7 +44,7 @@ std::string name_set_aside(const std::string& file) {
     if (fs::is_directory(folder / "checkpoints")) hint = "this is a run's folder: its checkpoints are in " + (folder / "checkpoints").string();
     else if (auto last = last_checkpoint(folder.string())) hint = "it holds checkpoints, the newest is " + last->path;
     else if (auto beside = last_checkpoint(folder.parent_path().string())) hint = "the newest complete one beside it is " + beside->path;
-    MOE_THROW(data, "checkpoint", fmt::format("{}: not complete (it has no {})", folder.string(), kCheckpointIndex), "a complete checkpoint", hint);
+    MOE_THROW(data, "checkpoint", fmt::format("{}: not complete ({})", folder.string(), fs::exists(folder / kCheckpointIndex) ? "its save was cut off" : "it has no index.json"), "a complete checkpoint", hint);
 }
 
 /// A view of a rectangle of t.
@@ -130,7 +130,8 @@ Checkpoint::Checkpoint(const std::string& path) : state_(std::make_shared<State>
     auto status = fs::status(folder, error);
     MOE_CHECK(fs::exists(status), io, "checkpoint", fmt::format("{}: {}", path, error ? error.message() : "No such file or directory"), "the folder of a checkpoint", "check the path");
     MOE_CHECK(fs::is_directory(status), io, "checkpoint", fmt::format("{}: a file", path), "the folder of a checkpoint", "name the folder, not a file in it");
-    if (!fs::exists(folder / kCheckpointIndex)) throw_not_complete(folder);
+    bool is_partial = folder.filename().string().starts_with('.') && folder.extension() == ".partial";
+    if (is_partial || !fs::exists(folder / kCheckpointIndex)) throw_not_complete(folder);
     state_->folder = folder;
     state_->index = read_index((folder / kCheckpointIndex).string());
     for (const auto& [file, bytes] : state_->index.file_bytes) {
