@@ -106,6 +106,10 @@ void check_ranks(const Config& c, Problems& out) {
     const std::string at = "distributed.";
     need(out, d.data_parallel_size != 0, at + "data_parallel_size", "0", "-1, or 1 or more");
     need(out, divides(d.tensor_parallel_size, c.model.mla.num_heads), at + "tensor_parallel_size", str(d.tensor_parallel_size), fmt::format("a divisor of model.mla.num_heads = {}", c.model.mla.num_heads));
+    need(out, divides(d.tensor_parallel_size, c.model.num_kv_heads()), at + "tensor_parallel_size", str(d.tensor_parallel_size), fmt::format("a divisor of the {} key and value heads", c.model.num_kv_heads()));
+    int64_t tokens = c.training.micro_batch_size * c.training.seq_length;
+    need(out, divides(d.tensor_parallel_size, tokens), at + "tensor_parallel_size", str(d.tensor_parallel_size), fmt::format("a divisor of the {} tokens of a micro-batch", tokens), "each rank has a part of them outside the cut products");
+    need(out, d.pipeline_parallel_size == 1 || d.zero_stage < 2, at + "zero_stage", fmt::format("{} with pipeline_parallel_size = {}", d.zero_stage, d.pipeline_parallel_size), "0 or 1", "a gradient cut after every micro-batch would be sent again and again");
     int64_t pieces = d.pipeline_parallel_size * d.pipeline_chunks;
     need(out, pieces <= c.model.num_layers, at + "pipeline_parallel_size", fmt::format("{} × pipeline_chunks = {} pieces", d.pipeline_parallel_size, pieces), fmt::format("at most model.num_layers = {}", c.model.num_layers));
     need(out, divides(d.context_parallel_size, c.training.seq_length), at + "context_parallel_size", str(d.context_parallel_size), fmt::format("a divisor of training.seq_length = {}", c.training.seq_length));

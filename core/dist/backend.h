@@ -31,6 +31,12 @@ public:
     virtual void reduce_scatter(const void* in, void* out, const int64_t* counts, DType type, ReduceOp op) = 0;
     /// Parts lie one after another in rank order, in `in` by send_counts and in `out` by recv_counts.
     virtual void all_to_all(const void* in, const int64_t* send_counts, void* out, const int64_t* recv_counts, DType type) = 0;
+    /// Starts a message to one rank and returns at once; `data` stays as it is until flush(). Messages of a pair keep their order.
+    virtual void send(const void* data, int64_t count, DType type, int to) = 0;
+    /// Waits for a message of that many elements.
+    virtual void receive(void* data, int64_t count, DType type, int from) = 0;
+    /// Waits until all started messages have left.
+    virtual void flush() = 0;
 };
 
 /// The symbol a plugin exports: the world group, initialised. Throws std::runtime_error.

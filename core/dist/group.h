@@ -30,6 +30,11 @@ public:
     void reduce_scatter(const at::Tensor& in, at::Tensor out, const std::vector<int64_t>& counts) const;
     /// Rows of a tensor [R, …] to ranks: send[r] rows to r, recv[r] rows from r.
     at::Tensor all_to_all_rows(const at::Tensor& rows, const std::vector<int64_t>& send, const std::vector<int64_t>& recv) const;
+    /// Starts a message to a rank of the group; the caller keeps the tensor unchanged until flush().
+    void send(const at::Tensor& data, int to) const;
+    /// Fills `data` with the next message of a rank.
+    void receive(at::Tensor data, int from) const;
+    void flush() const;
 
 private:
     std::shared_ptr<Backend> backend_;
@@ -41,11 +46,18 @@ const Group& world();
 /// True where a launcher's environment says that several ranks were started.
 bool launched_with_ranks();
 
-/// The groups of a run. Dense parameters are replicated over dp; experts are cut over ep and replicated over expert_dp (the
-/// ranks of dp with the same place in ep). ep lies within dp: neighbouring ranks first.
+/// The groups of a run. World rank = (stage · dp + replica) · tp + part: neighbours share a tensor, stages are furthest apart.
+/// Every rank of a stage works on tokens of its own (sequence parallel over tp, batches over dp), so what is not cut is replicated
+/// over the whole stage; experts are cut over ep, which takes neighbouring ranks of the stage, and replicated over expert_dp.
 struct Mesh {
-    Group world, dp, ep, expert_dp;
-    Group tp, pp, cp;                                       ///< size 1 until those axes are built
+    Group world;
+    Group stage;                                            ///< dp × tp: the ranks that have the same layers
+    Group dp, tp, pp, cp;                                   ///< ranks that differ in one axis only; cp has one rank until it is built
+    Group ep, expert_dp;
+    Group tied;                                             ///< the ranks of the first and the last stage; of one stage, that stage
+    int num_stages() const { return pp.size(); }
+    bool is_first() const { return pp.rank() == 0; }
+    bool is_last() const { return pp.rank() + 1 == pp.size(); }
 };
 /// Throws moe::Error (config) where the sizes do not divide the number of ranks.
 Mesh make_mesh(const DistributedConfig& config, const Group& world);

@@ -32,6 +32,45 @@ struct ExchangeRows : torch::autograd::Function<ExchangeRows> {
     }
 };
 
+/// Rows of all ranks, one after another; every rank has as many.
+Tensor gather_rows(const Group& group, const Tensor& x) {
+    auto sizes = x.sizes().vec();
+    sizes[0] *= group.size();
+    Tensor out = at::empty(sizes, x.options().requires_grad(false));
+    group.all_gather(x.contiguous().view(-1), out.view(-1), std::vector<int64_t>(size_t(group.size()), x.numel()));
+    return out;
+}
+/// The sum over the ranks, cut into as many runs of rows.
+Tensor scatter_rows(const Group& group, const Tensor& x) {
+    auto sizes = x.sizes().vec();
+    MOE_CHECK(sizes[0] % group.size() == 0, shape, "tp.exit", fmt::format("{} tokens on {} ranks", sizes[0], group.size()), "tokens that divide evenly", "change training.micro_batch_size or seq_length");
+    sizes[0] /= group.size();
+    Tensor out = at::empty(sizes, x.options().requires_grad(false));
+    group.reduce_scatter(x.contiguous().view(-1), out.view(-1), std::vector<int64_t>(size_t(group.size()), out.numel()));
+    return out;
+}
+struct GroupHolder : torch::CustomClassHolder {
+    Group group;
+    explicit GroupHolder(Group g) : group(std::move(g)) {}
+};
+using GroupPtr = c10::intrusive_ptr<GroupHolder>;
+Group held_group(torch::autograd::AutogradContext* ctx) { return c10::static_intrusive_pointer_cast<GroupHolder>(ctx->saved_data.at("group").toCapsule())->group; }
+
+struct GatherRows : torch::autograd::Function<GatherRows> {
+    static Tensor forward(torch::autograd::AutogradContext* ctx, const Tensor& x, const GroupPtr& group) {
+        ctx->saved_data["group"] = c10::IValue::make_capsule(group);
+        return gather_rows(group->group, x);
+    }
+    static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx, torch::autograd::variable_list grads) { return {scatter_rows(held_group(ctx), grads[0]), Tensor()}; }
+};
+struct ScatterRows : torch::autograd::Function<ScatterRows> {
+    static Tensor forward(torch::autograd::AutogradContext* ctx, const Tensor& x, const GroupPtr& group) {
+        ctx->saved_data["group"] = c10::IValue::make_capsule(group);
+        return scatter_rows(group->group, x);
+    }
+    static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx, torch::autograd::variable_list grads) { return {gather_rows(held_group(ctx), grads[0]), Tensor()}; }
+};
+
 Tensor same_on_one_rank(const char* op, const Group& group, const Tensor& x) {
     MOE_CHECK(group.size() == 1, config, op, fmt::format("{} ranks", group.size()), "1", "this axis is not built yet (row D1)");
     return x;
@@ -77,7 +116,13 @@ at::Tensor ExpertParallel::combine(const at::Tensor& rows, const ExpertPlan& pla
     return ExchangeRows::apply(rows, c10::make_intrusive<Exchange>(group, plan.recv, plan.send));
 }
 
-at::Tensor TensorParallel::enter(const at::Tensor& x) const { return same_on_one_rank("distributed.tensor_parallel_size", group, x); }
-at::Tensor TensorParallel::exit(const at::Tensor& x) const { return same_on_one_rank("distributed.tensor_parallel_size", group, x); }
+at::Tensor TensorParallel::enter(const at::Tensor& x) const { return group.size() == 1 ? x : GatherRows::apply(x, c10::make_intrusive<GroupHolder>(group)); }
+at::Tensor TensorParallel::exit(const at::Tensor& x) const { return group.size() == 1 ? x : ScatterRows::apply(x, c10::make_intrusive<GroupHolder>(group)); }
+at::Tensor TensorParallel::part(const at::Tensor& x) const {
+    if (group.size() == 1) return x;
+    MOE_CHECK(x.size(0) % group.size() == 0, shape, "tp.part", fmt::format("{} tokens on {} ranks", x.size(0), group.size()), "tokens that divide evenly", "change training.micro_batch_size or seq_length");
+    int64_t each = x.size(0) / group.size();
+    return x.narrow(0, group.rank() * each, each);
+}
 at::Tensor ContextParallel::gather(const at::Tensor& x) const { return same_on_one_rank("distributed.context_parallel_size", group, x); }
 }  // namespace moe::dist

@@ -24,15 +24,19 @@ struct ExpertParallel {
     at::Tensor combine(const at::Tensor& rows, const ExpertPlan& plan) const;
 };
 
-/// Tensor parallel with sequence parallel: enter gathers the sequence before a product cut by columns, exit reduces and
-/// scatters it after one cut by rows. Built for one rank until row D1's axis is there; config refuses others.
+/// Tensor parallel with sequence parallel: outside of the products that are cut, each rank of the group has a part of the
+/// micro-batch's tokens, the ranks' parts following one another. Letters: T all tokens, t this rank's, T / size.
 struct TensorParallel {
     Group group;
+    /// [t, …] → [T, …]: before a product cut by its outputs. Backward sums over the ranks and gives each its part.
     at::Tensor enter(const at::Tensor& x) const;
+    /// [T, …] → [t, …]: after a product cut by its inputs, sums over the ranks and gives each its part. Backward is a gather.
     at::Tensor exit(const at::Tensor& x) const;
+    /// This rank's part [t, …] of [T, …] that every rank has; a view. Throws moe::Error (shape) where T does not divide.
+    at::Tensor part(const at::Tensor& x) const;
 };
 
-/// Context parallel: keys and values of the whole sequence. As TensorParallel, one rank for now.
+/// Context parallel: keys and values of the whole sequence. One rank until that axis is built.
 struct ContextParallel {
     Group group;
     at::Tensor gather(const at::Tensor& x) const;

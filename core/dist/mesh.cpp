@@ -2,30 +2,30 @@
 #include "core/dist/group.h"
 
 namespace moe::dist {
-namespace {
-void check_one(const char* key, int64_t size, const char* row) {
-    MOE_CHECK(size == 1, config, fmt::format("distributed.{}", key), fmt::format("{}", size), "1", fmt::format("this axis is not built yet (row {})", row));
-}
-}  // namespace
-
 Mesh make_mesh(const DistributedConfig& config, const Group& world) {
-    check_one("tensor_parallel_size", config.tensor_parallel_size, "D1");
-    check_one("pipeline_parallel_size", config.pipeline_parallel_size, "D1");
-    check_one("context_parallel_size", config.context_parallel_size, "D1");
-    int64_t ranks = world.size(), dp = config.data_parallel_size == -1 ? ranks : config.data_parallel_size, ep = config.expert_parallel_size;
-    MOE_CHECK(dp == ranks, config, "distributed.data_parallel_size", fmt::format("{}", dp), fmt::format("{} (the number of ranks), or -1 for all", ranks),
-              fmt::format("start {} rank{} (--ranks {}), or change the size", dp, dp == 1 ? "" : "s", dp));
-    MOE_CHECK(ep >= 1 && dp % ep == 0, config, "distributed.expert_parallel_size", fmt::format("{}", ep), fmt::format("a divisor of data_parallel_size, which is {}", dp),
-              "expert parallel ranks are taken from the data parallel ones");
+    MOE_CHECK(config.context_parallel_size == 1, config, "distributed.context_parallel_size", fmt::format("{}", config.context_parallel_size), "1", "this axis is not built yet (row D1)");
+    int64_t ranks = world.size(), tp = config.tensor_parallel_size, pp = config.pipeline_parallel_size, ep = config.expert_parallel_size;
+    MOE_CHECK(tp >= 1 && pp >= 1 && ranks % (tp * pp) == 0, config, "distributed.tensor_parallel_size", fmt::format("tensor_parallel_size {} x pipeline_parallel_size {} on {} ranks", tp, pp, ranks),
+              "a product that divides the number of ranks", fmt::format("start {} ranks (--ranks {}), or change the sizes", tp * pp, tp * pp));
+    int64_t left = ranks / (tp * pp), dp = config.data_parallel_size == -1 ? left : config.data_parallel_size;
+    MOE_CHECK(dp == left, config, "distributed.data_parallel_size", fmt::format("{}", dp), fmt::format("{} (ranks / tensor / pipeline), or -1 for all", left),
+              fmt::format("start {} rank{} (--ranks {}), or change the size", dp * tp * pp, dp * tp * pp == 1 ? "" : "s", dp * tp * pp));
+    int64_t in_stage = dp * tp;
+    MOE_CHECK(ep >= 1 && in_stage % ep == 0, config, "distributed.expert_parallel_size", fmt::format("{}", ep), fmt::format("a divisor of data_parallel_size x tensor_parallel_size, which is {}", in_stage),
+              "expert parallel ranks are taken from those of a stage");
     Mesh mesh;
-    mesh.world = mesh.dp = world;
-    if (ep == 1) mesh.expert_dp = world;
-    else if (ep == dp) mesh.ep = world;
-    else {
-        int rank = world.rank();
-        mesh.ep = world.split(int(rank / ep), int(rank % ep));
-        mesh.expert_dp = world.split(int(rank % ep), int(rank / ep));
-    }
+    mesh.world = world;
+    int rank = world.rank(), part = int(rank % tp), replica = int(rank / tp % dp), stage = int(rank / in_stage), place = int(rank % in_stage);
+    // Splitting is a collective, so every rank makes every call; a whole group is taken as it is.
+    auto split = [](const Group& group, int64_t size, int colour, int key) { return size == 1 ? Group() : size == group.size() ? group : group.split(colour, key); };
+    mesh.stage = split(world, in_stage, stage, place);
+    mesh.tp = split(mesh.stage, tp, replica, part);
+    mesh.dp = split(mesh.stage, dp, part, replica);
+    mesh.ep = split(mesh.stage, ep, int(place / ep), int(place % ep));
+    mesh.expert_dp = split(mesh.stage, in_stage / ep, int(place % ep), int(place / ep));
+    mesh.pp = split(world, pp, place, stage);
+    bool at_an_end = stage == 0 || stage + 1 == pp;
+    mesh.tied = pp == 1 ? mesh.stage : pp == 2 ? world : world.split(at_an_end ? 0 : 1 + rank, rank);
     return mesh;
 }
 }  // namespace moe::dist

@@ -6,13 +6,14 @@
 #include "core/kernels/embed/embed.h"
 #include "core/kernels/head/head_loss.h"
 #include "core/kernels/linear/linear.h"
-#include "core/kernels/mla/attention.h"
+#include "core/kernels/norm/layernorm.h"
 #include "core/kernels/norm/rmsnorm.h"
 #include "core/kernels/swiglu/swiglu.h"
 
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
 
+#include <algorithm>
 #include <cmath>
 
 namespace moe {
@@ -20,6 +21,7 @@ namespace {
 /// The norms of the two latents keep their own epsilon whatever norm_eps says: so does the model that the checkpoints were made
 /// for. Source: DeepseekV3Attention of transformers, whose q_a_layernorm and kv_a_layernorm take the default.
 constexpr double kLatentNormEps = 1e-6;
+constexpr int64_t kMaxLogitRows = 1024;              // rows whose logits exist at a time where the head predicts
 
 std::string layer_prefix(int64_t layer) { return fmt::format("model.layers.{}.", layer); }
 
@@ -44,16 +46,22 @@ kernels::YarnSettings yarn_of(const MlaConfig& mla) {
 }  // namespace
 
 Model::Model(const Config& config, const dist::Mesh& mesh, const ModelOptions& options)
-    : config_(config), mesh_(mesh), options_(options), layout_(mesh), store_(mesh, store_options(config, options)) {
+    : config_(config), mesh_(mesh), options_(options), layout_(mesh), store_(mesh, store_options(config, options)), router_(routing::RouterSettings::from(config.model.moe)),
+      loss_weights_(routing::LossWeights::from(config.model.moe)) {
     validate(config_);
     require_built(config_);
-    add_embed();
-    for (int64_t layer = 0; layer < config_.model.num_layers; ++layer) {
+    declare_embedding();
+    if (mesh_.is_first()) add_embed();
+    int64_t L = config_.model.num_layers, P = mesh_.num_stages(), stage = mesh_.pp.rank();
+    for (int64_t layer = stage * L / P; layer < (stage + 1) * L / P; ++layer) {
         add_attention(layer);
         if (config_.model.is_moe_layer(layer)) add_experts(layer);
         else add_dense(layer);
     }
-    add_head();
+    if (mesh_.is_last()) {
+        add_head();
+        for (int64_t k = 1; k <= config_.training.mtp_depth(); ++k) add_mtp(k);
+    }
     store_.build();
 }
 
@@ -64,119 +72,225 @@ Tensor Model::bias(int64_t layer) const {
     return it == bias_.end() ? Tensor() : it->second;
 }
 
-// ---- weights ----
-WeightPtr Model::weight(const std::string& name, std::vector<int64_t> shape, BucketKind bucket) {
-    TensorSpec tensor{name + ".weight", shape, config_.model.init_method_std};
-    return store_.declare({name, bucket, {tensor}, shape});
+std::vector<WeightPtr> Model::weights() const {
+    std::vector<WeightPtr> all;
+    for (auto& s : segments_)
+        for (auto& w : s.weights)
+            if (std::find(all.begin(), all.end(), w) == all.end()) all.push_back(w);
+    return all;
 }
 
-WeightPtr Model::norm(const std::string& name, int64_t width) {
+// ---- weights ----
+TensorSpec Model::cut(TensorSpec spec, int dim) const {
+    int64_t parts = mesh_.tp.size();
+    if (dim < 0 || parts == 1) return spec;
+    int64_t whole = spec.shape[size_t(dim)];
+    MOE_CHECK(whole % parts == 0, config, "distributed.tensor_parallel_size", fmt::format("{}: {} on {} ranks", spec.name, whole, parts), "a divisor", "");
+    spec.cut_dim = dim;
+    spec.cut_size = whole / parts;
+    spec.cut_begin = mesh_.tp.rank() * spec.cut_size;
+    return spec;
+}
+
+WeightPtr Model::weight(const std::string& name, std::vector<int64_t> shape, int cut_dim, BucketKind bucket) {
+    TensorSpec tensor = cut({name + ".weight", shape, config_.model.init_method_std}, cut_dim);
+    return store_.declare({name, tensor.cut_dim >= 0 ? BucketKind::tensor : bucket, {tensor}, tensor.local_shape()});
+}
+
+WeightPtr Model::rms_gamma(const std::string& name, int64_t width) {
     TensorSpec tensor{name + ".weight", {width}, 0, 1, /*decay=*/false};
     return store_.declare({name, BucketKind::dense, {tensor}, {width}});
+}
+
+Model::Norm Model::norm(const std::string& name, int64_t width) {
+    Norm n{rms_gamma(name, width), {}};
+    if (config_.model.norm_type == "layernorm") n.beta = store_.declare({name + ".bias", BucketKind::dense, {{name + ".bias", {width}, 0, 0, /*decay=*/false}}, {width}});
+    return n;
+}
+
+Tensor Model::normalized(const Tensor& x_TD, const Norm& n) const {
+    double eps = config_.model.norm_eps;
+    return n.beta ? kernels::layernorm(x_TD, n.gamma, n.beta, eps) : kernels::rmsnorm(x_TD, n.gamma, eps);
 }
 
 /// Gate and up of one feed-forward as one product: [2 · width, D].
 WeightPtr Model::gate_up(const std::string& prefix, int64_t width) {
     int64_t D = config_.model.mla.d_model;
     double std = config_.model.init_method_std;
-    return store_.declare({prefix + "gate_up", BucketKind::dense, {{prefix + "gate_proj.weight", {width, D}, std}, {prefix + "up_proj.weight", {width, D}, std}}, {2 * width, D}});
+    TensorSpec gate = cut({prefix + "gate_proj.weight", {width, D}, std}, 0), up = cut({prefix + "up_proj.weight", {width, D}, std}, 0);
+    return store_.declare({prefix + "gate_up", gate.cut_dim >= 0 ? BucketKind::tensor : BucketKind::dense, {gate, up}, {2 * gate.local_shape()[0], D}});
+}
+
+/// The embedding is also what MTP modules read and, tied, the head: then the last stage has a copy.
+void Model::declare_embedding() {
+    bool again = config_.model.tie_word_embeddings || config_.training.mtp_depth() > 0;
+    if (!mesh_.is_first() && !(mesh_.is_last() && again)) return;
+    embedding_ = weight("model.embed_tokens", {config_.model.vocab(), config_.model.mla.d_model}, -1, again && mesh_.num_stages() > 1 ? BucketKind::tied : BucketKind::dense);
 }
 
 // ---- segments, in the order in which a token meets them ----
+void Model::add(const std::string& name, int64_t layer, std::vector<std::string> reads, std::vector<std::string> writes, std::vector<WeightPtr> weights,
+                std::function<Tensors(const Tensors&, Call&)> forward) {
+    std::erase(weights, WeightPtr());
+    segments_.push_back({name, layer, std::move(reads), std::move(writes), std::move(weights), std::move(forward)});
+}
+
 void Model::add_embed() {
-    auto table_VD = weight("model.embed_tokens", {config_.model.vocab(), config_.model.mla.d_model});
-    segments_.push_back({"embed", -1, {"anchor"}, {"residual"}, [=](const Tensors& in, Call& call) -> Tensors {
-        return {kernels::embed(in[0], call.batch.ids_T, table_VD)};
-    }});
+    add("embed", -1, {"anchor"}, {"residual"}, {embedding_}, [this](const Tensors& in, Call& call) -> Tensors { return {kernels::embed(in[0], call.batch.ids_T, embedding_)}; });
+}
+
+const kernels::RopeTable& Model::rope(int64_t S) {
+    auto& c = config_.model.mla;
+    auto dtype = options_.precision.compute == at::kDouble ? at::kDouble : at::kFloat;
+    auto found = rope_tables_.find(S);
+    if (found == rope_tables_.end())
+        found = rope_tables_.emplace(S, kernels::rope_table(S, c.qk_rope_head_dim, c.rope_theta, c.rope_interleave, yarn_of(c), dtype, options_.device)).first;
+    return found->second;
+}
+
+kernels::RandomRows Model::rows_of(Purpose purpose, int64_t layer, const MicroBatch& batch) const {
+    return {{uint64_t(config_.seed), purpose, batch.step, uint32_t(layer)}, batch.first_token};
 }
 
 void Model::add_attention(int64_t layer) {
     auto& c = config_.model.mla;
     std::string p = layer_prefix(layer), a = p + "self_attn.";
-    int64_t D = c.d_model, H = c.num_heads, G = config_.model.num_kv_heads(), L = c.d_latent, rope = c.use_rope ? c.qk_rope_head_dim : 0;
-    int64_t qk = c.qk_nope_head_dim + rope;
-    double eps = config_.model.norm_eps;
+    int64_t D = c.d_model, H = c.num_heads, G = config_.model.num_kv_heads(), L = c.d_latent, rope_dim = c.use_rope ? c.qk_rope_head_dim : 0, tp = mesh_.tp.size();
+    int64_t qk = c.qk_nope_head_dim + rope_dim;
     auto input_norm = norm(p + "input_layernorm", D);
     WeightPtr q_a, q_norm, q;
     if (c.q_lora_rank) {
         q_a = weight(a + "q_a_proj", {*c.q_lora_rank, D});
-        q_norm = norm(a + "q_a_layernorm", *c.q_lora_rank);
-        q = weight(a + "q_b_proj", {H * qk, *c.q_lora_rank});
+        q_norm = rms_gamma(a + "q_a_layernorm", *c.q_lora_rank);
+        q = weight(a + "q_b_proj", {H * qk, *c.q_lora_rank}, 0);
     } else {
-        q = weight(a + "q_proj", {H * qk, D});
+        q = weight(a + "q_proj", {H * qk, D}, 0);
     }
-    auto kv_a = weight(a + "kv_a_proj_with_mqa", {L + rope, D});
-    auto kv_norm = norm(a + "kv_a_layernorm", L);
-    auto kv_b = weight(a + "kv_b_proj", {G * (c.qk_nope_head_dim + c.v_head_dim), L});
-    auto out = weight(a + "o_proj", {D, H * c.v_head_dim});
+    auto kv_a = weight(a + "kv_a_proj_with_mqa", {L + rope_dim, D});
+    auto kv_norm = rms_gamma(a + "kv_a_layernorm", L);
+    auto kv_b = weight(a + "kv_b_proj", {G * (c.qk_nope_head_dim + c.v_head_dim), L}, 0);
+    auto out = weight(a + "o_proj", {D, H * c.v_head_dim}, 1);
+    kernels::MlaShape shape{0, 0, H / tp, G / tp, c.qk_nope_head_dim, rope_dim, c.v_head_dim, kernels::yarn_softmax_correction(yarn_of(c)) / std::sqrt(double(qk)), c.sliding_window.value_or(0)};
+    std::vector<WeightPtr> weights = {input_norm.gamma, input_norm.beta, q_a, q_norm, q, kv_a, kv_norm, kv_b, out};
 
-    auto yarn = yarn_of(c);
-    kernels::MlaShape shape{0, 0, H, G, c.qk_nope_head_dim, rope, c.v_head_dim, kernels::yarn_softmax_correction(yarn) / std::sqrt(double(qk))};
-    auto table_dtype = options_.precision.compute == at::kDouble ? at::kDouble : at::kFloat;
-    auto table = std::make_shared<std::map<int64_t, kernels::RopeTable>>();      // by sequence length
-
-    segments_.push_back({fmt::format("layers.{}.attention", layer), layer, {"residual"}, {"residual"}, [=, this](const Tensors& in, Call& call) -> Tensors {
-        const Tensor& x_TD = in[0];
-        auto& mla = config_.model.mla;
+    add(fmt::format("layers.{}.attention", layer), layer, {"residual"}, {"residual"}, weights, [=, this](const Tensors& in, Call& call) -> Tensors {
+        const MicroBatch& batch = call.batch;
         kernels::MlaShape s = shape;
-        s.B = call.batch.B;
-        s.S = call.batch.S;
-        if (rope > 0 && !table->contains(s.S))
-            table->emplace(s.S, kernels::rope_table(s.S, rope, mla.rope_theta, mla.rope_interleave, yarn, table_dtype, options_.device));
-        Tensor h_TD = layout_.tp.enter(kernels::rmsnorm(x_TD, input_norm, eps));
+        s.B = batch.B;
+        s.S = batch.S;
+        Tensor h_TD = layout_.tp.enter(normalized(in[0], input_norm));           // from here on all tokens of the micro-batch, this rank's heads
         Tensor q_in = q_a ? kernels::rmsnorm(kernels::linear(h_TD, q_a), q_norm, kLatentNormEps) : h_TD;
         Tensor q_T = kernels::linear(q_in, q), kv_a_T = kernels::linear(h_TD, kv_a), latent_TL = kv_a_T, k_rope;
-        if (rope > 0) {
-            auto parts = kv_a_T.split_with_sizes({L, rope}, -1);
+        if (rope_dim > 0) {
+            auto parts = kv_a_T.split_with_sizes({L, rope_dim}, -1);
             latent_TL = parts[0].contiguous();
             k_rope = parts[1].contiguous();
         }
         Tensor kv_T = layout_.cp.gather(kernels::linear(kernels::rmsnorm(latent_TL, kv_norm, kLatentNormEps), kv_b));
-        Tensor o_T = kernels::mla_attention(q_T, kv_T, k_rope, rope > 0 ? table->at(s.S) : kernels::RopeTable{}, s, call.batch.doc_start_BS);
-        return {x_TD + layout_.tp.exit(kernels::linear(o_T, out))};
-    }});
+        const kernels::RopeTable& table = rope_dim > 0 ? rope(s.S) : kernels::RopeTable{};
+        double dropped = batch.training ? config_.model.mla.attn_dropout : 0;
+        Tensor o_T;
+        if (dropped > 0) {
+            auto rows = rows_of(Purpose::attention_dropout, layer, batch);
+            rows.group = s.H;
+            rows.stride = s.H * layout_.tp.group.size();
+            rows.first = (batch.first_token - layout_.tp.group.rank() * in[0].size(0)) * rows.stride + layout_.tp.group.rank() * s.H;
+            Tensor first = s.window > 0 ? kernels::windowed(batch.doc_start_BS, s.B, s.S, s.window, q_T.device()) : batch.doc_start_BS;
+            o_T = kernels::mla_attention_dropout(q_T, kv_T, k_rope, table, s, first, dropped, rows);
+        } else {
+            o_T = kernels::mla_attention(q_T, kv_T, k_rope, table, s, batch.doc_start_BS);
+        }
+        return {in[0] + layout_.tp.exit(kernels::linear(o_T, out))};
+    });
 }
 
 void Model::add_dense(int64_t layer) {
     std::string p = layer_prefix(layer);
     int64_t D = config_.model.mla.d_model, width = config_.model.dense_width();
-    double eps = config_.model.norm_eps;
     auto post_norm = norm(p + "post_attention_layernorm", D);
     auto up = gate_up(p + "mlp.", width);
-    auto down = weight(p + "mlp.down_proj", {D, width});
-    segments_.push_back({fmt::format("layers.{}.feed_forward", layer), layer, {"residual"}, {"residual"}, [=, this](const Tensors& in, Call&) -> Tensors {
-        Tensor h_TD = layout_.tp.enter(kernels::rmsnorm(in[0], post_norm, eps));
+    auto down = weight(p + "mlp.down_proj", {D, width}, 1);
+    add(fmt::format("layers.{}.feed_forward", layer), layer, {"residual"}, {"residual"}, {post_norm.gamma, post_norm.beta, up, down}, [=, this](const Tensors& in, Call&) -> Tensors {
+        Tensor h_TD = layout_.tp.enter(normalized(in[0], post_norm));
         return {in[0] + layout_.tp.exit(kernels::linear(kernels::swiglu(kernels::linear(h_TD, up)), down))};
-    }});
+    });
+}
+
+// ---- the router ----
+const Tensor& Model::domain_of(int64_t layer, const MicroBatch& batch) const {
+    int64_t module = layer - config_.model.num_layers;
+    return module < 0 ? batch.domain_T : batch.mtp.at(size_t(module)).domain_T;
+}
+
+/// Top-k or the forced balance, then capacity; counted once.
+void Model::decide(int64_t layer, const Tensor& scores_TE, const Tensor& domain_T, Routed& routed, MicroBatch& batch) {
+    at::NoGradGuard no_grad;
+    routed.chosen_TK = config_.model.moe.force_balance ? routing::forced(scores_TE.size(0), batch.first_token, router_, scores_TE.device()) : routing::choose(scores_TE, bias(layer), router_);
+    routed.ids_TK = routed.chosen_TK;
+    if (router_.capacity_factor) {                                               // sequences may be cut over tp: all tokens decide together
+        auto& tp = layout_.tp;
+        Tensor weights_TK = tp.enter(routing::weights(scores_TE, routed.chosen_TK, router_).contiguous());
+        Tensor counted_T = tp.enter(domain_T).ge(0);
+        routed.ids_TK = tp.part(routing::drop_over_capacity(tp.enter(routed.chosen_TK), weights_TK, counted_T, batch.S, router_)).contiguous();
+    }
+    if (batch.ledger) batch.ledger->count(layer, routed.chosen_TK, domain_T, router_.capacity_factor ? routed.ids_TK : Tensor());
+    if (batch.trace) batch.trace->add(layer, routed.chosen_TK);
+    if (batch.global_load) routed.load_E = batch.global_load->add(layer, routing::routed_counts(routed.chosen_TK, domain_T.ge(0), router_.num_experts));
+}
+
+/// The balance losses and the z-loss of a layer, with their graph; their values are noted in the batch the first time.
+Tensor Model::router_losses(const Tensor& logits_TE, const Tensor& scores_TE, const Tensor& counted_T, const Routed& routed, MicroBatch& batch, bool again) const {
+    Tensor total = at::zeros({}, logits_TE.options().dtype(at::kDouble));
+    auto take = [&](const char* name, const Tensor& loss) {
+        if (!again) batch.add_loss(name, loss);
+        total = total + loss;
+    };
+    if (loss_weights_.z != 0) take("z", routing::z_loss(logits_TE, counted_T, loss_weights_.z, batch.token_share));
+    if (loss_weights_.need_window()) {                                           // the same on every rank of tp, each with its share
+        auto& tp = layout_.tp;
+        routing::LossWindow window{tp.enter(scores_TE), tp.enter(routed.chosen_TK), tp.enter(counted_T.to(at::kInt)).ne(0), batch.B, batch.S};
+        take("balance", routing::window_loss(window, loss_weights_, routed.load_E, batch.token_share / double(tp.group.size())));
+    }
+    return total;
+}
+
+WeightPtr Model::add_route(int64_t layer) {
+    auto& c = config_.model.moe;
+    std::string p = layer_prefix(layer);
+    int64_t E = c.num_experts;
+    auto post_norm = norm(p + "post_attention_layernorm", config_.model.mla.d_model);
+    auto gate_ED = weight(p + "mlp.gate", {E, config_.model.mla.d_model}, -1, BucketKind::router);
+    if (c.use_aux_loss_free) bias_[layer] = at::zeros({E}, at::TensorOptions().dtype(options_.precision.master).device(options_.device));
+    routed_layers_.push_back(layer);
+    bool fp64 = c.router_dtype == "fp64";
+    add(fmt::format("layers.{}.route", layer), layer, {"residual"}, {"hidden", "weights"}, {post_norm.gamma, post_norm.beta, gate_ED}, [=, this](const Tensors& in, Call& call) -> Tensors {
+        MicroBatch& batch = call.batch;
+        Tensor h_TD = normalized(in[0], post_norm);
+        Tensor logits_TE = fp64 ? kernels::linear_fp64(h_TD, gate_ED) : kernels::linear_wide(h_TD, gate_ED);
+        if (batch.training && batch.noise_std > 0)
+            logits_TE = logits_TE + batch.noise_std * kernels::normal_rows(h_TD.size(0), E, rows_of(Purpose::router_noise, layer, batch), logits_TE.scalar_type(), h_TD.device());
+        Tensor scores_TE = routing::scores(logits_TE, router_);
+        Routed& routed = batch.routed[layer];
+        const Tensor& domain_T = domain_of(layer, batch);
+        if (!call.again) decide(layer, scores_TE, domain_T, routed, batch);
+        Tensor weights_TK = routing::weights(scores_TE, routed.chosen_TK, router_).to(options_.precision.master);
+        if (batch.training && loss_weights_.any())
+            weights_TK = routing::attach_loss(weights_TK, router_losses(logits_TE, scores_TE, domain_T.ge(0), routed, batch, call.again), batch.gradient_scale);
+        return {h_TD, weights_TK};
+    });
+    return gate_ED;
 }
 
 void Model::add_experts(int64_t layer) {
     auto& c = config_.model.moe;
-    std::string p = layer_prefix(layer), m = p + "mlp.", name = fmt::format("layers.{}.", layer);
+    std::string m = layer_prefix(layer) + "mlp.", name = fmt::format("layers.{}.", layer);
     int64_t D = config_.model.mla.d_model, E = c.num_experts, F = c.expert_intermediate_size, shared_width = config_.model.shared_width();
-    double eps = config_.model.norm_eps, std = config_.model.init_method_std;
-    auto settings = routing::RouterSettings::from(c);
-    routed_layers_.push_back(layer);
-
-    auto post_norm = norm(p + "post_attention_layernorm", D);
-    auto gate_ED = weight(m + "gate", {E, D}, BucketKind::router);
-    Tensor bias_E;
-    if (c.use_aux_loss_free) bias_[layer] = bias_E = at::zeros({E}, at::TensorOptions().dtype(options_.precision.master).device(options_.device));
-    segments_.push_back({name + "route", layer, {"residual"}, {"hidden", "weights"}, [=](const Tensors& in, Call& call) -> Tensors {
-        Tensor h_TD = kernels::rmsnorm(in[0], post_norm, eps);
-        Tensor scores_TE = routing::scores(kernels::linear_wide(h_TD, gate_ED), settings);
-        Routed& routed = call.batch.routed[layer];
-        if (!call.again) {
-            routed.ids_TK = routing::choose(scores_TE, bias_E, settings);
-            if (call.batch.ledger) call.batch.ledger->count(layer, routed.ids_TK, call.batch.domain_T);
-            if (call.batch.trace) call.batch.trace->add(layer, routed.ids_TK);
-        }
-        return {h_TD, routing::weights(scores_TE, routed.ids_TK, settings)};
-    }});
+    double std = config_.model.init_method_std;
+    add_route(layer);
 
     auto ep = layout_.ep;
     int64_t E_local = E / ep.group.size(), first = ep.group.rank() * E_local;
-    segments_.push_back({name + "dispatch", layer, {"hidden", "weights"}, {"rows", "row_weights"}, [=](const Tensors& in, Call& call) -> Tensors {
+    add(name + "dispatch", layer, {"hidden", "weights"}, {"rows", "row_weights"}, {}, [=](const Tensors& in, Call& call) -> Tensors {
         Routed& routed = call.batch.routed[layer];
         if (!call.again) {
             routed.by_expert = kernels::sort_by_expert(routed.ids_TK, E);
@@ -192,7 +306,7 @@ void Model::add_experts(int64_t layer) {
         Tensor rows_QD = ep.dispatch(rows_RD, routed.across), weights_Q = ep.dispatch(weights_R, routed.across);
         auto [sorted_QD, sorted_Q] = kernels::permute(rows_QD, weights_Q.unsqueeze(-1), routed.received);
         return {sorted_QD, sorted_Q};
-    }});
+    });
 
     WeightSpec up{m + "experts.gate_up", BucketKind::expert, {}, {E_local, 2 * F, D}}, down{m + "experts.down_proj", BucketKind::expert, {}, {E_local, D, F}};
     for (int64_t e = first; e < first + E_local; ++e) {
@@ -202,41 +316,105 @@ void Model::add_experts(int64_t layer) {
         down.tensors.push_back({x + "down_proj.weight", {D, F}, std});
     }
     auto up_EFD = store_.declare(up), down_EDF = store_.declare(down);
-    segments_.push_back({name + "experts", layer, {"rows", "row_weights"}, {"expert_rows"}, [=](const Tensors& in, Call& call) -> Tensors {
+    add(name + "experts", layer, {"rows", "row_weights"}, {"expert_rows"}, {up_EFD, down_EDF}, [=](const Tensors& in, Call& call) -> Tensors {
         const Tensor& offsets = call.batch.routed[layer].offsets;
         return {kernels::grouped_linear(kernels::swiglu(kernels::grouped_linear(in[0], offsets, up_EFD), in[1]), offsets, down_EDF)};
-    }});
+    });
 
     std::vector<std::string> combined = {"residual", "expert_rows"};
     if (shared_width > 0) {
         auto shared_up = gate_up(m + "shared_experts.", shared_width);
-        auto shared_down = weight(m + "shared_experts.down_proj", {D, shared_width});
-        segments_.push_back({name + "shared_experts", layer, {"hidden"}, {"shared"}, [=, this](const Tensors& in, Call&) -> Tensors {
+        auto shared_down = weight(m + "shared_experts.down_proj", {D, shared_width}, 1);
+        add(name + "shared_experts", layer, {"hidden"}, {"shared"}, {shared_up, shared_down}, [=, this](const Tensors& in, Call&) -> Tensors {
             return {layout_.tp.exit(kernels::linear(kernels::swiglu(kernels::linear(layout_.tp.enter(in[0]), shared_up)), shared_down))};
-        }});
+        });
         combined.push_back("shared");
     }
-    segments_.push_back({name + "combine", layer, combined, {"residual"}, [=](const Tensors& in, Call& call) -> Tensors {
+    double dropout = c.dropout;
+    add(name + "combine", layer, combined, {"residual"}, {}, [=, this](const Tensors& in, Call& call) -> Tensors {
         Routed& routed = call.batch.routed[layer];
-        Tensor base_TD = in.size() > 2 ? in[0] + in[2] : in[0], rows = in[1];
+        Tensor rows = in[1], shared_TD = in.size() > 2 ? in[2] : Tensor();
         if (ep.group.size() > 1) rows = ep.combine(kernels::unpermute({}, rows, routed.received), routed.across);
-        return {kernels::unpermute(base_TD, rows, routed.by_expert)};
-    }});
+        if (call.batch.training && dropout > 0)
+            return {in[0] + kernels::dropout(kernels::unpermute(shared_TD, rows, routed.by_expert), dropout, rows_of(Purpose::expert_dropout, layer, call.batch))};
+        return {kernels::unpermute(shared_TD.defined() ? in[0] + shared_TD : in[0], rows, routed.by_expert)};
+    });
+}
+
+// ---- heads ----
+/// The most likely token of each row, int64 [T], in pieces.
+static Tensor most_likely(const Tensor& final_TD, const WeightPtr& head) {
+    at::NoGradGuard no_grad;
+    Tensors parts;
+    for (int64_t lo = 0; lo < final_TD.size(0); lo += kMaxLogitRows)
+        parts.push_back(kernels::linear(final_TD.narrow(0, lo, std::min(kMaxLogitRows, final_TD.size(0) - lo)), head).argmax(-1));
+    return at::cat(parts);
+}
+
+Tensor Model::head_loss(const Tensor& final_TD, const Tensor& targets_T, double scale, Call& call, bool main) const {
+    kernels::HeadLossOptions options;
+    options.scale = scale;
+    Tensor loss = kernels::head_loss(final_TD, head_, targets_T, options, main ? call.batch.token_loss : nullptr);
+    if (!call.again) call.batch.add_loss(main ? "loss" : "mtp", loss);
+    if (call.batch.predicted) call.batch.predicted->push_back(most_likely(final_TD, head_));
+    return loss;
 }
 
 void Model::add_head() {
     int64_t D = config_.model.mla.d_model;
-    double eps = config_.model.norm_eps;
-    final_norm_ = norm("model.norm", D);
-    head_ = weight("lm_head", {config_.model.vocab(), D});
-    segments_.push_back({"head", -1, {"residual"}, {"loss"}, [norm = final_norm_, head = head_, eps](const Tensors& in, Call& call) -> Tensors {
-        kernels::HeadLossOptions options;
-        options.scale = call.batch.loss_scale;
-        return {kernels::head_loss(kernels::rmsnorm(in[0], norm, eps), head, call.batch.targets_T, options, call.batch.token_loss)};
-    }});
+    auto final_norm = norm("model.norm", D);
+    head_ = config_.model.tie_word_embeddings ? embedding_ : weight("lm_head", {config_.model.vocab(), D});
+    add("final_norm", -1, {"residual"}, {"final"}, {final_norm.gamma, final_norm.beta}, [=, this](const Tensors& in, Call&) -> Tensors { return {normalized(in[0], final_norm)}; });
+    add("head", -1, {"final"}, {"loss"}, {head_}, [this](const Tensors& in, Call& call) -> Tensors {
+        return {head_loss(in[0], call.batch.targets_T, call.batch.loss_scale, call, true)};
+    });
+}
+
+/// MTP module k: what the head of depth k − 1 read and the embedding of the token k ahead, joined; a layer with experts; the shared
+/// head. Source: DeepSeek-V3 technical report 2.2; names and the order in eh_proj as in its checkpoints.
+void Model::add_mtp(int64_t k) {
+    int64_t layer = config_.model.num_layers + k - 1, D = config_.model.mla.d_model;
+    std::string p = layer_prefix(layer), name = fmt::format("mtp.{}.", k);
+    auto enorm = norm(p + "enorm", D), hnorm = norm(p + "hnorm", D);
+    auto join = weight(p + "eh_proj", {D, 2 * D});
+    add(name + "join", -1, {"final", "anchor"}, {"residual"}, {enorm.gamma, enorm.beta, hnorm.gamma, hnorm.beta, join, embedding_}, [=, this](const Tensors& in, Call& call) -> Tensors {
+        Tensor ahead_TD = kernels::embed(in[1], call.batch.mtp.at(size_t(k - 1)).ids_T, embedding_);
+        return {kernels::linear(at::cat({normalized(ahead_TD, enorm), normalized(in[0], hnorm)}, -1), join)};
+    });
+    add_attention(layer);
+    add_experts(layer);
+    auto shared_norm = norm(p + "shared_head.norm", D);
+    add(name + "norm", -1, {"residual"}, {"final"}, {shared_norm.gamma, shared_norm.beta}, [=, this](const Tensors& in, Call&) -> Tensors { return {normalized(in[0], shared_norm)}; });
+    add(name + "head", -1, {"final"}, {"loss"}, {head_}, [=, this](const Tensors& in, Call& call) -> Tensors {
+        auto& ahead = call.batch.mtp.at(size_t(k - 1));
+        return {head_loss(in[0], ahead.targets_T, ahead.loss_scale, call, false)};
+    });
 }
 
 // ---- running ----
+void MicroBatch::add_loss(const std::string& name, const Tensor& value) {
+    Tensor& sum = losses[name];
+    sum = sum.defined() ? sum + value.detach() : value.detach();
+}
+
+namespace {
+/// targets [B, S] moved k to the left: what stands k positions on, kIgnore past the end.
+Tensor ahead_of(const Tensor& targets_BS, int64_t k) {
+    int64_t S = targets_BS.size(1);
+    Tensor out = at::full_like(targets_BS, kernels::kIgnore);
+    if (k < S) out.narrow(1, 0, S - k).copy_(targets_BS.narrow(1, k, S - k));
+    return out;
+}
+/// Where the token k ahead is of the same document: every target on the way there is one.
+Tensor reaches(const Tensor& targets_BS, int64_t k) {
+    Tensor all = at::ones_like(targets_BS, at::kBool);
+    for (int64_t j = 0; j < k; ++j) all = all.logical_and(ahead_of(targets_BS, j).ge(0));
+    return all;
+}
+}  // namespace
+
+int64_t Model::num_mtp_targets(const Tensor& targets_BS, int64_t k) { return reaches(targets_BS, k + 1).sum().item<int64_t>(); }
+
 MicroBatch Model::micro_batch(const Tensor& ids, const Tensor& targets, const Tensor& domain, const Tensor& doc_start) const {
     MOE_CHECK(ids.dim() == 2 && ids.scalar_type() == at::kLong && ids.numel() > 0, shape, "model: ids", fmt::format("{} dims of {}", ids.dim(), c10::toString(ids.scalar_type())), "int64 [batch, time], not empty", "");
     MOE_CHECK(ids.size(1) <= config_.model.mla.max_context_length, shape, "model: sequence length", std::to_string(ids.size(1)),
@@ -246,41 +424,59 @@ MicroBatch Model::micro_batch(const Tensor& ids, const Tensor& targets, const Te
     MicroBatch b;
     b.B = ids.size(0);
     b.S = ids.size(1);
-    auto move = [&](const Tensor& t) { return t.to(options_.device).reshape({-1}).contiguous(); };
+    auto move = [&](const Tensor& t) { return layout_.tp.part(t.reshape({-1})).to(options_.device).contiguous(); };
+    Tensor target = targets.defined() ? targets : at::full_like(ids, kernels::kIgnore), label = domain.defined() ? domain : at::zeros(ids.sizes(), at::kInt);
     b.ids_T = move(ids);
-    b.targets_T = targets.defined() ? move(targets) : at::full_like(b.ids_T, kernels::kIgnore);
-    b.domain_T = domain.defined() ? move(domain) : at::zeros({b.B * b.S}, at::TensorOptions().dtype(at::kInt).device(options_.device));
+    b.targets_T = move(target);
+    b.domain_T = move(label);
     if (doc_start.defined()) b.doc_start_BS = doc_start.to(options_.device).contiguous();
+    b.first_token = layout_.tp.group.rank() * b.ids_T.numel();
+    Tensor host = target.to(at::kCPU);
+    for (int64_t k = 1; k <= config_.training.mtp_depth() && mesh_.is_last(); ++k) {
+        Tensor there = reaches(host, k), next = ahead_of(host, k - 1), known = label.to(at::kCPU);
+        b.mtp.push_back({move(next.masked_fill(there.logical_not(), 0)), move(ahead_of(host, k).masked_fill(there.logical_not(), kernels::kIgnore)), move(known.masked_fill(there.logical_not(), -1)), 0});
+    }
     return b;
 }
 
-/// Segments [0, end) in one graph.
-Tensors Model::run_segments(MicroBatch& batch, size_t end, std::map<std::string, Tensor>& slots) {
-    slots["anchor"] = at::zeros({1}, at::TensorOptions().dtype(options_.precision.compute).device(options_.device)).set_requires_grad(at::GradMode::is_enabled());
+Tensor Model::run_segments(MicroBatch& batch, size_t begin, size_t end, std::map<std::string, Tensor>& slots) {
+    bool gather = !at::GradMode::is_enabled();
     Call call{batch};
-    Tensors out;
-    for (size_t s = 0; s < end; ++s) {
+    Tensor loss;
+    for (size_t s = begin; s < end; ++s) {
+        const Segment& segment = segments_[s];
         Tensors in;
-        for (auto& slot : segments_[s].reads) in.push_back(slots.at(slot));
-        out = segments_[s].forward(in, call);
-        for (size_t i = 0; i < out.size(); ++i) slots[segments_[s].writes[i]] = out[i];
+        for (auto& slot : segment.reads) in.push_back(slots.at(slot));
+        if (gather) store_.gather(segment.weights, false);
+        Tensors out = segment.forward(in, call);
+        if (gather) store_.release(segment.weights, false);
+        for (size_t i = 0; i < out.size(); ++i) {
+            if (segment.writes[i] == "loss") loss = loss.defined() ? loss + out[i] : out[i];
+            else slots[segment.writes[i]] = out[i];
+        }
     }
-    return out;
+    return loss;
 }
 
 Tensor Model::run_attached(MicroBatch& batch) {
+    MOE_CHECK(mesh_.num_stages() == 1, config, "model", fmt::format("{} pipeline stages", mesh_.num_stages()), "1 for a graph of the whole model", "train and evaluate through a run");
     std::map<std::string, Tensor> slots;
-    return run_segments(batch, segments_.size(), slots)[0];
+    slots["anchor"] = at::zeros({1}, at::TensorOptions().dtype(options_.precision.compute).device(options_.device)).set_requires_grad(at::GradMode::is_enabled());
+    return run_segments(batch, 0, segments_.size(), slots);
 }
 
 Tensor Model::logits(const Tensor& ids_BS) {
+    MOE_CHECK(mesh_.num_stages() == 1 && mesh_.tp.size() == 1, state, "model:logits", fmt::format("{} stages, {} tensor-parallel ranks", mesh_.num_stages(), mesh_.tp.size()), "a model that is whole on this rank", "");
     at::NoGradGuard no_grad;
     MicroBatch batch = micro_batch(ids_BS, {}, {}, {});
-    std::map<std::string, Tensor> slots;
-    run_segments(batch, segments_.size() - 1, slots);
-    Tensor h_TD = kernels::rmsnorm(slots.at("residual"), final_norm_, config_.model.norm_eps);
-    Tensor logits_TV = kernels::linear(h_TD, head_);
-    if (logits_TV.scalar_type() == at::kBFloat16) logits_TV = logits_TV.to(at::kFloat);
+    std::map<std::string, Tensor> slots = {{"anchor", at::zeros({1}, at::TensorOptions().dtype(options_.precision.compute).device(options_.device))}};
+    size_t head = 0;
+    while (segments_[head].name != "head") ++head;
+    run_segments(batch, 0, head, slots);
+    store_.gather({head_}, false);
+    Tensor logits_TV = kernels::linear(slots.at("final"), head_);
+    store_.release({head_}, false);
+    if (logits_TV.scalar_type() != at::kDouble) logits_TV = logits_TV.to(at::kFloat);
     return logits_TV.view({batch.B, batch.S, -1});
 }
 

@@ -1,6 +1,8 @@
 // The whole model: embed, layers of attention and feed-forward or experts, head; read top to bottom as on one device.
 #pragma once
 #include "core/config/config.h"
+#include "core/kernels/dropout/dropout.h"
+#include "core/kernels/mla/attention.h"
 #include "core/model/segment.h"
 #include "core/param/param_store.h"
 #include "core/routing/router.h"
@@ -27,32 +29,57 @@ public:
     const dist::Mesh& mesh() const { return mesh_; }
     ParamStore& store() { return store_; }
     const std::vector<Segment>& segments() const { return segments_; }
-    /// Absolute indices of the layers that have a router.
+    /// Absolute indices of this stage's layers that have a router, MTP modules included.
     const std::vector<int64_t>& routed_layers() const { return routed_layers_; }
     /// Selection bias of a layer's router: fp32 (fp64 in the fp64 recipe) [E], a buffer, not a parameter. Undefined without use_aux_loss_free.
     Tensor bias(int64_t layer) const;
     /// Name of that buffer in checkpoints: model.layers.N.mlp.gate.e_score_correction_bias.
     static std::string bias_name(int64_t layer);
 
-    /// Micro-batch from host tensors: ids, targets int64 [B, S]; domain int32 [B, S] or undefined (0); doc_start int32 [B, S] or undefined.
-    /// Throws moe::Error (shape; data for ids outside the vocabulary).
-    MicroBatch micro_batch(const Tensor& ids, const Tensor& targets, const Tensor& domain, const Tensor& doc_start) const;
+    /// Every handle of this rank's segments, each once.
+    std::vector<WeightPtr> weights() const;
 
-    /// All segments in one ordinary autograd graph: the loss, 0-d float64 (scaled by batch.loss_scale).
+    /// Micro-batch from host tensors: ids, targets int64 [B, S]; domain int32 [B, S] or undefined (0); doc_start int32 [B, S] or undefined.
+    /// Under tensor parallel every rank of tp gives the same and gets its part of the tokens. Throws moe::Error (shape; data for ids
+    /// outside the vocabulary).
+    MicroBatch micro_batch(const Tensor& ids, const Tensor& targets, const Tensor& domain, const Tensor& doc_start) const;
+    /// Valid targets of MTP module k (from 1) in host targets int64 [B, S].
+    static int64_t num_mtp_targets(const Tensor& targets_BS, int64_t k);
+
+    /// All segments in one ordinary autograd graph: the losses of head and MTP modules, 0-d float64, scaled. One pipeline stage only.
+    /// What routers add hangs on the graph and is in batch.losses.
     Tensor run_attached(MicroBatch& batch);
-    /// Logits of all positions, fp32 or fp64 [B, S, V]; no gradient.
+    /// Segments [begin, end) on slots; returns the sum of the losses among their outputs, undefined without one. Without grad mode
+    /// weights that ZeRO has cut are gathered around each; with it the caller does it.
+    Tensor run_segments(MicroBatch& batch, size_t begin, size_t end, std::map<std::string, Tensor>& slots);
+    /// Logits of all positions, fp32 or fp64 [B, S, V]; no gradient. Throws moe::Error (state) where the model is cut over ranks.
     Tensor logits(const Tensor& ids_BS);
 
 private:
-    Tensors run_segments(MicroBatch& batch, size_t end, std::map<std::string, Tensor>& slots);
+    /// A norm's scale and, for layernorm, its shift.
+    struct Norm { WeightPtr gamma, beta; };
+    Norm norm(const std::string& name, int64_t width);
+    WeightPtr rms_gamma(const std::string& name, int64_t width);
+    Tensor normalized(const Tensor& x_TD, const Norm& norm) const;
+    /// cut_dim: the dim that tensor parallel cuts, −1 for none.
+    WeightPtr weight(const std::string& name, std::vector<int64_t> shape, int cut_dim = -1, BucketKind bucket = BucketKind::dense);
+    TensorSpec cut(TensorSpec spec, int dim) const;
+    WeightPtr gate_up(const std::string& prefix, int64_t width);
+    void add(const std::string& name, int64_t layer, std::vector<std::string> reads, std::vector<std::string> writes, std::vector<WeightPtr> weights, std::function<Tensors(const Tensors&, Call&)> forward);
+    void declare_embedding();
     void add_embed();
     void add_attention(int64_t layer);
     void add_dense(int64_t layer);
     void add_experts(int64_t layer);
+    WeightPtr add_route(int64_t layer);
     void add_head();
-    WeightPtr weight(const std::string& name, std::vector<int64_t> shape, BucketKind bucket = BucketKind::dense);
-    WeightPtr norm(const std::string& name, int64_t width);
-    WeightPtr gate_up(const std::string& prefix, int64_t width);
+    void add_mtp(int64_t k);
+    Tensor head_loss(const Tensor& final_TD, const Tensor& targets_T, double scale, Call& call, bool main) const;
+    const kernels::RopeTable& rope(int64_t S);
+    Tensor router_losses(const Tensor& logits_TE, const Tensor& scores_TE, const Tensor& counted_T, const Routed& routed, MicroBatch& batch, bool again) const;
+    void decide(int64_t layer, const Tensor& scores_TE, const Tensor& domain_T, Routed& routed, MicroBatch& batch);
+    const Tensor& domain_of(int64_t layer, const MicroBatch& batch) const;
+    kernels::RandomRows rows_of(Purpose purpose, int64_t layer, const MicroBatch& batch) const;
 
     Config config_;
     dist::Mesh mesh_;
@@ -62,7 +89,10 @@ private:
     std::vector<Segment> segments_;
     std::vector<int64_t> routed_layers_;
     std::map<int64_t, Tensor> bias_;
-    WeightPtr final_norm_, head_;
+    std::map<int64_t, kernels::RopeTable> rope_tables_;      ///< by sequence length
+    routing::RouterSettings router_;
+    routing::LossWeights loss_weights_;
+    WeightPtr embedding_, head_;
 };
 
 }  // namespace moe

@@ -4,6 +4,7 @@
 #include "core/dist/layout.h"
 #include "core/kernels/permute/permute.h"
 #include "core/routing/ledger.h"
+#include "core/routing/losses.h"
 #include "core/routing/trace.h"
 #include "core/tensor/weight.h"
 
@@ -18,26 +19,46 @@ using Tensors = std::vector<Tensor>;
 
 /// What a router decided in one layer, and how its rows travel: a saved output, never computed twice.
 struct Routed {
-    Tensor ids_TK;
+    Tensor ids_TK;                        ///< −1 where capacity dropped the pair
+    Tensor chosen_TK;                     ///< before capacity: what the weights and the balance losses go by
+    Tensor load_E;                        ///< float64: the global batch's c_i / c̄ so far, for the global-batch loss
     kernels::SortPlan by_expert;          ///< (token, choice) → rows by global expert
     dist::ExpertPlan across;              ///< rows → ranks
     kernels::SortPlan received;           ///< received rows → rows by local expert; unused on a group of one
     Tensor offsets;                       ///< int64 [E_local + 1], host: rows of each local expert
 };
 
-/// One micro-batch on its way through the model. Everything that segments may know besides tensors.
+/// What MTP module k (from 1) reads and predicts at each position i of this rank's tokens: the token i + k, and i + k + 1.
+struct Shifted {
+    Tensor ids_T, targets_T, domain_T;    ///< id 0, target and domain −1 where the document ends before
+    double loss_scale = 0;                ///< λ / (depth · valid targets of the global batch)
+};
+
+/// One micro-batch on its way through the model. Everything that segments may know besides tensors. T is this rank's tokens: all
+/// B·S, or a part of them under tensor parallel (dist/layout.h).
 struct MicroBatch {
-    int64_t B = 0, S = 0;
-    Tensor ids_T, targets_T;              ///< int64 [B·S], compute device
-    Tensor domain_T;                      ///< int32 [B·S], −1 for padding
+    int64_t B = 0, S = 0;                 ///< of the whole micro-batch
+    Tensor ids_T, targets_T;              ///< int64, compute device
+    Tensor domain_T;                      ///< int32, −1 for padding
     Tensor doc_start_BS;                  ///< int32 [B, S], or undefined
-    int64_t first_token = 0;              ///< global index of the first token in this step: key of randomness
+    std::vector<Shifted> mtp;             ///< by module, from 1
+    bool training = false;                ///< dropout, noise and balance losses are on
+    int64_t first_token = 0;              ///< global index of this rank's first token in this step: key of randomness
     uint32_t step = 0;
     double loss_scale = 1;                ///< 1 / valid targets of the global batch
+    double gradient_scale = 1;            ///< of the whole backward, for fp16; losses are not scaled by it
+    double token_share = 1;               ///< 1 / tokens of the global batch that count: scale of the routers' losses
+    double noise_std = 0;                 ///< of the routers' noise, annealed
+    std::map<std::string, Tensor> losses; ///< "loss", "mtp", "balance", "z": 0-d float64 sums over segments, scaled, without gradient
     routing::Ledger* ledger = nullptr;    ///< counts in training only
+    routing::GlobalLoad* global_load = nullptr;   ///< where the global-batch loss is on
     routing::Trace* trace = nullptr;      ///< records in evaluation only
     Tensor* token_loss = nullptr;         ///< where given: float32 [T], unscaled
+    std::vector<Tensor>* predicted = nullptr;   ///< where given: int64 [T], the most likely next token; of the main head, then of each module
     std::map<int64_t, Routed> routed;     ///< by absolute layer
+
+    /// Adds to losses[name].
+    void add_loss(const std::string& name, const Tensor& value);
 };
 
 /// One run of a segment.
@@ -46,11 +67,12 @@ struct Call {
     bool again = false;                   ///< a recomputation: decisions are taken from batch.routed, nothing is counted
 };
 
-/// A named piece of the model.
+/// A named piece of the model. What it writes to the slot "loss" is a loss: it starts a backward.
 struct Segment {
     std::string name;                     ///< e.g. "layers.3.attention"
-    int64_t layer = -1;                   ///< absolute index, −1 outside the layers
+    int64_t layer = -1;                   ///< absolute index, −1 outside the layers; MTP module k is num_layers + k − 1
     std::vector<std::string> reads, writes;   ///< slots; "residual" is read and written by every block
+    std::vector<WeightPtr> weights;       ///< all that it reads: gathered before it runs where they are cut
     std::function<Tensors(const Tensors&, Call&)> forward;   ///< tensors in the order of reads → in the order of writes
 };
 

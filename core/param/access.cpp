@@ -7,6 +7,7 @@
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/isfinite.h>
+#include <ATen/ops/zeros.h>
 
 #include <algorithm>
 
@@ -16,6 +17,18 @@ int64_t row_elements(const std::vector<int64_t>& shape) {
     int64_t n = 1;
     for (size_t i = 1; i < shape.size(); ++i) n *= shape[i];
     return n;
+}
+
+/// How many of the elements [offset, offset + count) each rank of a cut bucket owns.
+std::vector<int64_t> shares(const Bucket& b, int64_t offset, int64_t count) {
+    if (b.counts.empty()) return {count};
+    std::vector<int64_t> out;
+    int64_t begin = 0;
+    for (int64_t n : b.counts) {
+        out.push_back(std::max<int64_t>(0, std::min(begin + n, offset + count) - std::max(begin, offset)));
+        begin += n;
+    }
+    return out;
 }
 }  // namespace
 
@@ -30,33 +43,45 @@ BucketKind ParamStore::bucket_of(const std::string& name) const { return BucketK
 
 Tensor ParamStore::value(const std::string& name) const {
     const Placed& p = placed(name);
-    MOE_CHECK(built_, state, name, "value before build()", "build() first", "");
-    return buckets_[p.bucket].value.narrow(0, p.offset, p.count).view(p.spec.shape);
+    MOE_CHECK(built_ && options_.zero_stage < 3, state, name, built_ ? "values cut by ZeRO 3" : "value before build()", "master(), which gathers, after build()", "");
+    return buckets_[p.bucket].value_of(p.offset, p.offset + p.count).view(p.spec.local_shape());
 }
 
 Tensor ParamStore::grad(const std::string& name) const {
     const Placed& p = placed(name);
-    MOE_CHECK(built_ && options_.training, state, name, built_ ? "a gradient without training" : "gradient before build()", "a store built for training", "");
-    return buckets_[p.bucket].grad.narrow(0, p.offset, p.count).view(p.spec.shape);
+    MOE_CHECK(built_ && options_.training && options_.zero_stage < 2, state, name, !built_ ? "gradient before build()" : options_.training ? "gradients cut by ZeRO" : "a gradient without training",
+              "a store built for training, ZeRO 0 or 1", "");
+    return buckets_[p.bucket].grad_of(p.offset, p.offset + p.count).view(p.spec.local_shape());
 }
 
 Tensor ParamStore::master(const std::string& name) {
     const Placed& p = placed(name);
     MOE_CHECK(built_, state, name, "master before build()", "build() first", "");
     Bucket& bucket = buckets_[p.bucket];
-    if (!bucket.master.defined()) return value(name).to(options_.precision.master);
-    if (bucket.counts.empty()) return bucket.master.narrow(0, p.offset, p.count).view(p.spec.shape).clone();
-    std::vector<int64_t> counts;
-    int64_t begin = 0, own_begin = 0, own = 0;
-    for (int r = 0; r < bucket.group.size(); ++r) {
-        int64_t lo = std::max(begin, p.offset), hi = std::min(begin + bucket.counts[r], p.offset + p.count);
-        counts.push_back(std::max<int64_t>(0, hi - lo));
-        if (r == bucket.group.rank() && hi > lo) own_begin = lo - bucket.own_begin, own = hi - lo;
-        begin += bucket.counts[r];
+    Tensor local;
+    bool from_value = !bucket.master.defined();
+    if (bucket.counts.empty() || (from_value && options_.zero_stage < 3)) {
+        local = from_value ? bucket.value_of(p.offset, p.offset + p.count).to(options_.precision.master) : bucket.master.narrow(0, p.offset, p.count).clone();
+    } else {
+        const Tensor& own = from_value ? bucket.value : bucket.master;
+        std::vector<int64_t> counts;
+        int64_t begin = 0, own_begin = 0, mine = 0;
+        for (int r = 0; r < bucket.group.size(); ++r) {
+            int64_t lo = std::max(begin, p.offset), hi = std::min(begin + bucket.counts[r], p.offset + p.count);
+            counts.push_back(std::max<int64_t>(0, hi - lo));
+            if (r == bucket.group.rank() && hi > lo) own_begin = lo - bucket.own_begin, mine = hi - lo;
+            begin += bucket.counts[r];
+        }
+        local = at::empty({p.count}, own.options());
+        bucket.group.all_gather(own.narrow(0, own_begin, mine), local, counts);
+        local = local.to(options_.precision.master);
     }
-    Tensor whole = at::empty({p.count}, bucket.master.options());
-    bucket.group.all_gather(bucket.master.narrow(0, own_begin, own), whole, counts);
-    return whole.view(p.spec.shape);
+    local = local.view(p.spec.local_shape());
+    if (p.spec.cut_dim < 0) return local;
+    Tensor whole = at::zeros(p.spec.shape, local.options());            // every element comes from one rank, so the sum is exact
+    whole.narrow(p.spec.cut_dim, p.spec.cut_begin, p.spec.cut_size).copy_(local);
+    mesh_.tp.all_reduce(whole);
+    return whole;
 }
 
 void ParamStore::set(const std::string& name, const Tensor& from) {
@@ -64,23 +89,105 @@ void ParamStore::set(const std::string& name, const Tensor& from) {
     MOE_CHECK(built_, state, name, "set before build()", "build() first", "");
     MOE_CHECK(from.defined() && from.sizes() == at::IntArrayRef(p.spec.shape), shape, name, describe(from), shape_text(p.spec.shape), "");
     MOE_CHECK(at::isFloatingType(from.scalar_type()), dtype, name, dtype_text(from.scalar_type()), "a float dtype", "");
-    write(buckets_[p.bucket], p.offset, from);
+    write(buckets_[p.bucket], p.offset, p.spec.cut_dim < 0 ? from : from.narrow(p.spec.cut_dim, p.spec.cut_begin, p.spec.cut_size));
+}
+
+std::vector<OwnedPiece> ParamStore::pieces(bool once, bool with_tensors) const {
+    std::vector<OwnedPiece> list;
+    for (int k = 0; k < kNumBuckets; ++k) {
+        const Bucket& b = buckets_[k];
+        int64_t part_begin = once ? b.norm_begin : b.own_begin, part_end = once ? b.norm_end : b.own_end;
+        for (const Placed* p : tensors_of(k)) {
+            int64_t begin = std::max(p->offset, part_begin), end = std::min(p->offset + p->count, part_end);
+            if (begin >= end) continue;
+            const TensorSpec& t = p->spec;
+            OwnedPiece piece{{t.name, std::vector<int64_t>(t.shape.size(), 0), t.local_shape()}, t.shape, {}, {}};
+            auto& [name, offset, shape] = piece.rectangle;
+            if (!shape.empty()) {
+                int64_t row = row_elements(shape);
+                offset[0] = (begin - p->offset) / row;
+                shape[0] = (end - begin) / row;
+                if (t.cut_dim >= 0) offset[size_t(t.cut_dim)] += t.cut_begin;
+            }
+            if (with_tensors) {
+                piece.master = b.master.narrow(0, begin - b.own_begin, end - begin).view(shape);
+                for (const Tensor& s : b.state) piece.state.push_back(s.narrow(0, begin - b.own_begin, end - begin).view(shape));
+            }
+            list.push_back(std::move(piece));
+        }
+    }
+    return list;
 }
 
 std::vector<Rectangle> ParamStore::rectangles() const {
     std::vector<Rectangle> list;
-    for (int k = 0; k < kNumBuckets; ++k)
-        for (const Placed* p : tensors_of(k)) {
-            int64_t begin = std::max(p->offset, buckets_[k].own_begin), end = std::min(p->offset + p->count, buckets_[k].own_end);
-            if (begin >= end) continue;
-            Rectangle piece{p->spec.name, 0, p->spec.shape};
-            if (!piece.shape.empty()) {
-                piece.offset = (begin - p->offset) / row_elements(p->spec.shape);
-                piece.shape[0] = (end - begin) / row_elements(p->spec.shape);
-            }
-            list.push_back(std::move(piece));
-        }
+    for (auto& piece : pieces(false, false)) list.push_back(piece.rectangle);
     return list;
+}
+
+std::vector<OwnedPiece> ParamStore::owned(bool once) const {
+    MOE_CHECK(built_ && options_.training, state, "owned pieces", built_ ? "a store without training" : "a store before build()", "a store built for training", "");
+    return pieces(once, true);
+}
+
+void ParamStore::refresh_values() {
+    for (Bucket& b : buckets_)
+        if (b.value.scalar_type() != b.master.scalar_type()) b.value_of(b.own_begin, b.own_end).copy_(b.master);
+    gather_values();
+}
+
+const ParamStore::Handle& ParamStore::handle_of(const WeightPtr& weight) const {
+    auto found = handle_index_.find(weight.get());
+    MOE_CHECK(found != handle_index_.end(), internal, weight->name, "a handle of another store", "one of this store", "");
+    return handles_[found->second];
+}
+
+void ParamStore::gather_value(const Handle& h) {
+    Bucket& b = buckets_[int(h.spec.bucket)];
+    Tensor whole = at::empty({h.count}, b.value.options());
+    auto counts = shares(b, h.offset, h.count);
+    int64_t mine = counts[size_t(b.group.rank())], begin = std::clamp(h.offset, b.own_begin, b.own_end);
+    b.group.all_gather(mine > 0 ? b.value_of(begin, begin + mine) : b.value.narrow(0, 0, 0), whole, counts);
+    h.weight->value = whole.view(h.spec.shape);
+}
+
+void ParamStore::scatter_grad(const Handle& h) {
+    Bucket& b = buckets_[int(h.spec.bucket)];
+    auto counts = shares(b, h.offset, h.count);
+    int64_t mine = counts[size_t(b.group.rank())], begin = std::clamp(h.offset, b.own_begin, b.own_end);
+    Tensor part = at::empty({mine}, b.grad.options());
+    b.group.reduce_scatter(h.weight->grad.view(-1), part, counts);
+    if (mine > 0) b.grad_of(begin, begin + mine).add_(part);
+}
+
+void ParamStore::gather(const std::vector<WeightPtr>& weights, bool with_grads) {
+    if (!is_cut()) return;
+    for (auto& w : weights) {
+        const Handle& h = handle_of(w);
+        Bucket& b = buckets_[int(h.spec.bucket)];
+        if (options_.zero_stage >= 3) gather_value(h);
+        if (with_grads && options_.training && !h.frozen) w->grad = at::zeros(h.spec.shape, b.grad.options());
+    }
+}
+
+void ParamStore::release(const std::vector<WeightPtr>& weights, bool with_grads) {
+    if (!is_cut()) return;
+    for (auto& w : weights) {
+        const Handle& h = handle_of(w);
+        if (with_grads && w->grad.defined()) {
+            scatter_grad(h);
+            w->grad.reset();
+        }
+        if (options_.zero_stage >= 3) w->value.reset();
+    }
+}
+
+void ParamStore::drop(const std::vector<WeightPtr>& weights) {
+    if (!is_cut()) return;
+    for (auto& w : weights) {
+        w->grad.reset();
+        if (options_.zero_stage >= 3) w->value.reset();
+    }
 }
 
 int64_t ParamStore::num_parameters() const {
@@ -96,22 +203,35 @@ void ParamStore::zero_grads() {
 
 void ParamStore::reduce_grads() {
     if (!options_.training) return;
-    for (const auto& [name, p] : tensors_)
-        if (p.spec.frozen) grad(name).zero_();      // a neighbour in the same handle may have made one
+    for (const auto& [name, p] : tensors_) {
+        if (!p.spec.frozen) continue;               // a neighbour in the same handle may have made one
+        Bucket& b = buckets_[p.bucket];
+        int64_t begin = std::max(p.offset, b.grad_begin), end = std::min(p.offset + p.count, b.grad_begin + b.grad.numel());
+        if (begin < end) b.grad_of(begin, end).zero_();
+    }
     for (Bucket& b : buckets_) {
-        if (b.group.size() == 1 || b.grad.numel() == 0) continue;
-        if (b.counts.empty()) b.group.all_reduce(b.grad);
-        else b.group.reduce_scatter(b.grad, b.grad.narrow(0, b.own_begin, b.own_end - b.own_begin), b.counts);
+        if (b.group.size() == 1 || is_cut()) continue;
+        if (b.counts.empty()) {
+            if (b.grad.numel() > 0) b.group.all_reduce(b.grad);
+        } else if (b.grad.numel() > 0) {
+            b.group.reduce_scatter(b.grad, b.grad.narrow(0, b.own_begin, b.own_end - b.own_begin), b.counts);
+        }
     }
 }
 
 std::string ParamStore::first_non_finite() const {
-    for (const auto& name : names_)
-        if (options_.training && !at::isfinite(grad(name)).all().item<bool>()) return name;
+    if (!options_.training) return {};
+    for (const auto& name : names_) {
+        const Placed& p = tensors_.at(name);
+        const Bucket& b = buckets_[p.bucket];
+        int64_t begin = std::max(p.offset, b.grad_begin), end = std::min(p.offset + p.count, b.grad_begin + b.grad.numel());
+        if (begin < end && !at::isfinite(b.grad_of(begin, end)).all().item<bool>()) return name;
+    }
     return {};
 }
 
 void ParamStore::gather_values() {
+    if (options_.zero_stage >= 3) return;           // gathered for each segment
     for (Bucket& b : buckets_)
         if (b.group.size() > 1 && !b.counts.empty() && b.value.numel() > 0)
             b.group.all_gather(b.value.narrow(0, b.own_begin, b.own_end - b.own_begin), b.value, b.counts);

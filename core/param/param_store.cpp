@@ -30,15 +30,32 @@ at::ScalarType compute_type(const Precision& p, BucketKind kind) { return kind =
 
 std::string gib(double bytes) { return bytes < 1 << 20 ? fmt::format("{:.0f} bytes", bytes) : fmt::format("{:.2f} GiB", bytes / (1 << 30)); }
 
-const char* to_string(BucketKind kind) { return kind == BucketKind::dense ? "dense" : kind == BucketKind::expert ? "expert" : "router"; }
+const char* to_string(BucketKind kind) {
+    constexpr const char* names[kNumBuckets] = {"dense", "expert", "router", "tensor-parallel", "tied"};
+    return names[int(kind)];
+}
+const dist::Group& group_of(const dist::Mesh& mesh, BucketKind kind) {
+    switch (kind) {
+        case BucketKind::expert: return mesh.expert_dp;
+        case BucketKind::tensor: return mesh.dp;
+        case BucketKind::tied: return mesh.tied;
+        default: return mesh.stage;
+    }
+}
 }  // namespace
 
+std::vector<int64_t> TensorSpec::local_shape() const {
+    std::vector<int64_t> local = shape;
+    if (cut_dim >= 0) local.at(size_t(cut_dim)) = cut_size;
+    return local;
+}
+
 ParamStore::ParamStore(const dist::Mesh& mesh, StoreOptions options) : mesh_(mesh), options_(std::move(options)) {
-    MOE_CHECK(options_.zero_stage == 0 || options_.zero_stage == 1, config, "distributed.zero_stage", fmt::format("{}", options_.zero_stage), "0 or 1", "stages 2 and 3 are not built yet (row D2)");
+    MOE_CHECK(options_.zero_stage >= 0 && options_.zero_stage <= 3, config, "distributed.zero_stage", fmt::format("{}", options_.zero_stage), "0 to 3", "");
     for (int k = 0; k < kNumBuckets; ++k) {
         Bucket bucket;
         bucket.kind = BucketKind(k);
-        bucket.group = bucket.kind == BucketKind::expert ? mesh.expert_dp : mesh.dp;
+        bucket.group = group_of(mesh, bucket.kind);
         buckets_.push_back(std::move(bucket));
     }
 }
@@ -46,7 +63,11 @@ ParamStore::ParamStore(const dist::Mesh& mesh, StoreOptions options) : mesh_(mes
 WeightPtr ParamStore::declare(const WeightSpec& spec) {
     MOE_CHECK(!built_, state, spec.name, "declared after build()", "every parameter declared before it", "");
     int64_t together = 0;
-    for (const TensorSpec& t : spec.tensors) together += count_of(t.name, t.shape);
+    for (const TensorSpec& t : spec.tensors) {
+        MOE_CHECK(t.cut_dim < int(t.shape.size()) && (t.cut_dim < 0 || (t.cut_begin >= 0 && t.cut_begin + t.cut_size <= t.shape[size_t(t.cut_dim)])), shape, t.name,
+                  fmt::format("[{}, {}) of dim {}", t.cut_begin, t.cut_begin + t.cut_size, t.cut_dim), fmt::format("a part of {}", shape_text(t.shape)), "");
+        together += count_of(t.name, t.local_shape());
+    }
     int64_t count = count_of(spec.name, spec.shape);
     MOE_CHECK(count == together, shape, spec.name, fmt::format("{} of {} elements over tensors of {}", shape_text(spec.shape), count, together), "equal numbers", "");
     for (const Handle& h : handles_) MOE_CHECK(h.spec.name != spec.name, config, spec.name, "a handle declared twice", "one name each", "");
@@ -56,13 +77,14 @@ WeightPtr ParamStore::declare(const WeightSpec& spec) {
     handle.weight->name = spec.name;
     handle.weight->sink = &sink_;
     for (const TensorSpec& t : spec.tensors) {
-        int64_t n = count_of(t.name, t.shape);
+        int64_t n = count_of(t.name, t.local_shape());
         bool added = tensors_.emplace(t.name, Placed{t, bucket, offset, n}).second;
         MOE_CHECK(added, config, t.name, "a parameter declared twice", "one name each", "");
         names_.push_back(t.name);
         offset += n;
     }
     sizes_[bucket] = (offset + kAlignment - 1) / kAlignment * kAlignment;
+    handle_index_[handle.weight.get()] = handles_.size();
     handles_.push_back(std::move(handle));
     return handles_.back().weight;
 }
@@ -89,7 +111,7 @@ void ParamStore::cut(Bucket& bucket, int index) {
     int64_t total = sizes_[index];
     auto tensors = tensors_of(index);
     std::vector<Extent> extents;
-    for (const Placed* p : tensors) extents.push_back({p->offset, p->spec.shape});
+    for (const Placed* p : tensors) extents.push_back({p->offset, p->spec.local_shape()});
     auto cuts = partition(extents, total, bucket.group.size());
     int rank = bucket.group.rank();
     bucket.norm_begin = cuts[rank];
@@ -117,8 +139,11 @@ void ParamStore::allocate(Bucket& bucket) {
     const Precision& p = options_.precision;
     auto compute = compute_type(p, bucket.kind);
     bool own_master = compute != p.master && options_.training;
-    double bytes = double(total) * c10::elementSize(compute);
-    if (options_.training) bytes += double(total) * c10::elementSize(p.grad) + double(own) * c10::elementSize(p.master) * (own_master + options_.num_moments);
+    int64_t values = options_.zero_stage >= 3 ? own : total, grads = options_.zero_stage >= 2 ? own : total;
+    bucket.value_begin = options_.zero_stage >= 3 ? bucket.own_begin : 0;
+    bucket.grad_begin = options_.zero_stage >= 2 ? bucket.own_begin : 0;
+    double bytes = double(values) * c10::elementSize(compute);
+    if (options_.training) bytes += double(grads) * c10::elementSize(p.grad) + double(own) * c10::elementSize(p.master) * (own_master + options_.num_moments);
     auto make = [&](int64_t n, at::ScalarType type) { return at::zeros({n}, at::TensorOptions().dtype(type).device(options_.device)); };
     auto failed = [&](const std::string& why) {
         MOE_THROW(memory, fmt::format("{} parameters", to_string(bucket.kind)), why.substr(0, why.find('\n')),
@@ -126,11 +151,11 @@ void ParamStore::allocate(Bucket& bucket) {
                   "a smaller model, bf16 weights, expert parallelism or zero_stage 1 over more ranks");
     };
     try {
-        bucket.value = make(total, compute);
-        if (compute == p.master) bucket.master = bucket.value.narrow(0, bucket.own_begin, own);
+        bucket.value = make(values, compute);
+        if (compute == p.master) bucket.master = bucket.value_of(bucket.own_begin, bucket.own_end);
         if (!options_.training) return;
         if (own_master) bucket.master = make(own, p.master);
-        bucket.grad = make(total, p.grad);
+        bucket.grad = make(grads, p.grad);
         for (int i = 0; i < options_.num_moments; ++i) bucket.state.push_back(make(own, p.master));
     } catch (const c10::Error& e) {
         failed(e.what_without_backtrace());
@@ -144,17 +169,27 @@ void ParamStore::initialise() {
     for (const auto& name : names_) {
         const Placed& p = tensors_.at(name);
         Bucket& bucket = buckets_[p.bucket];
+        // Runs of local elements that are neighbours in the logical tensor: all of it, or a row's part where columns are cut.
+        const TensorSpec& t = p.spec;
+        int64_t inner = 1, dim = std::max(t.cut_dim, 0);
+        for (size_t i = size_t(dim) + 1; i < t.shape.size(); ++i) inner *= t.shape[i];
+        int64_t run = t.cut_dim < 0 ? p.count : t.cut_size * inner, whole = t.cut_dim < 0 ? p.count : t.shape[size_t(dim)] * inner;
+        auto element = [&](int64_t i) { return i / run * whole + t.cut_begin * inner + i % run; };     // local → logical
         for (int64_t first = 0; first < p.count; first += kInitElements) {
             int64_t n = std::min(kInitElements, p.count - first);
-            if (p.spec.init_std == 0) {
-                if (p.spec.init_value != 0) write(bucket, p.offset + first, at::full({n}, p.spec.init_value, host));
+            if (t.init_std == 0) {
+                if (t.init_value != 0) write(bucket, p.offset + first, at::full({n}, t.init_value, host));
                 continue;
             }
             Tensor values = at::empty({n}, host);
             double* out = values.data_ptr<double>();
             at::parallel_for(0, n, 4096, [&](int64_t lo, int64_t hi) {
-                normal(options_.seed, name, first + lo, hi - lo, out + lo);
-                for (int64_t i = lo; i < hi; ++i) out[i] *= p.spec.init_std;
+                for (int64_t i = lo; i < hi;) {
+                    int64_t stop = std::min(hi, ((first + i) / run + 1) * run - first);
+                    normal(options_.seed, name, element(first + i), stop - i, out + i);
+                    i = stop;
+                }
+                for (int64_t i = lo; i < hi; ++i) out[i] *= t.init_std;
             });
             write(bucket, p.offset + first, values);
         }
@@ -164,18 +199,22 @@ void ParamStore::initialise() {
 void ParamStore::write(Bucket& bucket, int64_t offset, const Tensor& from) {
     int64_t n = from.numel();
     Tensor rounded = from.detach().reshape(-1).to(options_.precision.master);
-    bucket.value.narrow(0, offset, n).copy_(rounded);
+    auto copy = [&](Tensor to, int64_t to_begin) {                       // the part of [offset, offset + n) that `to` keeps
+        int64_t begin = std::max(offset, to_begin), end = std::min(offset + n, to_begin + to.numel());
+        if (begin < end) to.narrow(0, begin - to_begin, end - begin).copy_(rounded.narrow(0, begin - offset, end - begin));
+    };
+    copy(bucket.value, bucket.value_begin);
     if (!bucket.master.defined() || bucket.master.scalar_type() == bucket.value.scalar_type()) return;      // none, or a view of value
-    int64_t begin = std::max(offset, bucket.own_begin), end = std::min(offset + n, bucket.own_end);
-    if (begin < end) bucket.master.narrow(0, begin - bucket.own_begin, end - begin).copy_(rounded.narrow(0, begin - offset, end - begin));
+    copy(bucket.master, bucket.own_begin);
 }
 
 void ParamStore::fill_handles() {
     for (Handle& h : handles_) {
         Bucket& bucket = buckets_[int(h.spec.bucket)];
-        h.weight->value = bucket.value.narrow(0, h.offset, h.count).view(h.spec.shape);
+        if (options_.zero_stage < 3) h.weight->value = bucket.value.narrow(0, h.offset, h.count).view(h.spec.shape);
         bool frozen = std::all_of(h.spec.tensors.begin(), h.spec.tensors.end(), [](const TensorSpec& t) { return t.frozen; });
-        if (options_.training && !frozen) h.weight->grad = bucket.grad.narrow(0, h.offset, h.count).view(h.spec.shape);
+        h.frozen = frozen;
+        if (options_.training && !frozen && options_.zero_stage < 2) h.weight->grad = bucket.grad.narrow(0, h.offset, h.count).view(h.spec.shape);
     }
 }
 }  // namespace moe

@@ -13,19 +13,24 @@
 
 namespace moe {
 
-/// Dense parameters are replicated over dp, expert parameters over expert_dp. Router weights are dense, but their compute
-/// type is the master type: the gate's product is fp32.
-enum class BucketKind { dense, expert, router };
-constexpr int kNumBuckets = 3;
+/// Which ranks hold a parameter, and in which type. dense: all ranks of a stage; expert: expert_dp; router: as dense, but its compute
+/// type is the master type (the gate's product is fp32); tensor: cut over tp, so replicated over dp alone; tied: used by the first
+/// and the last pipeline stage, so replicated over the ranks of both, where its gradients are summed like any other's.
+enum class BucketKind { dense, expert, router, tensor, tied };
+constexpr int kNumBuckets = 5;
 
 /// One parameter as a checkpoint knows it. Rows are its first dim.
 struct TensorSpec {
     std::string name;
-    std::vector<int64_t> shape;
+    std::vector<int64_t> shape;   ///< of the whole logical tensor
     double init_std = 0;          ///< normal with this deviation, by (seed, name, element); see init_value for 0
     double init_value = 0;        ///< where init_std is 0: every element
     bool decay = true;            ///< weight decay applies (not to norms and biases)
     bool frozen = false;
+    int cut_dim = -1;             ///< this rank's layout holds [cut_begin, cut_begin + cut_size) of that dim; −1: all of it
+    int64_t cut_begin = 0, cut_size = 0;
+    /// Shape of what this rank's layout holds.
+    std::vector<int64_t> local_shape() const;
 };
 
 /// A handle over consecutive tensors: `shape` has as many elements as they have together.
@@ -36,12 +41,19 @@ struct WeightSpec {
     std::vector<int64_t> shape;
 };
 
-/// A piece of a logical tensor: rows [offset, offset + shape[0]) of it. What a checkpoint's index stores.
+/// A piece of a logical tensor: elements [offset, offset + shape) in every dim. What a checkpoint's index stores.
 struct Rectangle {
     std::string name;
-    int64_t offset = 0;
-    std::vector<int64_t> shape;
+    std::vector<int64_t> offset, shape;
     bool operator==(const Rectangle&) const = default;
+};
+
+/// A rectangle with what this rank keeps of it: views, so that writing them sets the store.
+struct OwnedPiece {
+    Rectangle rectangle;
+    std::vector<int64_t> global_shape;
+    Tensor master;                            ///< master type, of the rectangle's shape
+    std::vector<Tensor> state;                ///< optimizer's tensors, of that shape
 };
 
 /// Part of a bucket with one treatment by the optimizer. Elements [begin, end) of the bucket.
@@ -51,25 +63,30 @@ struct Range {
     double lr_scale = 1;
 };
 
-/// One flat allocation a kind. value and grad span the whole bucket; master, moments and `ranges` the part [own_begin, own_end)
-/// that this rank updates (ZeRO 0: all of it; ZeRO 1: a cut at tensor starts or at rows that are multiples of 128).
+/// One flat allocation a kind. master, moments and `ranges` span the part [own_begin, own_end) that this rank updates (ZeRO 0: all of
+/// it; from ZeRO 1: a cut at tensor starts or at rows that are multiples of 128). value and grad span the whole bucket, but grad only
+/// the own part from ZeRO 2 and value from ZeRO 3.
 struct Bucket {
     BucketKind kind = BucketKind::dense;
     dist::Group group;                        ///< ranks that hold the same elements
-    Tensor value, grad;                       ///< [N] compute type; [N] gradient type (undefined without training)
+    Tensor value, grad;                       ///< compute type; gradient type (undefined without training)
+    int64_t value_begin = 0, grad_begin = 0;  ///< element of the bucket that value[0] and grad[0] are
     Tensor master;                            ///< [own] master type; a view of value where the types agree, else undefined without training
     std::vector<Tensor> state;                ///< optimizer's moments, each [own], master type
     int64_t own_begin = 0, own_end = 0;
-    std::vector<int64_t> counts;              ///< elements by rank of the group under ZeRO 1
+    std::vector<int64_t> counts;              ///< elements by rank of the group from ZeRO 1
     int64_t norm_begin = 0, norm_end = 0;     ///< part whose squares this rank adds to the gradient norm: a partition over the group
     std::vector<Range> ranges;                ///< merged, cover [own_begin, own_end)
+    /// Elements [begin, end) of the bucket, which must lie in what is kept: views.
+    Tensor value_of(int64_t begin, int64_t end) const { return value.narrow(0, begin - value_begin, end - begin); }
+    Tensor grad_of(int64_t begin, int64_t end) const { return grad.narrow(0, begin - grad_begin, end - begin); }
 };
 
 /// How the store holds its tensors.
 struct StoreOptions {
     Precision precision;
     at::Device device = at::kCPU;
-    int zero_stage = 0;                       ///< 0 or 1
+    int zero_stage = 0;                       ///< 0 to 3
     uint64_t seed = 0;
     int num_moments = 2;                      ///< optimizer's state tensors: AdamW 2, SGD 0
     bool training = true;                     ///< false: no gradients and no state
@@ -78,7 +95,7 @@ struct StoreOptions {
 /// Owner of all parameters; not copied: handles point at its sink.
 class ParamStore {
 public:
-    /// Throws moe::Error (config) for a ZeRO stage other than 0 and 1.
+    /// Throws moe::Error (config) for a ZeRO stage outside 0 to 3.
     ParamStore(const dist::Mesh& mesh, StoreOptions options);
     ParamStore(const ParamStore&) = delete;             // handles point at sink_
     ParamStore& operator=(const ParamStore&) = delete;
@@ -96,25 +113,43 @@ public:
     bool has(const std::string& name) const { return tensors_.contains(name); }
     const TensorSpec& spec(const std::string& name) const;
     BucketKind bucket_of(const std::string& name) const;
-    /// View of the compute weights of a logical tensor, of its main gradient (also of a frozen one: zeros). Throws moe::Error
-    /// (config) with the nearest name, (state) before build() and for gradients without training.
+    /// View of this rank's compute weights of a logical tensor, of its main gradient (also of a frozen one: zeros), of the local
+    /// shape. Throws moe::Error (config) with the nearest name, (state) before build(), for gradients without training, and where
+    /// ZeRO has cut it (value from stage 3, grad from stage 2): master() gathers.
     Tensor value(const std::string& name) const;
     Tensor grad(const std::string& name) const;
-    /// Copy of the master weights of a whole logical tensor, gathered from the ranks that own its pieces (a collective under
-    /// ZeRO 1). Where there are none (no training, lower-precision compute type) the compute weights in the master type.
+    /// Copy of the master weights of a whole logical tensor, gathered from the ranks that own its pieces (a collective of those
+    /// ranks from ZeRO 1 and under tp). Where there are none (no training, lower-precision compute type) the compute weights in the
+    /// master type.
     Tensor master(const std::string& name);
     /// Sets master (where owned) and compute weights (master rounded, as after an update) from a tensor of the logical shape,
     /// any float dtype, any device. Throws (shape, dtype).
     void set(const std::string& name, const Tensor& from);
-    /// The pieces whose master this rank keeps, in bucket order.
+    /// The pieces whose master this rank keeps, in bucket order: what a checkpoint is loaded into.
     std::vector<Rectangle> rectangles() const;
+    /// The same with views of master and state. With `once`, a partition over the ranks that hold the same elements: what a
+    /// checkpoint is saved from. Throws (state) without training.
+    std::vector<OwnedPiece> owned(bool once) const;
+    /// After masters were set through owned(): compute weights become masters rounded, on every rank (a collective from ZeRO 1).
+    void refresh_values();
     /// Elements of all logical tensors on this rank.
     int64_t num_parameters() const;
+
+    /// Gathers the values of these handles where ZeRO 3 has cut them, and makes room for their gradients (zeros) from ZeRO 2;
+    /// nothing below. Collectives: every rank of a bucket's group calls with the same handles in the same order.
+    void gather(const std::vector<WeightPtr>& weights, bool with_grads);
+    /// The end of gather(): gradients are summed over the ranks into the owners' parts, and both are let go.
+    void release(const std::vector<WeightPtr>& weights, bool with_grads);
+    /// Lets go what gather() made, without a collective: after a failed step.
+    void drop(const std::vector<WeightPtr>& weights);
+    /// True where gather() and release() do something.
+    bool is_cut() const { return options_.zero_stage >= 2; }
 
     /// All main gradients become 0.
     void zero_grads();
     /// Sums main gradients over the ranks that hold the same parameters: all-reduce under ZeRO 0, reduce-scatter into the own
-    /// part under ZeRO 1, whose other parts keep this rank's share. Gradients of frozen tensors become zero first.
+    /// part under ZeRO 1, whose other parts keep this rank's share; from ZeRO 2 release() has done it. Gradients of frozen tensors
+    /// become zero first.
     void reduce_grads();
     /// Name of the first parameter with a gradient that is not finite, "" if none; local to this rank.
     std::string first_non_finite() const;
@@ -122,8 +157,13 @@ public:
     void gather_values();
 
 private:
-    struct Placed { TensorSpec spec; int bucket; int64_t offset, count; };
+    struct Placed { TensorSpec spec; int bucket; int64_t offset, count; };     ///< of the local part
+    struct Handle { WeightSpec spec; WeightPtr weight; int64_t offset = 0, count = 0; bool frozen = false; };
     const Placed& placed(const std::string& name) const;
+    const Handle& handle_of(const WeightPtr& weight) const;
+    void gather_value(const Handle& handle);
+    void scatter_grad(const Handle& handle);
+    std::vector<OwnedPiece> pieces(bool once, bool with_tensors) const;
     void cut(Bucket& bucket, int index);
     void allocate(Bucket& bucket);
     void fill_handles();
@@ -136,8 +176,8 @@ private:
     StoreOptions options_;
     GradSink sink_;
     std::vector<Bucket> buckets_;
-    struct Handle { WeightSpec spec; WeightPtr weight; int64_t offset = 0, count = 0; };
     std::vector<Handle> handles_;
+    std::map<const Weight*, size_t> handle_index_;
     std::array<int64_t, kNumBuckets> sizes_{};              ///< elements of each bucket, padding included
     std::map<std::string, Placed> tensors_;
     std::vector<std::string> names_;

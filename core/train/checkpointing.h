@@ -15,12 +15,12 @@ namespace moe::train {
 /// router biases (rank 0) under Model::bias_name. Over all ranks each element once. Views: valid until the next step.
 std::vector<store::Piece> pieces_of(Model& model);
 
-/// Fills weights, optimizer state and biases of this rank's part of the model. Throws moe::Error (data) for a name that is missing
-/// or left over, a wrong shape or a corrupt piece; the model is half filled then and not to be used.
+/// Fills weights, optimizer state and biases of this rank's part of the model. Throws moe::Error (data), on all ranks, for a name
+/// that is missing or left over, a wrong shape or a corrupt piece; the model may be half filled then. A collective.
 void load_state(Model& model, const store::Checkpoint& checkpoint);
 
 /// Weights and biases only, of a checkpoint, a run folder (its newest one) or a folder or file in safetensors with Hugging Face's names.
-/// Throws moe::Error (data) as load_state, (io) for what cannot be read.
+/// A collective. Throws moe::Error (data) as load_state, (io) for what cannot be read.
 void load_weights(Model& model, const std::string& path);
 
 /// Writes the checkpoints of one run over its ranks. Calls are collectives over `world`.

@@ -33,7 +33,7 @@ int num_moments(const std::string& optimizer) {
 double grad_norm(ParamStore& store, const dist::Group& world) {
     double sum = 0;
     for (auto& b : store.buckets())
-        if (b.norm_end > b.norm_begin) sum += kernels::sum_of_squares(b.grad.narrow(0, b.norm_begin, b.norm_end - b.norm_begin)).item<double>();
+        if (b.norm_end > b.norm_begin) sum += kernels::sum_of_squares(b.grad_of(b.norm_begin, b.norm_end)).item<double>();
     return std::sqrt(world.all_reduce(sum));
 }
 
@@ -42,8 +42,8 @@ namespace {
 struct Piece { Tensor master, grad, value, m, v; };
 Piece piece(const Bucket& b, const Range& r) {
     int64_t at = r.begin - b.own_begin, n = r.end - r.begin;
-    Piece p{b.master.narrow(0, at, n), b.grad.narrow(0, r.begin, n), {}, {}, {}};
-    if (b.value.scalar_type() != b.master.scalar_type()) p.value = b.value.narrow(0, r.begin, n);
+    Piece p{b.master.narrow(0, at, n), b.grad_of(r.begin, r.end), {}, {}, {}};
+    if (b.value.scalar_type() != b.master.scalar_type()) p.value = b.value_of(r.begin, r.end);
     if (b.state.size() == 2) {
         p.m = b.state[0].narrow(0, at, n);
         p.v = b.state[1].narrow(0, at, n);

@@ -7,7 +7,6 @@
 #include "core/metrics/statistics.h"
 #include "core/plan/count.h"
 #include "core/routing/balance.h"
-#include "core/train/agree.h"
 #include "core/train/hardware.h"
 #include "core/train/optimizer.h"
 #include "core/train/run_folder.h"
@@ -46,30 +45,33 @@ std::string StepMetrics::line() const {
 
 std::string StepMetrics::json() const {
     nlohmann::ordered_json j = {{"step", step}, {"loss", loss}, {"grad_norm", grad_norm}, {"lr", lr}, {"tps", tokens_per_sec}, {"tflops", tflops}, {"mfu", mfu},
-                                {"memory", memory_gib}, {"maxvio", max_vio}, {"tokens", tokens}, {"step_secs", step_secs}, {"skipped", skipped}};
+                                {"memory", memory_gib}, {"maxvio", max_vio}, {"mtp_loss", mtp_loss}, {"balance_loss", balance_loss}, {"drop_rate", drop_rate}, {"tokens", tokens}, {"step_secs", step_secs}, {"skipped", skipped}};
     return j.dump();
 }
 
 Run::Run(const Config& config, const RunOptions& options, const dist::Group& world)
     : config_(resolved(config)), options_(options), mesh_(dist::make_mesh(config_.distributed, world)) {
     bool alone = mesh_.world.size() == 1;
+    config_.training.micro_batches(mesh_.dp.size());                     // throws where it does not divide
     MOE_CHECK(alone || config_.device.value_or("cpu") == "cpu", device, "device", fmt::format("cuda on {} ranks", mesh_.world.size()), "one rank on a GPU, or device=cpu",
               "several GPUs need a communication library that is not built yet (row D1)");
     at::Device device = choose_device(alone ? config_.device.value_or("") : "cpu");
     find_resumed();
     Precision precision = Precision::named(config_.training.precision());
-    config_.training.micro_batches(mesh_.dp.size());                     // throws where it does not divide
     loader_ = data::open_loader(config_, /*validation=*/false);
     num_steps_ = config_.training.total_steps(plan::count(config_.model).total).value_or(0);
     MOE_CHECK(num_steps_ > 0, config, "training.train_steps", "null", "a length of the run", "set training.train_steps, total_training_tokens or tokens_per_parameter_ratio");
     if (config_.deterministic) at::globalContext().setDeterministicAlgorithms(true, /*warn_only=*/false);
     model_ = std::make_unique<Model>(config_, mesh_, ModelOptions{precision, device, true, num_moments(config_.training.optimizer)});
-    ledger_ = std::make_unique<routing::Ledger>(config_.model.num_layers, config_.model.moe.num_experts, int64_t(loader_->domains().size()), device);
+    int64_t layers = config_.model.num_layers + config_.training.mtp_depth(), E = config_.model.moe.num_experts;
+    ledger_ = std::make_unique<routing::Ledger>(layers, E, int64_t(loader_->domains().size()), device);
+    if (config_.model.moe.global_aux_loss_weight != 0) global_load_ = std::make_unique<routing::GlobalLoad>(layers, E, mesh_.stage, device);
     executor_ = std::make_unique<Executor>(*model_);
-    flops_per_token_ = plan::flops_per_token(config_.model, config_.training.seq_length, plan::FlopsRule::causal);
+    executor_->set_recompute(recompute_spans(*model_, config_.training.gradient_checkpointing, config_.training.recompute));
+    flops_per_token_ = plan::flops_per_token(config_.model, config_.training.seq_length, plan::FlopsRule::causal, config_.training.mtp_depth());
     peak_flops_ = peak_flops(device, precision) * mesh_.world.size();
     if (resumed_) restore();
-    else if (config_.training.init_from) agree(mesh_.world, [&] { load_weights(*model_, *config_.training.init_from); });
+    else if (config_.training.init_from) load_weights(*model_, *config_.training.init_from);
     open_folder(device_name(device));
     resumed_.reset();
 }
@@ -78,26 +80,59 @@ Run::~Run() {
     if (!folder_.empty()) log::close_file(log_path_);
 }
 
-/// This rank's micro-batches of the next step. `valid` becomes the number of targets of the global batch.
-std::vector<MicroBatch> Run::load_batch(double& valid) {
+/// Layers with a router of the whole model, MTP modules included.
+std::vector<int64_t> Run::routed_layers() const {
+    std::vector<int64_t> layers;
+    for (int64_t layer = 0; layer < config_.model.num_layers + config_.training.mtp_depth(); ++layer)
+        if (config_.model.is_moe_layer(layer)) layers.push_back(layer);
+    return layers;
+}
+
+/// This rank's micro-batches of the next step, their losses scaled so that the sum over micro-batches and ranks is the mean.
+std::vector<MicroBatch> Run::load_batch() {
     auto& t = config_.training;
-    int64_t ranks = mesh_.dp.size(), mine = t.global_batch_size / ranks, first = mesh_.dp.rank() * mine, per = t.micro_batch_size;
+    int64_t ranks = mesh_.dp.size(), mine = t.global_batch_size / ranks, first = mesh_.dp.rank() * mine, per = t.micro_batch_size, depth = t.mtp_depth();
     data::Batch batch = loader_->next(t.global_batch_size, first, mine);
-    valid = double(mesh_.dp.all_reduce(batch.num_valid()));
-    MOE_CHECK(valid > 0, data, "training data", "a step without a single target", "at least one token with a next token", "are all documents one token long?");
+    Tensor totals = at::zeros({2 + depth}, at::kLong);                     // valid targets, tokens that count, valid targets of each MTP module
+    totals[0] = batch.num_valid();
+    totals[1] = batch.domain.ge(0).sum();
+    for (int64_t k = 1; k <= depth; ++k) totals[1 + k] = Model::num_mtp_targets(batch.targets, k);
+    mesh_.dp.all_reduce(totals);
+    auto total = [&](int64_t i) { return double(totals[i].item<int64_t>()); };
+    MOE_CHECK(total(0) > 0, data, "training data", "a step without a single target", "at least one token with a next token", "are all documents one token long?");
+    double anneal = double(config_.model.moe.router_noise_anneal_steps.value_or(num_steps_)), noise = config_.model.moe.router_noise_std * std::max(0.0, 1 - double(step_) / std::max(anneal, 1.0));
     std::vector<MicroBatch> out;
     for (int64_t row = 0; row < mine; row += per) {
         auto rows = [&](const Tensor& x) { return x.narrow(0, row, per); };
         out.push_back(model_->micro_batch(rows(batch.ids), rows(batch.targets), rows(batch.domain), config_.data.packing && config_.data.document_mask ? rows(batch.doc_start) : Tensor()));
-        out.back().first_token = (first + row) * t.seq_length;
-        out.back().step = uint32_t(step_);
-        out.back().loss_scale = 1 / valid;
-        out.back().ledger = ledger_.get();
+        MicroBatch& b = out.back();
+        b.first_token += (first + row) * t.seq_length;
+        b.step = uint32_t(step_);
+        b.training = true;
+        b.loss_scale = 1 / total(0);
+        b.token_share = 1 / total(1);
+        b.noise_std = noise;
+        for (size_t k = 0; k < b.mtp.size(); ++k) b.mtp[k].loss_scale = t.mtp_loss_weight / (double(depth) * std::max(1.0, total(2 + int64_t(k))));
+        b.ledger = ledger_.get();
+        b.global_load = global_load_.get();
     }
     return out;
 }
 
-/// Moves the selection biases by the step's global counts.
+/// Forward and backward of all micro-batches by this stage's program. Where it throws, the step is as if it had never begun.
+void Run::compute(std::vector<MicroBatch>& batches) {
+    if (global_load_) global_load_->clear();
+    try {
+        if (mode_ == Mode::attached) executor_->run_attached(batches);
+        else executor_->run(schedule(config_.distributed.pipeline_schedule, {int(model_->segments().size()), int(batches.size()), mesh_.pp.rank(), mesh_.num_stages(), defer_}), batches);
+    } catch (...) {
+        model_->store().zero_grads();
+        ledger_->clear();
+        throw;
+    }
+}
+
+/// Moves this stage's selection biases by the step's global counts.
 void Run::balance(const Tensor& counts_LE) {
     auto& c = config_.model.moe;
     if (!c.use_aux_loss_free || (c.bias_freeze_step && step_ >= *c.bias_freeze_step)) return;
@@ -110,25 +145,26 @@ StepMetrics Run::step() {
     ParamStore& store = model_->store();
     StepMetrics m;
     m.lr = learning_rate(config_.training, step_, num_steps_);
-    double valid = 0;
-    auto batches = load_batch(valid);
-    Tensor loss;
-    try {
-        loss = mode_ == Mode::attached ? executor_->run_attached(batches)
-                                       : executor_->run(accumulate(int(model_->segments().size()), int(batches.size()), defer_), batches);
-    } catch (...) {                                    // the step is as if it had never begun
-        store.zero_grads();
-        ledger_->clear();
-        throw;
-    }
-    m.loss = mesh_.dp.all_reduce(loss.item<double>());
+    auto batches = load_batch();
+    compute(batches);
+    Tensor losses = at::zeros({4}, at::kDouble);
+    const char* names[] = {"loss", "mtp", "balance", "z"};
+    for (auto& batch : batches)
+        for (int i = 0; i < 4; ++i)
+            if (auto it = batch.losses.find(names[i]); it != batch.losses.end()) losses[i] += it->second.to(at::kCPU);
+    mesh_.world.all_reduce(losses);
+    m.loss = losses[0].item<double>();
+    m.mtp_loss = losses[1].item<double>();
+    m.balance_loss = losses[2].item<double>() + losses[3].item<double>();
     store.reduce_grads();
     m.grad_norm = grad_norm(store, mesh_.world);
-    ledger_->reduce(mesh_.dp);
+    ledger_->reduce(mesh_.world);
     last_counts_by_domain_ = ledger_->counts_by_domain();
     last_counts_ = last_counts_by_domain_.sum(1);
+    last_dropped_ = ledger_->dropped();
     ledger_->clear();
-    m.skipped = !std::isfinite(m.loss) || !std::isfinite(m.grad_norm);
+    m.drop_rate = double(last_dropped_.sum().item<int64_t>()) / double(std::max<int64_t>(1, last_counts_.sum().item<int64_t>()));
+    m.skipped = !std::isfinite(m.loss + m.mtp_loss + m.balance_loss) || !std::isfinite(m.grad_norm);
     if (m.skipped) {
         std::string where = store.first_non_finite();
         log::warn(fmt::format("step {}: loss {} and gradient norm {}: skipped{}", step_ + 1, m.loss, m.grad_norm, where.empty() ? "" : "; first in " + where));
@@ -142,7 +178,7 @@ StepMetrics Run::step() {
     m.step = ++step_;
     tokens_ += config_.training.tokens_per_step();
     m.tokens = tokens_;
-    m.max_vio = max_vio(last_counts_, model_->routed_layers());
+    m.max_vio = max_vio(last_counts_, routed_layers());
     m.memory_gib = peak_memory_bytes(model_->options().device) / double(1 << 30);
     m.step_secs = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     m.tokens_per_sec = double(config_.training.tokens_per_step()) / m.step_secs;
@@ -160,7 +196,7 @@ void Run::record(const StepMetrics& m) {
     if (mesh_.world.rank() != 0) return;
     if (metrics_) {
         metrics_->scalars(m.step, attempt_, {{"loss", m.loss}, {"grad_norm", m.grad_norm}, {"lr", m.lr}, {"tps", m.tokens_per_sec}, {"tflops", m.tflops}, {"mfu", m.mfu},
-                                      {"memory_gib", m.memory_gib}, {"max_vio", m.max_vio}, {"tokens", double(m.tokens)}, {"step_secs", m.step_secs}, {"skipped", double(m.skipped)}});
+                                      {"memory_gib", m.memory_gib}, {"max_vio", m.max_vio}, {"mtp_loss", m.mtp_loss}, {"balance_loss", m.balance_loss}, {"drop_rate", m.drop_rate}, {"tokens", double(m.tokens)}, {"step_secs", m.step_secs}, {"skipped", double(m.skipped)}});
         auto& s = config_.logging.statistics;
         if (m.step % s.interval == 0) {
             Tensor c = last_counts_.contiguous();
@@ -206,21 +242,32 @@ Evaluation Run::evaluate(routing::Trace* trace, int64_t max_batches) {
     auto& t = config_.training;
     auto loader = data::open_loader(config_, /*validation=*/true);
     int64_t ranks = mesh_.dp.size(), per = t.micro_batch_size, D = int64_t(loader->domains().size());
-    Tensor sum = at::zeros({2, D}, at::kDouble);                        // loss and tokens by domain
+    int64_t depth = t.mtp_depth();
+    Tensor sum = at::zeros({2, D}, at::kDouble), accepted = at::zeros({2, depth}, at::kDouble);      // loss and tokens by domain; agreements and places by module
     if (trace) trace->set_domains(loader->domains());
     for (int64_t i = 0; i < (max_batches > 0 ? max_batches : config_.validation.max_batches); ++i) {
         data::Batch b = loader->next(per * ranks, per * mesh_.dp.rank(), per);
         MicroBatch batch = model_->micro_batch(b.ids, b.targets, b.domain, config_.data.packing && config_.data.document_mask ? b.doc_start : Tensor());
         Tensor losses;
+        std::vector<Tensor> predicted;
         batch.token_loss = &losses;
         batch.trace = trace;
+        if (depth > 0) batch.predicted = &predicted;
         if (trace) trace->begin(batch.ids_T, batch.domain_T);
         executor_->run_forward(batch);
-        Tensor target = b.targets.reshape({-1}), counted = (target >= 0).to(at::kDouble), domain = b.domain.reshape({-1}).clamp_min(0).to(at::kLong);
+        if (!mesh_.is_last()) continue;
+        Tensor counted = batch.targets_T.ge(0).to(at::kCPU, at::kDouble), domain = batch.domain_T.to(at::kCPU, at::kLong).clamp_min(0);
         sum[0].scatter_add_(0, domain, losses.to(at::kCPU, at::kDouble) * counted);
         sum[1].scatter_add_(0, domain, counted);
+        for (int64_t k = 1; k < int64_t(predicted.size()); ++k) {      // module k at i and the main head at i + k name the same token
+            int64_t n = batch.ids_T.numel() - k;
+            Tensor valid = batch.mtp[size_t(k - 1)].targets_T.narrow(0, 0, n).ge(0), same = predicted[size_t(k)].narrow(0, 0, n).eq(predicted[0].narrow(0, k, n)).logical_and(valid);
+            accepted[0][k - 1] += same.sum().to(at::kCPU, at::kDouble);
+            accepted[1][k - 1] += valid.sum().to(at::kCPU, at::kDouble);
+        }
     }
-    mesh_.dp.all_reduce(sum);
+    mesh_.world.all_reduce(sum);
+    if (depth > 0) mesh_.world.all_reduce(accepted);
     Evaluation e;
     int64_t seen = 0;
     for (int64_t d = 0; d < D; ++d) {
@@ -233,6 +280,7 @@ Evaluation Run::evaluate(routing::Trace* trace, int64_t max_batches) {
         }
     }
     e.loss /= double(std::max<int64_t>(1, seen));
+    for (int64_t k = 0; k < depth; ++k) e.acceptance.push_back(accepted[0][k].item<double>() / std::max(1.0, accepted[1][k].item<double>()));
     return e;
 }
 

@@ -23,6 +23,9 @@ struct StepMetrics {
     double tokens_per_sec = 0, tflops = 0, mfu = 0;   ///< model FLOPs by the causal rule; mfu as a share of 1
     double memory_gib = 0;                ///< peak: allocated on the device, resident on the CPU
     double max_vio = 0;                   ///< largest over the layers, of this step's global counts
+    double mtp_loss = 0;                  ///< λ · mean over the MTP modules, of the total that is trained; 0 without
+    double balance_loss = 0;              ///< what the routers' losses add to the total, z-loss included
+    double drop_rate = 0;                 ///< share of routed pairs that capacity dropped
     double step_secs = 0;
     int64_t tokens = 0;                   ///< seen since step 0
     bool skipped = false;                 ///< loss or gradient norm was not finite: nothing was updated
@@ -37,6 +40,9 @@ struct Evaluation {
     double loss = 0;                                       ///< mean over the domains of their means
     std::vector<std::pair<std::string, double>> by_domain;
     int64_t num_tokens = 0;
+    /// By MTP module: share of positions where its most likely token is the main head's at the next position, which is how often
+    /// greedy speculative decoding would accept it.
+    std::vector<double> acceptance;
 };
 
 /// What a run is besides its configuration.
@@ -88,16 +94,19 @@ public:
     int64_t num_steps() const { return num_steps_; }      ///< length of the run by the configuration
     const std::string& folder() const { return folder_; } ///< "" without one
     const std::vector<std::string>& domains() const { return loader_->domains(); }
-    /// Counts of the last step, int64 [L, E] and [L, D, E].
+    /// Counts of the last step, int64 [L, E] and [L, D, E], and what capacity dropped of them, [L, E]. MTP modules follow the layers.
     Tensor last_counts() const { return last_counts_; }
     Tensor last_counts_by_domain() const { return last_counts_by_domain_; }
+    Tensor last_dropped() const { return last_dropped_; }
     /// Segments joined in one graph instead of scheduled; weight gradients deferred. For tests of their equality.
     void set_mode(Mode mode) { mode_ = mode; }
     void set_defer(bool defer) { defer_ = defer; }
 
 private:
-    std::vector<MicroBatch> load_batch(double& valid);
+    std::vector<MicroBatch> load_batch();
+    void compute(std::vector<MicroBatch>& batches);
     void balance(const Tensor& counts);
+    std::vector<int64_t> routed_layers() const;
     void record(const StepMetrics& m);
     void validate_at_interval();
     void say(const std::string& line, const std::string& json);
@@ -118,6 +127,7 @@ private:
     std::unique_ptr<data::Loader> loader_;
     std::unique_ptr<Model> model_;
     std::unique_ptr<routing::Ledger> ledger_;
+    std::unique_ptr<routing::GlobalLoad> global_load_;      ///< where that loss is on
     std::unique_ptr<Executor> executor_;
     std::unique_ptr<store::FolderLock> lock_;               ///< rank 0's; outlives what writes to the folder
     std::unique_ptr<metrics::Writer> metrics_;
@@ -129,7 +139,7 @@ private:
     bool defer_ = false;
     int64_t step_ = 0, updates_ = 0, num_steps_ = 0, tokens_ = 0, skipped_in_a_row_ = 0;
     double flops_per_token_ = 0, peak_flops_ = 0;
-    Tensor last_counts_, last_counts_by_domain_;
+    Tensor last_counts_, last_counts_by_domain_, last_dropped_;
 };
 
 }  // namespace moe::train

@@ -53,9 +53,9 @@ void Run::find_resumed() {
 
 /// The state of the checkpoint: everything that the next step depends on.
 void Run::restore() {
+    load_state(*model_, *resumed_);
     agree(mesh_.world, [&] {
         with_meta(*resumed_, [&](const Json& meta) {
-            load_state(*model_, *resumed_);
             step_ = meta.at("step");
             updates_ = meta.at("updates");
             tokens_ = meta.at("tokens");

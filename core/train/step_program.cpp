@@ -1,31 +1,39 @@
 #include "core/train/step_program.h"
 
 #include "core/base/error.h"
+#include "core/base/suggest.h"
 
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
 #include <torch/csrc/autograd/autograd.h>
 
+#include <algorithm>
+#include <set>
+
 namespace moe::train {
-
-Program accumulate(int num_segments, int num_micro_batches, bool defer) {
-    Program p;
-    for (int mb = 0; mb < num_micro_batches; ++mb) {
-        for (int s = 0; s < num_segments; ++s) p.push_back({OpKind::forward, s, mb});
-        for (int s = num_segments; s-- > 0;) p.push_back({defer ? OpKind::backward_input : OpKind::backward, s, mb});
-        for (int s = num_segments; defer && s-- > 0;) p.push_back({OpKind::weight_grad, s, mb});
-    }
-    return p;
-}
-
-std::string describe(const Program& program, const Model& model) {
-    const char* names[] = {"F", "B", "Bx", "W"};
-    std::string out;
-    for (auto& op : program) out += fmt::format("{}{}:{}/{}", out.empty() ? "" : " ", names[int(op.kind)], model.segments()[size_t(op.segment)].name, op.micro_batch);
-    return out;
-}
-
 namespace {
+constexpr const char* kBoundary = "residual";        ///< the slot that crosses from stage to stage
+constexpr const char* kLoss = "loss";
+
+/// Programs of one stage, appended to.
+struct Builder {
+    ScheduleShape shape;
+    Program program;
+    bool first() const { return shape.stage == 0; }
+    bool last() const { return shape.stage + 1 == shape.num_stages; }
+    void forward(int mb) {
+        if (!first()) program.push_back({OpKind::receive_forward, -1, mb});
+        for (int s = 0; s < shape.num_segments; ++s) program.push_back({OpKind::forward, s, mb});
+        if (!last()) program.push_back({OpKind::send_forward, -1, mb});
+    }
+    void backward(int mb) {
+        if (!last()) program.push_back({OpKind::receive_backward, -1, mb});
+        for (int s = shape.num_segments; s-- > 0;) program.push_back({shape.defer ? OpKind::backward_input : OpKind::backward, s, mb});
+        if (!first()) program.push_back({OpKind::send_backward, -1, mb});
+        for (int s = shape.num_segments; shape.defer && s-- > 0;) program.push_back({OpKind::weight_grad, s, mb});
+    }
+};
+
 /// Cuts the graph; a floating tensor becomes a leaf that wants a gradient where `leaf`. Shares storage.
 Tensor cut(const Tensor& t, bool leaf) {
     if (!t.defined()) return t;
@@ -33,11 +41,74 @@ Tensor cut(const Tensor& t, bool leaf) {
     if (leaf && d.is_floating_point()) d.set_requires_grad(true);
     return d;
 }
-Tensor anchor(const ModelOptions& options) { return at::zeros({1}, at::TensorOptions().dtype(options.precision.compute).device(options.device)); }
-Tensor zero_loss(const ModelOptions& options) { return at::zeros({}, at::TensorOptions().dtype(at::kDouble).device(options.device)); }
+
+/// Sum of the main losses of some micro-batches.
+Tensor main_loss(const MicroBatch* begin, size_t count) {
+    Tensor sum = at::zeros({}, at::kDouble);
+    for (size_t i = 0; i < count; ++i)
+        if (auto it = begin[i].losses.find(kLoss); it != begin[i].losses.end()) sum = sum + it->second.to(at::kCPU);
+    return sum;
+}
+
+std::string kind_of(const std::string& segment) { return segment.substr(segment.rfind('.') + 1); }
 }  // namespace
 
+Program schedule(const std::string& name, const ScheduleShape& shape) {
+    MOE_CHECK(name == "gpipe" || name == "1f1b", config, "distributed.pipeline_schedule", name, "gpipe or 1f1b", "the others are not built yet (row D1)");
+    Builder b{shape, {}};
+    int all = shape.num_micro_batches;
+    int ahead = shape.num_stages == 1 ? 0 : name == "gpipe" ? all : std::min(all, shape.num_stages - 1 - shape.stage);
+    for (int mb = 0; mb < ahead; ++mb) b.forward(mb);
+    for (int mb = 0; mb < all; ++mb) {
+        if (mb + ahead < all) b.forward(mb + ahead);
+        b.backward(mb);
+    }
+    return b.program;
+}
+
+std::string describe(const Program& program, const Model& model) {
+    const char* names[] = {"F", "B", "Bx", "W", "<F", "F>", "<B", "B>"};
+    std::string out;
+    for (auto& op : program)
+        out += fmt::format("{}{}:{}/{}", out.empty() ? "" : " ", names[int(op.kind)], op.segment < 0 ? "" : model.segments()[size_t(op.segment)].name, op.micro_batch);
+    return out;
+}
+
+std::vector<int> recompute_spans(const Model& model, const std::string& mode, const std::vector<std::string>& kinds) {
+    auto& segments = model.segments();
+    std::vector<int> spans(segments.size(), -1);
+    if (mode == "none") return spans;
+    MOE_CHECK(mode == "selective" || mode == "full", config, "training.gradient_checkpointing", mode, "none, selective or full", "");
+    if (mode == "full") {
+        int span = -1;
+        for (size_t s = 0; s < segments.size(); ++s) {
+            if (segments[s].layer < 0) continue;
+            if (s == 0 || segments[s - 1].layer != segments[s].layer) ++span;
+            spans[s] = span;
+        }
+        return spans;
+    }
+    std::set<std::string> known, wanted(kinds.begin(), kinds.end());
+    for (auto& s : segments) known.insert(kind_of(s.name));
+    if (wanted.empty()) wanted = {"feed_forward", "experts", "shared_experts"};
+    std::vector<std::string> all(known.begin(), known.end());
+    for (auto& kind : kinds) {
+        // On several stages a kind may live on another rank only: embed and head.
+        bool elsewhere = model.mesh().num_stages() > 1 && (kind == "embed" || kind == "head" || kind == "feed_forward" || kind == "shared_experts");
+        if (!known.contains(kind) && !elsewhere) MOE_THROW(config, "training.recompute", '"' + kind + '"', "the kind of a segment", did_you_mean(kind, all));
+    }
+    for (size_t s = 0; s < segments.size(); ++s)
+        if (wanted.contains(kind_of(segments[s].name))) spans[s] = int(s);
+    return spans;
+}
+
+void Executor::set_recompute(std::vector<int> spans) {
+    MOE_CHECK(spans.size() == model_.segments().size(), internal, "recompute", fmt::format("{} entries", spans.size()), fmt::format("{}", model_.segments().size()), "");
+    spans_ = std::move(spans);
+}
+
 Executor::Tape& Executor::tape(int segment, int micro_batch) { return tapes_[size_t(micro_batch) * model_.segments().size() + size_t(segment)]; }
+Tensor Executor::anchor() const { return at::zeros({1}, at::TensorOptions().dtype(model_.options().precision.compute).device(model_.options().device)); }
 
 Tensor Executor::run(const Program& program, std::vector<MicroBatch>& batches) {
     // Whatever throws, no tape, queue or deferred mode is left: the caller zeroes the gradients and the step is as if never begun.
@@ -47,69 +118,121 @@ Tensor Executor::run(const Program& program, std::vector<MicroBatch>& batches) {
             e.tapes_.clear();
             e.slots_.clear();
             e.grads_.clear();
+            e.kept_.clear();
+            e.sent_.clear();
             e.model_.store().sink().reset();
+            for (auto& s : e.model_.segments()) e.model_.store().drop(s.weights);
         }
     } rollback{*this};
     batches_ = &batches;
     tapes_.assign(batches.size() * model_.segments().size(), {});
-    slots_.assign(batches.size(), {{"anchor", anchor(model_.options())}});
+    slots_.assign(batches.size(), {{"anchor", anchor()}});
     grads_.assign(batches.size(), {});
-    loss_ = zero_loss(model_.options());
     for (auto& op : program) switch (op.kind) {
         case OpKind::forward: forward(op.segment, op.micro_batch); break;
         case OpKind::backward: backward(op.segment, op.micro_batch, false); break;
         case OpKind::backward_input: backward(op.segment, op.micro_batch, true); break;
         case OpKind::weight_grad: model_.store().sink().drain(op.segment, op.micro_batch); break;
+        default: message(op);
     }
-    return loss_;
+    model_.mesh().pp.flush();
+    return main_loss(batches.data(), batches.size());
+}
+
+// ---- messages between stages ----
+void Executor::send(const Tensor& data, int to) {
+    sent_.push_back(data.contiguous());
+    model_.mesh().pp.send(sent_.back(), to);
+}
+
+void Executor::receive(Tensor& slot, int from, int64_t tokens) {
+    slot = at::empty({tokens, model_.config().model.mla.d_model}, at::TensorOptions().dtype(model_.options().precision.compute).device(model_.options().device));
+    model_.mesh().pp.receive(slot, from);
+}
+
+void Executor::message(const Op& op) {
+    int stage = model_.mesh().pp.rank();
+    auto mb = size_t(op.micro_batch);
+    int64_t tokens = (*batches_)[mb].ids_T.numel();
+    switch (op.kind) {
+        case OpKind::receive_forward: receive(slots_[mb][kBoundary], stage - 1, tokens); break;
+        case OpKind::send_forward: send(slots_[mb].at(kBoundary), stage + 1); slots_[mb].clear(); break;
+        case OpKind::receive_backward: receive(grads_[mb][kBoundary], stage + 1, tokens); break;
+        default: send(grads_[mb].at(kBoundary), stage - 1); grads_[mb].clear();
+    }
+}
+
+// ---- segments ----
+/// Runs a segment on slots; its tape is kept where a graph is wanted.
+void Executor::run_segment(int s, int mb, Slots& slots, bool keep_graph, bool again) {
+    const Segment& segment = model_.segments()[size_t(s)];
+    Tape t;
+    for (auto& slot : segment.reads) t.in.push_back(cut(slots.at(slot), keep_graph));
+    at::AutoGradMode mode(keep_graph);                // the caller may be under NoGradGuard
+    Call call{(*batches_)[size_t(mb)], again};
+    model_.store().gather(segment.weights, false);
+    t.out = segment.forward(t.in, call);
+    model_.store().release(segment.weights, false);
+    for (size_t i = 0; i < t.out.size(); ++i) slots[segment.writes[i]] = cut(t.out[i], false);
+    if (keep_graph) tape(s, mb) = std::move(t);
 }
 
 void Executor::forward(int s, int mb) {
     const Segment& segment = model_.segments()[size_t(s)];
-    bool keep_graph = !recomputed(s);
-    Tape& t = tape(s, mb);
     auto& slots = slots_[size_t(mb)];
-    for (auto& slot : segment.reads) t.in.push_back(cut(slots.at(slot), keep_graph));
-    at::AutoGradMode mode(keep_graph);
-    Call call{(*batches_)[size_t(mb)]};
-    t.out = segment.forward(t.in, call);
-    for (size_t i = 0; i < t.out.size(); ++i) slots[segment.writes[i]] = cut(t.out[i], false);
-    if (s + 1 == int(model_.segments().size())) {
-        loss_ = loss_ + t.out[0].detach();
-        grads_[size_t(mb)]["loss"] = at::ones_like(t.out[0]);
-        slots.clear();
+    int span = spans_[size_t(s)];
+    if (span >= 0) {
+        bool first = s == 0 || spans_[size_t(s) - 1] != span;
+        auto& kept = kept_[{span, mb}];
+        std::set<std::string> written;
+        for (int k = s; first && k < int(spans_.size()) && spans_[size_t(k)] == span; ++k) {
+            for (auto& slot : model_.segments()[size_t(k)].reads)
+                if (!written.contains(slot)) kept[slot] = slots.at(slot);
+            for (auto& slot : model_.segments()[size_t(k)].writes) written.insert(slot);
+        }
     }
-    if (!keep_graph) t.out.clear();
+    run_segment(s, mb, slots, span < 0, false);
+    for (size_t i = 0; i < segment.writes.size(); ++i)
+        if (segment.writes[i] == kLoss) slots.erase(kLoss);
+    if (s + 1 == int(model_.segments().size()) && model_.mesh().is_last()) slots.clear();
+}
+
+/// A span's forward once more, with the decisions of the first time; its tapes are then as if they had been kept.
+void Executor::compute_again(int span, int mb) {
+    auto node = kept_.extract({span, mb});
+    for (size_t s = 0; s < spans_.size(); ++s)
+        if (spans_[s] == span) run_segment(int(s), mb, node.mapped(), true, true);
 }
 
 void Executor::backward(int s, int mb, bool defer) {
     const Segment& segment = model_.segments()[size_t(s)];
+    if (int span = spans_[size_t(s)]; span >= 0 && kept_.contains({span, mb})) compute_again(span, mb);
     Tape t = std::move(tape(s, mb));                  // the graph and its saved tensors end with this function
     auto& grads = grads_[size_t(mb)];
-    if (recomputed(s)) {
-        at::AutoGradMode mode(true);                  // the caller may be under NoGradGuard
-        for (auto& x : t.in) x = cut(x, true);
-        Call call{(*batches_)[size_t(mb)], /*again=*/true};
-        t.out = segment.forward(t.in, call);
-    }
-    GradSink& sink = model_.store().sink();
-    if (defer) sink.defer(s, mb);
-    else sink.immediate();
+    ParamStore& store = model_.store();
+    MOE_CHECK(!defer || !store.is_cut(), config, "deferred weight gradients", fmt::format("zero_stage {}", store.options().zero_stage), "zero_stage 0 or 1", "a cut gradient has no room to wait in");
+    if (defer) store.sink().defer(s, mb);
+    else store.sink().immediate();
 
     Tensors outs, douts, ins;
     for (size_t i = 0; i < t.out.size(); ++i) {
-        auto it = grads.find(segment.writes[i]);
-        if (it == grads.end()) continue;
-        if (t.out[i].requires_grad() && it->second.defined()) {
-            outs.push_back(t.out[i]);
-            douts.push_back(it->second);
+        const std::string& slot = segment.writes[i];
+        Tensor dout = slot == kLoss ? at::full_like(t.out[i], (*batches_)[size_t(mb)].gradient_scale) : Tensor();
+        if (auto it = grads.find(slot); it != grads.end()) {
+            dout = it->second;
+            grads.erase(it);                          // this segment wrote the slot: earlier readers read another version
         }
-        grads.erase(it);                              // this segment wrote the slot: earlier readers read another version
+        if (!t.out[i].requires_grad() || !dout.defined()) continue;
+        outs.push_back(t.out[i]);
+        douts.push_back(dout);
     }
     for (auto& x : t.in)
         if (x.defined() && x.requires_grad()) ins.push_back(x);
-    if (outs.empty()) return;
-    auto got = torch::autograd::grad(outs, ins, douts, /*retain_graph=*/false, /*create_graph=*/false, /*allow_unused=*/true);
+    // Every rank of a group gathers and releases, also where its own tokens give no gradient.
+    store.gather(segment.weights, true);
+    std::vector<Tensor> got(ins.size());
+    if (!outs.empty()) got = torch::autograd::grad(outs, ins, douts, /*retain_graph=*/false, /*create_graph=*/false, /*allow_unused=*/true);
+    store.release(segment.weights, true);
     size_t k = 0;
     for (size_t i = 0; i < t.in.size(); ++i) {
         if (!t.in[i].defined() || !t.in[i].requires_grad()) continue;
@@ -120,20 +243,30 @@ void Executor::backward(int s, int mb, bool defer) {
 }
 
 Tensor Executor::run_attached(std::vector<MicroBatch>& batches) {
+    MOE_CHECK(model_.mesh().num_stages() == 1, config, "attached mode", fmt::format("{} pipeline stages", model_.mesh().num_stages()), "1", "one graph cannot cross ranks: scheduled mode does");
     at::AutoGradMode mode(true);
-    model_.store().sink().immediate();
-    Tensor loss = zero_loss(model_.options());
+    ParamStore& store = model_.store();
+    store.sink().immediate();
+    std::vector<WeightPtr> all = model_.weights();
     for (auto& batch : batches) {
-        Tensor l = model_.run_attached(batch);
-        loss = loss + l.detach();
-        torch::autograd::backward({l});
+        store.gather(all, true);
+        Tensor loss = model_.run_attached(batch);
+        torch::autograd::backward({loss}, {at::full_like(loss, batch.gradient_scale)});
+        store.release(all, true);
     }
-    return loss;
+    return main_loss(batches.data(), batches.size());
 }
 
 Tensor Executor::run_forward(MicroBatch& batch) {
     at::NoGradGuard no_grad;
-    return model_.run_attached(batch);
+    auto& mesh = model_.mesh();
+    Slots slots = {{"anchor", anchor()}};
+    if (!mesh.is_first()) receive(slots[kBoundary], mesh.pp.rank() - 1, batch.ids_T.numel());
+    model_.run_segments(batch, 0, model_.segments().size(), slots);
+    if (!mesh.is_last()) send(slots.at(kBoundary), mesh.pp.rank() + 1);
+    mesh.pp.flush();
+    sent_.clear();
+    return main_loss(&batch, 1);
 }
 
 }  // namespace moe::train

@@ -9,8 +9,9 @@
 namespace moe::train {
 
 /// What one operation does with one segment and micro-batch.
-enum class OpKind { forward, backward, backward_input, weight_grad };
-/// backward_input is a backward whose weight gradients are put off until weight_grad of the same segment and micro-batch.
+enum class OpKind { forward, backward, backward_input, weight_grad, receive_forward, send_forward, receive_backward, send_backward };
+/// backward_input is a backward whose weight gradients are put off until weight_grad of the same segment and micro-batch. The four
+/// messages between pipeline stages have no segment (−1): they move the boundary's slot, "residual", or its gradient.
 struct Op {
     OpKind kind;
     int segment = 0, micro_batch = 0;
@@ -19,11 +20,25 @@ struct Op {
 /// Operations in the order in which they run.
 using Program = std::vector<Op>;
 
-/// Micro-batch after micro-batch: all forwards, then all backwards in reverse. With `defer`, weight gradients run at the end of
-/// each micro-batch instead of inside its backwards.
-Program accumulate(int num_segments, int num_micro_batches, bool defer = false);
-/// One word an operation, for tests and messages: "F:embed/0 … B:head/0 … W:layers.0.attention/0".
+/// What a schedule must know of a rank.
+struct ScheduleShape {
+    int num_segments = 0, num_micro_batches = 0;          ///< of this stage; of a step
+    int stage = 0, num_stages = 1;
+    bool defer = false;                                   ///< weight gradients at the end of each micro-batch's backward, not inside it
+};
+/// The program of one stage. "gpipe": all forwards, then all backwards, each in the order of the micro-batches; "1f1b": as many forwards
+/// as stages follow, then a forward and a backward in turn, so that at most num_stages − stage micro-batches are kept. On one stage both
+/// are plain accumulation: forward and backward, micro-batch after micro-batch. Throws moe::Error (config) for another name.
+/// Source: Huang et al., "GPipe", 1811.06965; Narayanan et al., "Memory-efficient pipeline-parallel DNN training", 2006.09503.
+Program schedule(const std::string& name, const ScheduleShape& shape);
+/// One word an operation, for tests and messages: "F:embed/0 … B:head/0 … W:layers.0.attention/0 … <F:/0 (receive) … F>:/0 (send)".
 std::string describe(const Program& program, const Model& model);
+
+/// Which segments' forward runs again in backward, by segment: the number of a span, or −1. A span is a run of segments that are
+/// recomputed together: only what it reads from outside is kept. mode "none"; "selective": each segment whose kind (the last word of
+/// its name) is in `kinds` alone, by default feed_forward, experts and shared_experts; "full": each layer as one. Throws moe::Error
+/// (config) with the nearest name for a kind that no segment has.
+std::vector<int> recompute_spans(const Model& model, const std::string& mode, const std::vector<std::string>& kinds);
 
 /// How segments are joined.
 enum class Mode { scheduled, attached };
@@ -31,32 +46,38 @@ enum class Mode { scheduled, attached };
 /// Runs programs over a model's segments; the only place that keeps graphs, inputs and boundary gradients.
 class Executor {
 public:
-    explicit Executor(Model& model) : model_(model) {}
-    /// Runs a program over micro-batches; gradients are added to the main gradients. Returns the sum of the micro-batches' losses
-    /// (0-d float64, on the model's device). A segment that throws leaves queue and tapes empty; main gradients then hold a part
-    /// of the step, and the caller zeroes them.
+    explicit Executor(Model& model) : model_(model), spans_(model.segments().size(), -1) {}
+    /// Runs a program over micro-batches; gradients are added to the main gradients, losses to MicroBatch::losses. Returns the sum of
+    /// the losses called "loss" (0-d float64, host; 0 on a stage without the head). A segment that throws leaves queue and tapes empty;
+    /// main gradients then hold a part of the step, and the caller zeroes them.
     Tensor run(const Program& program, std::vector<MicroBatch>& batches);
-    /// The same as one autograd graph a micro-batch.
+    /// The same as one autograd graph a micro-batch. One stage only.
     Tensor run_attached(std::vector<MicroBatch>& batches);
-    /// Segments (by index) of which only the inputs are kept: their forward runs again in backward, with the decisions of the first.
-    /// Empty (the default): none.
-    void set_recompute(std::vector<bool> recompute) { recompute_ = std::move(recompute); }
-    /// Forward only, nothing kept: evaluation.
+    /// recompute_spans() of the model; all −1 at first.
+    void set_recompute(std::vector<int> spans);
+    /// Forward only, nothing kept: evaluation. On several stages every rank calls it.
     Tensor run_forward(MicroBatch& batch);
 
 private:
+    using Slots = std::map<std::string, Tensor>;
     struct Tape { Tensors in, out; };
     void forward(int segment, int micro_batch);
+    void run_segment(int segment, int micro_batch, Slots& slots, bool keep_graph, bool again);
+    void compute_again(int span, int micro_batch);
     void backward(int segment, int micro_batch, bool defer);
+    void message(const Op& op);
+    void receive(Tensor& slot, int from, int64_t tokens);
+    void send(const Tensor& data, int to);
     Tape& tape(int segment, int micro_batch);
-    bool recomputed(int segment) const { return !recompute_.empty() && recompute_.at(size_t(segment)); }
+    Tensor anchor() const;
 
     Model& model_;
-    std::vector<bool> recompute_;
+    std::vector<int> spans_;
     std::vector<MicroBatch>* batches_ = nullptr;
-    std::vector<Tape> tapes_;                                  ///< [micro-batch][segment]
-    std::vector<std::map<std::string, Tensor>> slots_, grads_; ///< by micro-batch: what the next forward and backward read
-    Tensor loss_;
+    std::vector<Tape> tapes_;                        ///< [micro-batch][segment]
+    std::vector<Slots> slots_, grads_;               ///< by micro-batch: what the next forward and backward read
+    std::map<std::pair<int, int>, Slots> kept_;      ///< (span, micro-batch): what a span reads from outside
+    Tensors sent_;                                   ///< alive until flush
 };
 
 }  // namespace moe::train

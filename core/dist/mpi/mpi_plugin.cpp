@@ -161,8 +161,20 @@ public:
         check(code, "MPI_Waitall");
     }
 
+    void send(const void* data, int64_t count, DType type, int to) override {
+        in_pieces(count, [&](int64_t first, int n) { check(MPI_Isend(at(data, first, type), n, mpi_type(type), to, kMessageTag, comm_, &sending_.emplace_back()), "MPI_Isend"); });
+    }
+    void receive(void* data, int64_t count, DType type, int from) override {
+        in_pieces(count, [&](int64_t first, int n) { check(MPI_Recv(at(data, first, type), n, mpi_type(type), from, kMessageTag, comm_, MPI_STATUS_IGNORE), "MPI_Recv"); });
+    }
+    void flush() override {
+        int code = MPI_Waitall(int(sending_.size()), sending_.data(), MPI_STATUSES_IGNORE);
+        sending_.clear();
+        check(code, "MPI_Waitall");
+    }
+
 private:
-    static constexpr int kTag = 1;
+    static constexpr int kTag = 1, kMessageTag = 2;
     static char* at(void* data, int64_t element, DType type) { return static_cast<char*>(data) + element * size_of(type); }
     static const char* at(const void* data, int64_t element, DType type) { return static_cast<const char*>(data) + element * size_of(type); }
     std::vector<int64_t> starts_of(const int64_t* counts) const {
@@ -172,6 +184,7 @@ private:
     }
     MPI_Comm comm_;
     int rank_ = 0, size_ = 1;
+    std::vector<MPI_Request> sending_;
 };
 
 /// A rank that ends well waits here for the others. One that fails must not: they may be waiting for it in a collective. It

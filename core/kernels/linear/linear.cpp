@@ -6,6 +6,7 @@
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/zeros.h>
 
 namespace moe::kernels {
 void product_nt(const Tensor& x_TI, const Tensor& w_OI, Tensor y_TO) { MOE_BY_DEVICE("linear", x_TI, product_nt, x_TI, w_OI, y_TO); }
@@ -47,6 +48,30 @@ struct LinearFunction : Function<LinearFunction> {
             product_nn(dy_TO, w->value, dx_TI);
         }
         add_weight_grad(w, [w, dy_TO = dy_TO.detach(), x_TI] { add_product_tn(dy_TO, x_TI, w->grad); });
+        return {dx_TI, Tensor()};
+    }
+};
+
+/// The door in fp64.
+struct LinearFp64Function : Function<LinearFp64Function> {
+    static Tensor forward(AutogradContext* ctx, const Tensor& x_TI, const WeightPtr& w) {
+        ctx->save_for_backward({x_TI});
+        hold_weight(ctx, w);
+        return linear_forward(x_TI.to(at::kDouble), w->value.to(at::kDouble), at::kDouble);
+    }
+    static Grads backward(AutogradContext* ctx, Grads grads) {
+        WeightPtr w = held_weight(ctx);
+        Tensor dy_TO = grads[0].contiguous(), x_TI = ctx->get_saved_variables()[0].detach(), w_OI = w->value.to(at::kDouble), dx_TI;
+        if (ctx->needs_input_grad(0)) {
+            dx_TI = at::empty(x_TI.sizes(), dy_TO.options());
+            product_nn(dy_TO, w_OI, dx_TI);
+            dx_TI = dx_TI.to(x_TI.scalar_type());
+        }
+        add_weight_grad(w, [w, dy_TO = dy_TO.detach(), x_TI] {
+            Tensor dw_OI = at::zeros(w->grad.sizes(), dy_TO.options());
+            add_product_tn(dy_TO, x_TI.to(at::kDouble), dw_OI);
+            w->grad.add_(dw_OI);
+        });
         return {dx_TI, Tensor()};
     }
 };
@@ -103,6 +128,12 @@ Tensor linear_wide(const Tensor& x_TI, const WeightPtr& w_OI) {
     check_wide_float("linear_wide", {"w", w_OI->value});
     Tensor x = x_TI.contiguous();
     return wants_grad(x) ? LinearFunction::apply(x, w_OI) : linear_forward(x, w_OI->value, w_OI->value.scalar_type());
+}
+
+Tensor linear_fp64(const Tensor& x_TI, const WeightPtr& w_OI) {
+    check_weight("linear_fp64", x_TI, w_OI, 2);
+    Tensor x = x_TI.contiguous();
+    return wants_grad(x) ? LinearFp64Function::apply(x, w_OI) : linear_forward(x.to(at::kDouble), w_OI->value.to(at::kDouble), at::kDouble);
 }
 
 Tensor grouped_linear(const Tensor& x_RI, const Tensor& offsets_E1, const WeightPtr& w_EOI) {

@@ -15,6 +15,9 @@ Tensor linear(const Tensor& x_TI, const WeightPtr& w_OI);
 /// product reads x rounded to bf16 and w in fp32. T may be 0.
 Tensor linear_wide(const Tensor& x_TI, const WeightPtr& w_OI);
 
+/// As linear_wide, computed in fp64 whatever the types are: y [T, O] fp64, and the weight's gradient is rounded once, to w.grad's dtype.
+Tensor linear_fp64(const Tensor& x_TI, const WeightPtr& w_OI);
+
 /// Rows offsets[e] … offsets[e+1] of x go through w[e]. x [R, I], w.value [E, O, I], offsets int64 [E + 1] on the host,
 /// offsets[0] = 0 and offsets[E] = R; any expert may have no rows, R may be 0. → y [R, O]. Gradients as in linear, by expert.
 /// On CUDA in bf16 the whole group is one launch. Throws moe::Error: shape, dtype, device.

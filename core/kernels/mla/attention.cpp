@@ -5,8 +5,10 @@
 #include "core/kernels/common/dtype.h"
 #include "core/kernels/mla/attention_kernels.h"
 
+#include <ATen/ops/arange.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/maximum.h>
 
 namespace moe::kernels {
 namespace {
@@ -80,14 +82,21 @@ RopeTable table_for(const RopeTable& table, const Tensor& q) {
 }
 }  // namespace
 
+Tensor windowed(const Tensor& doc_start_BS, int64_t B, int64_t S, int64_t window, at::Device device) {
+    Tensor first_S = at::arange(1 - window, S + 1 - window, at::TensorOptions().dtype(at::kInt).device(device)).clamp_min(0);
+    return doc_start_BS.defined() ? at::maximum(doc_start_BS, first_S.unsqueeze(0)) : first_S.expand({B, S}).contiguous();
+}
+
 Tensor mla_attention(const Tensor& q, const Tensor& kv, const Tensor& k_rope, const RopeTable& table, const MlaShape& shape, const Tensor& doc_start_BS) {
     check_inputs(q, kv, k_rope, table, shape);
     MlaInputs in{q.contiguous(), kv.contiguous(), k_rope.defined() ? k_rope.contiguous() : k_rope, {}, shape, {}};
     if (shape.rope > 0) in.table = table_for(table, q);
+    MOE_CHECK(shape.window >= 0, shape, "mla_attention: window", std::to_string(shape.window), "0 or more", "");
     if (doc_start_BS.defined()) {
         in.doc_start_BS = doc_start_BS.contiguous();
         check_documents(in.doc_start_BS, shape, q);
     }
+    if (shape.window > 0 && shape.window < shape.S) in.doc_start_BS = windowed(in.doc_start_BS, shape.B, shape.S, shape.window, q.device());
     bool wanted = wants_grad(in.q) || wants_grad(in.kv) || (in.k_rope.defined() && wants_grad(in.k_rope));
     if (!wanted) {
         Tensor out = at::empty({q.size(0), shape.H * shape.v}, q.options());

@@ -2,6 +2,7 @@
 // width, several query heads a key head, packed documents.
 // Letters: B sequences, S positions, T = B·S tokens, H query heads, G key and value heads (H a multiple of G).
 #pragma once
+#include "core/kernels/dropout/dropout.h"
 #include "core/tensor/weight.h"
 
 namespace moe::kernels {
@@ -11,6 +12,7 @@ struct MlaShape {
     int64_t H = 0, G = 0;                  ///< query heads; key and value heads
     int64_t nope = 0, rope = 0, v = 0;     ///< widths; rope may be 0 (use_rope false)
     double softmax_scale = 1;              ///< (nope + rope)^−0.5, times YaRN's m²
+    int64_t window = 0;                    ///< a token sees at most so many, itself included; 0: all of its document before it
 };
 
 /// Tables of the rotary embedding, float64 on the host, moved to the compute device and dtype by the op.
@@ -33,5 +35,13 @@ double yarn_softmax_correction(const YarnSettings& yarn);
 /// fp64, fp32, bf16; softmax in at least fp32. Backward gives dq, dkv and dk_rope; nothing of size S² outlives a block
 /// on the CPU, nor on CUDA in bf16.
 Tensor mla_attention(const Tensor& q, const Tensor& kv, const Tensor& k_rope, const RopeTable& table, const MlaShape& shape, const Tensor& doc_start_BS = {});
+
+/// The same with probabilities dropped with probability p (before they meet v): row of a draw is (token, head), column the key's
+/// position. Keeps [B, H, S, S]. fp64, fp32, bf16. `shape.window` must be folded into doc_start (see windowed).
+Tensor mla_attention_dropout(const Tensor& q, const Tensor& kv, const Tensor& k_rope, const RopeTable& table, const MlaShape& shape, const Tensor& doc_start_BS, double p, const RandomRows& rows);
+
+/// First position that each token sees, int32 [B, S]: its document's start (0 where undefined) or position − window + 1, whichever
+/// is later.
+Tensor windowed(const Tensor& doc_start_BS, int64_t B, int64_t S, int64_t window, at::Device device);
 
 }  // namespace moe::kernels

@@ -27,6 +27,7 @@ Way way_of(const MlaInputs& in) {
     const MlaShape& m = in.shape;
     const int64_t D = width(m);
     if (in.q.scalar_type() != at::kBFloat16 || D > 256 || m.v > 256) return Way::composed;
+    if (m.window > 0 && m.window < m.S) return Way::composed;            // the fused kernels know documents, not windows
     const bool has_widths = (D == 192 && m.v == 128) || (D <= 128 && m.v <= 128);
     if (!at::globalContext().deterministicAlgorithms() && !in.doc_start_BS.defined() && m.H == m.G && m.S > 1 && D % 8 == 0 && m.v % 8 == 0 && has_widths) return Way::cudnn;
     return Way::flash;

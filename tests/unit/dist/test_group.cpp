@@ -40,6 +40,9 @@ struct BrokenBackend : Backend {
     void all_gather(const void*, void*, const int64_t*, DType) override { fail(); }
     void reduce_scatter(const void*, void*, const int64_t*, DType, ReduceOp) override { fail(); }
     void all_to_all(const void*, const int64_t*, void*, const int64_t*, DType) override { fail(); }
+    void send(const void*, int64_t, DType, int) override { fail(); }
+    void receive(void*, int64_t, DType, int) override { fail(); }
+    void flush() override { fail(); }
     [[noreturn]] static void fail() { throw std::runtime_error("the cable is cut"); }
 };
 Group broken(int rank = 1, int size = 4) { return Group(std::make_shared<BrokenBackend>(rank, size)); }
@@ -110,7 +113,17 @@ TEST_CASE("mesh: sizes that the ranks do not allow are errors in the config's te
     four = make_mesh(config, broken());
     CHECK((four.ep.size() == 4 && four.expert_dp.size() == 1));
     config.tensor_parallel_size = 2;
+    Mesh cut = make_mesh(config, broken());
+    CHECK((cut.tp.size() == 2 && cut.dp.size() == 2 && cut.stage.size() == 4 && cut.ep.size() == 4 && cut.pp.size() == 1));
+    config.expert_parallel_size = 1;
+    config.pipeline_parallel_size = 2;
+    Mesh staged = make_mesh(config, broken());
+    CHECK((staged.tp.size() == 2 && staged.dp.size() == 1 && staged.stage.size() == 2 && staged.expert_dp.size() == 2 && staged.pp.size() == 2 && staged.tied.size() == 4));
+    config.tensor_parallel_size = 3;
     CHECK(error_of([&] { make_mesh(config, broken()); }).parts().op == "distributed.tensor_parallel_size");
+    config.tensor_parallel_size = 1;
+    config.context_parallel_size = 2;
+    CHECK(error_of([&] { make_mesh(config, broken()); }).parts().op == "distributed.context_parallel_size");
 }
 
 TEST_CASE("layout: on one rank every verb returns the tensor itself", "[dist]") {
@@ -126,7 +139,10 @@ TEST_CASE("layout: on one rank every verb returns the tensor itself", "[dist]") 
     CHECK(layout.tp.enter(x).is_same(x));
     CHECK(layout.tp.exit(x).is_same(x));
     CHECK(layout.cp.gather(x).is_same(x));
-    CHECK(error_of([&] { TensorParallel{broken()}.enter(x); }).kind() == ErrorKind::config);
+    CHECK(layout.tp.part(x).is_same(x));
+    CHECK(error_of([&] { TensorParallel{broken()}.enter(x); }).kind() == ErrorKind::dist);
+    CHECK(error_of([&] { TensorParallel{broken()}.exit(x); }).kind() == ErrorKind::shape);
+    CHECK(error_of([&] { TensorParallel{broken()}.part(x); }).kind() == ErrorKind::shape);
     CHECK(error_of([&] { layout.ep.plan(at::zeros({3})); }).kind() == ErrorKind::dtype);
     CHECK(error_of([&] { layout.ep.plan(at::zeros({2, 2}, at::kLong)); }).kind() == ErrorKind::shape);
     CHECK(error_of([&] { ExpertParallel{broken()}.plan(at::zeros({6}, at::kLong)); }).parts().op == "distributed.expert_parallel_size");

@@ -185,8 +185,8 @@ TEST_CASE("param: rectangles list every tensor whole on one rank, ZeRO 0 and 1, 
         Model m(options("bf16", zero));
         auto list = m.store.rectangles();
         REQUIRE(list.size() == 7);
-        CHECK(list[1] == Rectangle{"q.weight", 0, {5, 7}});
-        CHECK(list[5] == Rectangle{"e.2", 0, {5, 7}});
+        CHECK(list[1] == Rectangle{"q.weight", {0, 0}, {5, 7}});
+        CHECK(list[5] == Rectangle{"e.2", {0, 0}, {5, 7}});
         CHECK(at::equal(m.store.master("q.weight").to(at::kBFloat16), m.store.value("q.weight")));
         m.store.reduce_grads();
         m.store.gather_values();
@@ -215,7 +215,7 @@ TEST_CASE("param: wrong use is a clear error", "[param]") {
     CHECK(error_of([&] { store.declare({"c", BucketKind::dense, {matrix("a", {2, 2})}, {2, 2}}); }).kind() == ErrorKind::config);
     CHECK(error_of([&] { store.declare({"d", BucketKind::dense, {matrix("d", {2, 2})}, {2, 3}}); }).kind() == ErrorKind::shape);
     CHECK(error_of([&] { store.declare({"e", BucketKind::dense, {matrix("e", {2, 0})}, {2, 0}}); }).kind() == ErrorKind::shape);
-    CHECK(error_of([] { ParamStore(dist::Mesh{}, options("fp32", 3)); }).kind() == ErrorKind::config);
+    CHECK(error_of([] { ParamStore(dist::Mesh{}, options("fp32", 4)); }).kind() == ErrorKind::config);
 }
 
 TEST_CASE("param: a model that does not fit says how many bytes it wants", "[param]") {

@@ -85,20 +85,19 @@ TEST_CASE("step program: scheduled, deferred and recomputed runs give the attach
         for (bool defer : {false, true})
             for (int recompute : {0, 1, 2}) {
                 INFO("micro-batches " << count << ", deferred " << defer << ", recompute " << recompute);
-                std::vector<bool> policy(size_t(f.segments()), recompute == 1);
-                for (int s = 0; recompute == 2 && s < f.segments(); ++s) policy[size_t(s)] = f.model.segments()[size_t(s)].name.ends_with("experts") || f.model.segments()[size_t(s)].name.ends_with("route");
-                ex.set_recompute(policy);
+                const char* modes[] = {"none", "full", "selective"};
+                ex.set_recompute(recompute_spans(f.model, modes[recompute], recompute == 2 ? std::vector<std::string>{"experts", "route"} : std::vector<std::string>{}));
                 auto batches = f.batches(count);
-                auto got = f.attempt([&] { return ex.run(accumulate(f.segments(), int(count), defer), batches); });
+                auto got = f.attempt([&] { return ex.run(schedule("1f1b", {f.segments(), int(count), 0, 1, defer}), batches); });
                 REQUIRE(std::abs(got.loss - want.loss) < 1e-12);
                 REQUIRE(worst_difference(want, got) < 1e-12);
                 REQUIRE(at::equal(got.counts, want.counts));
                 REQUIRE(f.model.store().sink().num_queued() == 0);
             }
-    ex.set_recompute({});
+    ex.set_recompute(recompute_spans(f.model, "none", {}));
     auto four = f.batches(4);
     at::NoGradGuard no_grad;                                                          // the caller's grad mode does not matter
-    auto got = f.attempt([&] { return ex.run(accumulate(f.segments(), 4), four); });
+    auto got = f.attempt([&] { return ex.run(schedule("1f1b", {f.segments(), 4}), four); });
     REQUIRE(worst_difference(want, got) < 1e-12);
 }
 
@@ -106,7 +105,7 @@ TEST_CASE("model: gradients agree with central differences, a parameter of each 
     Fixture f;
     Executor ex(f.model);
     auto batches = f.batches(1);
-    auto got = f.attempt([&] { return ex.run(accumulate(f.segments(), 1), batches); });
+    auto got = f.attempt([&] { return ex.run(schedule("1f1b", {f.segments(), 1}), batches); });
     auto loss = [&] { auto b = f.batches(1); return ex.run_forward(b[0]).item<double>(); };
     for (auto& [name, g] : got.grads) {
         if (g.abs().max().item<double>() == 0) continue;
@@ -158,8 +157,8 @@ TEST_CASE("model: logits are causal and agree with the loss", "[train][model]") 
 TEST_CASE("model: bf16 compute stays near the float64 loss", "[train][model]") {
     Fixture exact, rounded(Precision::named("bf16"));
     auto a = exact.batches(2), b = rounded.batches(2);
-    double want = Executor(exact.model).run(accumulate(exact.segments(), 2), a).item<double>();
-    double got = Executor(rounded.model).run(accumulate(rounded.segments(), 2), b).item<double>();
+    double want = Executor(exact.model).run(schedule("1f1b", {exact.segments(), 2}), a).item<double>();
+    double got = Executor(rounded.model).run(schedule("1f1b", {rounded.segments(), 2}), b).item<double>();
     REQUIRE(std::abs(got - want) < 0.01 * want);
     REQUIRE(got != want);
 }
@@ -191,12 +190,12 @@ TEST_CASE("step program: a segment that throws leaves no queue and no deferred m
     Fixture f;
     Executor ex(f.model);
     auto good = f.batches(1);
-    auto want = f.attempt([&] { return ex.run(accumulate(f.segments(), 1), good); });
+    auto want = f.attempt([&] { return ex.run(schedule("1f1b", {f.segments(), 1}), good); });
     auto bad = f.batches(1);
     bad[0].targets_T = bad[0].targets_T.clone().fill_(99);                            // outside the vocabulary: the head throws
-    REQUIRE_THROWS_AS(ex.run(accumulate(f.segments(), 1, true), bad), Error);
+    REQUIRE_THROWS_AS(ex.run(schedule("1f1b", {f.segments(), 1, 0, 1, true}), bad), Error);
     REQUIRE(f.model.store().sink().num_queued() == 0);
     auto again = f.batches(1);
-    auto got = f.attempt([&] { return ex.run(accumulate(f.segments(), 1), again); });
+    auto got = f.attempt([&] { return ex.run(schedule("1f1b", {f.segments(), 1}), again); });
     REQUIRE(worst_difference(want, got) == 0);
 }
