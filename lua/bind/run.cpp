@@ -362,7 +362,9 @@ int resume(lua_State* L) {
     Config config;
     train::agree(world, [&] {
         store::Checkpoint checkpoint(options.resume);
-        config = changed_config(L, 2, train::saved_config(checkpoint));
+        Config saved = train::saved_config(checkpoint);
+        config = changed_config(L, 2, saved);
+        train::check_changes(saved, config);           // before a run is closed for it
         std::string folder = options.log_folder ? train::folder_to_continue(checkpoint, config) : "";
         for (auto& r : live_runs()) {
             auto live = r.lock();
