@@ -170,6 +170,7 @@ StepMetrics Run::step() {
         log::warn(fmt::format("step {}: loss {} and gradient norm {}: skipped{}", step_ + 1, m.loss, m.grad_norm, where.empty() ? "" : "; first in " + where));
         store.zero_grads();
         ++skipped_in_a_row_;
+        ++skipped_;
     } else {
         skipped_in_a_row_ = 0;
         update(store, config_.training, m.lr, m.grad_norm, ++updates_);

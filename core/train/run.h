@@ -137,7 +137,7 @@ private:
     bool is_stopping_ = false, is_closed_ = false;
     Mode mode_ = Mode::scheduled;
     bool defer_ = false;
-    int64_t step_ = 0, updates_ = 0, num_steps_ = 0, tokens_ = 0, skipped_in_a_row_ = 0;
+    int64_t step_ = 0, updates_ = 0, num_steps_ = 0, tokens_ = 0, skipped_ = 0, skipped_in_a_row_ = 0;
     double flops_per_token_ = 0, peak_flops_ = 0;
     Tensor last_counts_, last_counts_by_domain_, last_dropped_;
 };

@@ -59,6 +59,7 @@ void Run::restore() {
             step_ = meta.at("step");
             updates_ = meta.at("updates");
             tokens_ = meta.at("tokens");
+            skipped_ = meta.at("skipped");
             skipped_in_a_row_ = meta.at("skipped_in_a_row");
             loader_->restore(meta.at("data"));
             for (const auto& event : meta.at("events")) events_.push_back(event.dump());
@@ -95,7 +96,7 @@ void Run::open_folder(const std::string& device) {
 Json Run::state() const {
     Json events = Json::array();
     for (const auto& line : events_) events.push_back(Json::parse(line));
-    return {{"step", step_}, {"updates", updates_}, {"tokens", tokens_}, {"skipped_in_a_row", skipped_in_a_row_}, {"data", loader_->state()}, {"events", events},
+    return {{"step", step_}, {"updates", updates_}, {"tokens", tokens_}, {"skipped", skipped_}, {"skipped_in_a_row", skipped_in_a_row_}, {"data", loader_->state()}, {"events", events},
             {"config", to_json(config_)}, {"attempt", attempt_}, {"run_folder", folder_.empty() ? "" : fs::absolute(folder_).string()}, {"world_size", mesh_.world.size()},
             {"optimizer", {{"name", config_.training.optimizer}, {"num_moments", model_->options().num_moments}}}};
 }

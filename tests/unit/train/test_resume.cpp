@@ -151,10 +151,11 @@ void survive(int num_kills, int64_t num_steps) {
     };
     for (int kill_number = 0; kill_number < num_kills; ++kill_number) {
         pid_t child = start_child(folder, num_steps);
-        // Half of them soon after a save has begun, half at any time.
-        auto until = std::chrono::steady_clock::now() + std::chrono::milliseconds(1000 + random() % 1500);
-        int64_t before = reached;
-        while (std::chrono::steady_clock::now() < until && (kill_number % 2 || newest(false) <= before)) std::this_thread::sleep_for(std::chrono::milliseconds(1 + random() % 5));
+        // Half of them while it saves step after step, half at any time, while it starts too.
+        auto start = std::chrono::steady_clock::now(), until = start + std::chrono::milliseconds(kill_number % 2 ? random() % 1500 : 20000);
+        int64_t enough = reached + 1 + int64_t(random() % 4);
+        while (std::chrono::steady_clock::now() < until && (kill_number % 2 || newest(false) < std::min(enough, num_steps))) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+        std::this_thread::sleep_for(std::chrono::microseconds(random() % 20000));
         kill(child, SIGKILL);
         exit_code(child);
         int64_t now = newest(true);
@@ -486,5 +487,5 @@ TEST_CASE("resume: corrupt, partial and foreign checkpoints are refused with the
     REQUIRE_NOTHROW(Run(c, silent(path)));
 }
 
-TEST_CASE("resume: killed ten times at random moments, a run loses nothing and ends the same", "[train]") { survive(10, 60); }
-TEST_CASE("resume: killed a hundred times at random moments, a run loses nothing and ends the same", "[train][slow]") { survive(100, 400); }
+TEST_CASE("resume: killed ten times at random moments, a run loses nothing and ends the same", "[train]") { survive(10, 200); }
+TEST_CASE("resume: killed a hundred times at random moments, a run loses nothing and ends the same", "[train][slow]") { survive(100, 2000); }
