@@ -110,17 +110,18 @@ void check_replaceable(const fs::path& target, bool is_ours) {
     MOE_THROW(usage, "checkpoint", fmt::format("{}: something else is there", target.string()), "a new folder, or a checkpoint to replace", "choose another name");
 }
 
-/// The error of a failed write with what the disk would need.
+/// The error of a failed write; of a full disk with what it would need.
 Error with_free_space(const Error& e, const fs::path& folder, int64_t needed) {
-    struct statvfs disk {};
-    fs::path place = folder;
-    while (!place.empty() && place != place.parent_path() && !fs::exists(place)) place = place.parent_path();
-    if (e.kind() != ErrorKind::io || statvfs(place.empty() ? "." : place.c_str(), &disk) != 0) return e;
     ErrorParts parts = e.parts();
-    double free_bytes = double(disk.f_bavail) * double(disk.f_frsize);
+    if (parts.op.find('/') != std::string::npos) parts.got = parts.op + ": " + parts.got;        // of files other than tensors
     parts.op = "checkpoint";
-    parts.hint = fmt::format("{} are needed, {} are free there: {}", format_bytes(double(needed)), format_bytes(free_bytes),
-                             parts.hint.find("full") != std::string::npos ? "free some space, lower checkpointing.keep_last or set checkpointing.dir; earlier checkpoints are whole" : parts.hint);
+    bool is_full = parts.got.find(std::strerror(ENOSPC)) != std::string::npos || parts.got.find(std::strerror(EDQUOT)) != std::string::npos;
+    fs::path place = folder;
+    while (place.has_relative_path() && !fs::exists(place)) place = place.parent_path();
+    struct statvfs disk {};
+    if (e.kind() == ErrorKind::io && is_full && statvfs(place.c_str(), &disk) == 0)
+        parts.hint = fmt::format("{} are needed, {} are free there: free some space, lower checkpointing.keep_last or set checkpointing.dir; earlier checkpoints are whole", format_bytes(double(needed)),
+                                 format_bytes(double(disk.f_bavail) * double(disk.f_frsize)));
     return Error(parts);
 }
 
