@@ -15,6 +15,7 @@
 #include <nlohmann/json.hpp>
 
 #include <cstring>
+#include <fcntl.h>
 #include <filesystem>
 #include <fstream>
 #include <random>
@@ -186,12 +187,18 @@ TEST_CASE("child: trains to a step", "[.child]") {
 }
 
 TEST_CASE("resume: 20 steps are 10, a save, a new process and 10 more, bit for bit", "[train]") {
-    for (const char* precision : {"fp64", "bf16"}) {
+    for (std::string precision : {"fp64", "bf16", "fp16"}) {
         INFO(precision);
         test::Folder folder, other;
         Config c = saved_often(folder);
-        c.training.use_fp64 = std::string(precision) == "fp64";
-        c.training.use_bf16 = !c.training.use_fp64;
+        c.training.use_fp64 = precision == "fp64";
+        c.training.use_bf16 = precision == "bf16";
+        c.training.use_fp16 = precision == "fp16";                // with a loss scale
+        if (precision == "bf16") {
+            c.training.optimizer = "muon";
+            c.training.moments_dtype = "bf16";
+        }
+        if (precision == "fp16") c.training.batch_size_ramp = BatchSizeRamp{2, 5 * 4 * c.training.seq_length};
         c.training.train_steps = 20;
         save_config(folder, c);
         REQUIRE(exit_code(start_child(folder, 10)) == 0);
@@ -213,6 +220,7 @@ TEST_CASE("resume: 20 steps are 10, a save, a new process and 10 more, bit for b
             REQUIRE(a.loss == b.loss);
             REQUIRE(a.grad_norm == b.grad_norm);
             REQUIRE(a.tokens == b.tokens);
+            REQUIRE(whole.loss_scale().state() == again.loss_scale().state());
             REQUIRE(at::equal(whole.last_counts(), again.last_counts()));
         }
         REQUIRE(state_bytes(again) == state_bytes(whole));
