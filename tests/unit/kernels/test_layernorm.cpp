@@ -35,7 +35,7 @@ constexpr double kEps = 1e-3;
 }  // namespace
 
 TEST_CASE("layernorm: forward and gradients equal plain loops in every dtype", "[kernels][norm]") {
-    auto [dtype, tolerance] = GENERATE(table<at::ScalarType, double>({{at::kDouble, 1e-13}, {at::kFloat, 2e-6}, {at::kBFloat16, 1e-2}}));
+    auto [dtype, tolerance] = GENERATE(table<at::ScalarType, double>({{at::kDouble, 1e-13}, {at::kFloat, 2e-6}, {at::kBFloat16, 4e-3}}));
     Tensor x0 = randn("x", {T, D}).mul(2).add(0.7).to(dtype), g0 = randn("gamma", {D}).to(dtype), b0 = randn("beta", {D}).to(dtype), dy = randn("dy", {T, D}).to(dtype);
     auto gamma = weight(g0, dtype), beta = weight(b0, dtype);
     gamma->grad.fill_(1);                                 // main gradients are added to
@@ -48,8 +48,8 @@ TEST_CASE("layernorm: forward and gradients equal plain loops in every dtype", "
     Tensor dx = backward(y, {x}, dy)[0];
     require_close(y, want.y, tolerance);
     require_close(dx, want.dx, tolerance);
-    require_close(gamma->grad, want.dgamma, tolerance);
-    require_close(beta->grad, want.dbeta, tolerance);
+    require_close(gamma->grad, want.dgamma, std::min(tolerance, 2e-6));  // never rounded to bf16
+    require_close(beta->grad, want.dbeta, std::min(tolerance, 2e-6));
     require_close(layernorm(x0, gamma, beta, kEps), want.y, tolerance);
 }
 
