@@ -263,7 +263,9 @@ Result Session::run_file(const std::string& path, const Arguments& arguments) {
     prepend_to_path(L_, std::filesystem::path(path).parent_path());
     push_arguments(arguments, path);
     lua_setglobal(L_, "arg");
+    control_.ends_with_program = true;
     result = call(0);
+    control_.ends_with_program = false;
     control_.script.clear();
     return result;
 }
@@ -279,7 +281,10 @@ Result Session::run_command(const std::string& name, const Arguments& arguments)
     }
     push_arguments(arguments, name);
     lua_getfield(L_, -1, "options");
-    return call(2);
+    control_.ends_with_program = true;
+    result = call(2);
+    control_.ends_with_program = false;
+    return result;
 }
 
 std::vector<std::string> Session::commands() {
