@@ -112,6 +112,48 @@ TEST_CASE("linear_wide: bf16 rows through an fp32 weight give fp32 results", "[k
     require_close(w->grad, ref.dw, 1e-6);
 }
 
+TEST_CASE("linear_fp64: products of narrow operands are float64's, the weight's gradient is rounded once", "[kernels][linear]") {
+    auto [x_dtype, w_dtype, grad_tolerance] = GENERATE(table<at::ScalarType, at::ScalarType, double>({{at::kDouble, at::kDouble, 1e-14}, {at::kFloat, at::kFloat, 1e-7}, {at::kBFloat16, at::kFloat, 1e-7}}));
+    Tensor x0 = randn("x", {T, I}).to(x_dtype), w0 = randn("w", {O, I}).to(w_dtype), dy = randn("dy", {T, O});
+    auto w = weight(w0, w_dtype);
+    Tensor x = leaf(x0, x_dtype), y = linear_fp64(x, w);
+    REQUIRE(y.scalar_type() == at::kDouble);
+    std::vector<double> want(T * O);
+    plain_product(values(x0), values(w0).data(), 0, T, I, O, want);
+    require_close(y, want, 1e-14);
+    CHECK(bit_equal(linear_fp64(x0, w), y.detach()));
+    w->grad.fill_(1);
+    auto dx = backward(y, {x}, dy)[0];
+    REQUIRE(dx.scalar_type() == x_dtype);
+    auto ref = plain_gradients(x0, w0.unsqueeze(0), dy, {0, T});
+    for (double& v : ref.dw) v += 1;
+    require_close(dx, ref.dx, x_dtype == at::kDouble ? 1e-14 : x_dtype == at::kFloat ? 1e-7 : 4e-3);
+    require_close(w->grad, ref.dw, grad_tolerance);
+}
+
+TEST_CASE("linear_fp64: a sum that fp32 loses is kept, deferred gradients are the same, no rows and frozen weights work", "[kernels][linear]") {
+    Tensor big = at::full({1, 3}, 1.0, at::kFloat);
+    auto wide = weight(at::zeros({1, 3}, at::kFloat), at::kFloat);
+    for (int i = 0; i < 3; ++i) wide->value.mutable_data_ptr<float>()[i] = i == 1 ? 1.0f : i == 0 ? 1e9f : -1e9f;
+    CHECK(linear_fp64(big, wide).item<double>() == 1);
+    GradSink sink;
+    auto now = weight(randn("w", {O, I}), at::kFloat), later = weight(randn("w", {O, I}), at::kFloat), frozen = weight(randn("w", {O, I}), at::kFloat);
+    later->sink = &sink;
+    frozen->grad = Tensor();
+    Tensor x = leaf(randn("x", {T, I}), at::kFloat), dy = randn("dy", {T, O});
+    sink.defer(0, 0);
+    backward(linear_fp64(x, now), {x}, dy);
+    backward(linear_fp64(x, later), {x}, dy);
+    backward(linear_fp64(x, frozen), {x}, dy);
+    CHECK(later->grad.abs().sum().item<double>() == 0);
+    sink.drain(0, 0);
+    CHECK(bit_equal(now->grad, later->grad));
+    Tensor none = leaf(at::zeros({0, I}, at::kFloat), at::kFloat), y = linear_fp64(none, now);
+    CHECK(y.sizes() == at::IntArrayRef({0, O}));
+    CHECK(backward(y, {none}, at::zeros({0, O}, at::kDouble))[0].sizes() == at::IntArrayRef({0, I}));
+    require_error(ErrorKind::shape, "got [4, 8] x [9, 13]", [&] { linear_fp64(at::zeros({4, 8}, at::kFloat), now); });
+}
+
 TEST_CASE("grouped_linear: forward and gradients equal plain loops, experts without rows included", "[kernels][linear]") {
     auto [dtype, tolerance] = GENERATE(table<at::ScalarType, double>({{at::kDouble, 1e-14}, {at::kFloat, 1e-6}, {at::kBFloat16, 4e-3}, {at::kHalf, 6e-4}}));
     std::vector<int64_t> offsets = GENERATE(std::vector<int64_t>{0, 0, 3, 3, 11}, std::vector<int64_t>{0, 11, 11, 11, 11}, std::vector<int64_t>{0, 0, 0, 0, 0});
