@@ -57,6 +57,7 @@ void check_batches(const Config& c, Problems& out) {
     int64_t dp = std::max<int64_t>(c.distributed.data_parallel_size, 1);
     std::string ranks = c.distributed.data_parallel_size > 0 ? fmt::format(" × distributed.data_parallel_size = {}", dp) : "";
     need(out, divides(t.micro_batch_size * dp, t.global_batch_size), "training.global_batch_size", str(t.global_batch_size), fmt::format("a multiple of micro_batch_size = {}{}", t.micro_batch_size, ranks), "change micro_batch_size, or the global batch to the nearest multiple");
+    need(out, !t.batch_size_ramp || !t.dynamic_batch_tokens, "training.dynamic_batch_tokens", fmt::format("{} with a batch_size_ramp", t.dynamic_batch_tokens.value_or(0)), "null, or batch_size_ramp = null", "both say how many sequences a step has");
     if (t.batch_size_ramp) {
         int64_t start = t.batch_size_ramp->start;
         need(out, start <= t.global_batch_size, "training.batch_size_ramp.start", str(start), fmt::format("at most global_batch_size = {}", t.global_batch_size));
@@ -73,6 +74,10 @@ void check_optimizer(const Config& c, Problems& out) {
     need(out, count <= 1, "training." + on.substr(0, on.find(',')), on + " together", "at most one precision", "set the others to false; none is fp32");
     need(out, t.min_learning_rate <= t.learning_rate || t.lr_decay_style == "constant", "training.min_learning_rate", fmt::format("{}", t.min_learning_rate), fmt::format("at most learning_rate = {}", t.learning_rate), "it is where the decay ends");
     need(out, !t.train_steps || t.lr_warmup_steps <= *t.train_steps, "training.lr_warmup_steps", str(t.lr_warmup_steps), fmt::format("at most train_steps = {}", t.train_steps.value_or(0)));
+    const DistributedConfig& d = c.distributed;
+    need(out, t.optimizer != "muon" || (d.tensor_parallel_size == 1 && d.expert_tensor_parallel_size == 1), "training.optimizer",
+         fmt::format("muon with tensor_parallel_size = {}, expert_tensor_parallel_size = {}", d.tensor_parallel_size, d.expert_tensor_parallel_size), "muon with both 1",
+         "Muon needs whole matrices: use adamw, or data and expert parallelism");
     need(out, !t.use_mtp || t.num_predict_tokens >= 2, "training.num_predict_tokens", str(t.num_predict_tokens), "2 or more with use_mtp", "1 is plain next-token prediction: use_mtp = false");
     need(out, !t.use_mtp || t.num_predict_tokens < t.seq_length, "training.num_predict_tokens", str(t.num_predict_tokens), fmt::format("less than seq_length = {}", t.seq_length));
     need(out, t.recompute.empty() || t.gradient_checkpointing == "selective", "training.recompute", fmt::format("segments with gradient_checkpointing = {}", t.gradient_checkpointing), "gradient_checkpointing = selective");
@@ -108,6 +113,7 @@ void check_ranks(const Config& c, Problems& out) {
     int64_t tp = d.tensor_parallel_size, tokens = c.training.micro_batch_size * c.training.seq_length;
     need(out, divides(tp, c.model.mla.num_heads) && divides(tp, c.model.num_kv_heads()) && divides(tp, tokens), at + "tensor_parallel_size", str(tp),
          fmt::format("a divisor of model.mla.num_heads = {}, of the {} key and value heads and of a micro-batch's {} tokens", c.model.mla.num_heads, c.model.num_kv_heads(), tokens));
+    need(out, c.training.optimizer != "muon" || tp == 1, "training.optimizer", fmt::format("muon with tensor_parallel_size = {}", tp), "whole matrices: tensor_parallel_size 1", "or adamw");
     int64_t pieces = d.pipeline_parallel_size * d.pipeline_chunks;
     need(out, pieces <= c.model.num_layers, at + "pipeline_parallel_size", fmt::format("{} × pipeline_chunks = {} pieces", d.pipeline_parallel_size, pieces), fmt::format("at most model.num_layers = {}", c.model.num_layers));
     need(out, divides(d.context_parallel_size, c.training.seq_length), at + "context_parallel_size", str(d.context_parallel_size), fmt::format("a divisor of training.seq_length = {}", c.training.seq_length));

@@ -165,8 +165,8 @@ struct TrainingConfig {
     int64_t micro_batches(int64_t data_parallel) const;
     /// Tokens of one optimizer step: global_batch_size × seq_length.
     int64_t tokens_per_step() const { return global_batch_size * seq_length; }
-    /// Length of the run: the first that is set of train_steps, total_training_tokens and tokens_per_parameter_ratio (of
-    /// `parameters`, the total), rounded up to whole steps; null when none is.
+    /// Length of the run in steps of global_batch_size (train/schedule.h knows ramps): the first that is set of train_steps,
+    /// total_training_tokens and tokens_per_parameter_ratio (of `parameters`, the total), rounded up; null when none is.
     std::optional<int64_t> total_steps(int64_t parameters) const;
     /// MTP modules: num_predict_tokens − 1 with use_mtp, else 0.
     int64_t mtp_depth() const { return use_mtp ? num_predict_tokens - 1 : 0; }

@@ -22,11 +22,14 @@ DType dtype_of(const char* op, const Tensor& t) {
     }
 }
 
+/// For what only moves data: two bytes are two bytes, and fp16 travels as the libraries' other type of that size.
+DType moved_dtype_of(const char* op, const Tensor& t) { return t.scalar_type() == at::kHalf ? DType::bf16 : dtype_of(op, t); }
+
 void check_buffer(const char* op, Named t) {
     MOE_CHECK(t.tensor.defined(), shape, op, fmt::format("{} undefined", t.name), "a tensor", "");
     check_contiguous(op, t);
     MOE_CHECK(t.tensor.is_cpu(), device, op, describe(t.tensor), "a tensor on the host", "this group's library moves host memory; run on the CPU, or on one rank");
-    dtype_of(op, t.tensor);
+    moved_dtype_of(op, t.tensor);
 }
 
 void check_counts(const char* op, const std::vector<int64_t>& counts, int size) {
@@ -79,7 +82,7 @@ void Group::broadcast(at::Tensor data, int root) const {
     if (size() == 1) return;
     on_rank(*this, "dist.broadcast", [&] {
         check_buffer("dist.broadcast", {"data", data});
-        backend_->broadcast(data.data_ptr(), data.numel(), dtype_of("dist.broadcast", data), root);
+        backend_->broadcast(data.data_ptr(), data.numel(), moved_dtype_of("dist.broadcast", data), root);
     });
 }
 
@@ -111,7 +114,7 @@ void Group::all_gather(const at::Tensor& in, at::Tensor out, const std::vector<i
         if (size() == 1) return copy_flat(in, out);
         check_buffer(op, {"in", in});
         check_buffer(op, {"out", out});
-        backend_->all_gather(in.data_ptr(), out.data_ptr(), counts.data(), dtype_of(op, in));
+        backend_->all_gather(in.data_ptr(), out.data_ptr(), counts.data(), moved_dtype_of(op, in));
     });
 }
 
@@ -147,7 +150,7 @@ at::Tensor Group::all_to_all_rows(const at::Tensor& rows, const std::vector<int6
         std::vector<int64_t> send_elements, recv_elements;
         for (int64_t n : send) send_elements.push_back(n * row);
         for (int64_t n : recv) recv_elements.push_back(n * row);
-        backend_->all_to_all(rows.data_ptr(), send_elements.data(), out.data_ptr(), recv_elements.data(), dtype_of(op, rows));
+        backend_->all_to_all(rows.data_ptr(), send_elements.data(), out.data_ptr(), recv_elements.data(), moved_dtype_of(op, rows));
         return out;
     });
 }

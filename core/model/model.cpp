@@ -32,6 +32,7 @@ StoreOptions store_options(const Config& config, const ModelOptions& options) {
     s.zero_stage = int(config.distributed.zero_stage);
     s.seed = uint64_t(config.seed);
     s.num_moments = options.num_moments;
+    s.whole_tensors = config.training.optimizer == "muon";
     s.training = options.training;
     return s;
 }
@@ -355,7 +356,7 @@ Tensor Model::head_loss(const Tensor& final_TD, const Tensor& targets_T, double 
     kernels::HeadLossOptions options;
     options.scale = scale;
     Tensor loss = kernels::head_loss(final_TD, head_, targets_T, options, main ? call.batch.token_loss : nullptr);
-    if (!call.again) call.batch.add_loss(main ? "loss" : "mtp", loss);
+    if (!call.again) call.batch.add_loss(main ? "loss" : "mtp", loss / call.batch.gradient_scale);
     if (call.batch.predicted) call.batch.predicted->push_back(most_likely(final_TD, head_));
     return loss;
 }

@@ -40,6 +40,7 @@ const ParamStore::Placed& ParamStore::placed(const std::string& name) const {
 
 const TensorSpec& ParamStore::spec(const std::string& name) const { return placed(name).spec; }
 BucketKind ParamStore::bucket_of(const std::string& name) const { return BucketKind(placed(name).bucket); }
+int64_t ParamStore::offset_of(const std::string& name) const { return placed(name).offset; }
 
 Tensor ParamStore::value(const std::string& name) const {
     const Placed& p = placed(name);

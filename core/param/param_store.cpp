@@ -112,7 +112,7 @@ void ParamStore::cut(Bucket& bucket, int index) {
     auto tensors = tensors_of(index);
     std::vector<Extent> extents;
     for (const Placed* p : tensors) extents.push_back({p->offset, p->spec.local_shape()});
-    auto cuts = partition(extents, total, bucket.group.size());
+    auto cuts = partition(extents, total, bucket.group.size(), options_.whole_tensors);
     int rank = bucket.group.rank();
     bucket.norm_begin = cuts[rank];
     bucket.norm_end = cuts[rank + 1];
@@ -144,7 +144,7 @@ void ParamStore::allocate(Bucket& bucket) {
     bucket.value_begin = stage >= 3 ? bucket.own_begin : 0;
     bucket.grad_begin = stage >= 2 ? bucket.own_begin : 0;
     double bytes = double(values) * c10::elementSize(compute);
-    if (options_.training) bytes += double(grads) * c10::elementSize(p.grad) + double(own) * c10::elementSize(p.master) * (own_master + options_.num_moments);
+    if (options_.training) bytes += double(grads) * c10::elementSize(p.grad) + double(own) * (c10::elementSize(p.master) * own_master + c10::elementSize(p.moments) * size_t(options_.num_moments));
     auto make = [&](int64_t n, at::ScalarType type) { return at::zeros({n}, at::TensorOptions().dtype(type).device(options_.device)); };
     auto failed = [&](const std::string& why) {
         MOE_THROW(memory, fmt::format("{} parameters", to_string(bucket.kind)), why.substr(0, why.find('\n')),
@@ -157,7 +157,7 @@ void ParamStore::allocate(Bucket& bucket) {
         if (!options_.training) return;
         if (own_master) bucket.master = make(own, p.master);
         bucket.grad = make(grads, p.grad);
-        for (int i = 0; i < options_.num_moments; ++i) bucket.state.push_back(make(own, p.master));
+        for (int i = 0; i < options_.num_moments; ++i) bucket.state.push_back(make(own, p.moments));
     } catch (const c10::Error& e) {
         failed(e.what_without_backtrace());
     } catch (const std::bad_alloc& e) {

@@ -73,7 +73,7 @@ struct Bucket {
     Tensor value, grad;                       ///< compute type; gradient type (undefined without training)
     int64_t value_begin = 0, grad_begin = 0;  ///< element of the bucket that value[0] and grad[0] are
     Tensor master;                            ///< [own] master type; a view of value where the types agree, else undefined without training
-    std::vector<Tensor> state;                ///< optimizer's moments, each [own], master type
+    std::vector<Tensor> state;                ///< optimizer's moments, each [own], moments' type
     int64_t own_begin = 0, own_end = 0;
     std::vector<int64_t> counts;              ///< elements by rank of the group from ZeRO 1
     int64_t norm_begin = 0, norm_end = 0;     ///< part whose squares this rank adds to the gradient norm: a partition over the group
@@ -91,6 +91,7 @@ struct StoreOptions {
     uint64_t seed = 0;
     int num_moments = 2;                      ///< optimizer's state tensors: AdamW 2, SGD 0
     bool training = true;                     ///< false: no gradients and no state
+    bool whole_tensors = false;               ///< ZeRO cuts at tensor starts only: for an optimizer that needs whole matrices
 };
 
 /// Owner of all parameters; not copied: handles point at its sink.
@@ -114,6 +115,8 @@ public:
     bool has(const std::string& name) const { return tensors_.contains(name); }
     const TensorSpec& spec(const std::string& name) const;
     BucketKind bucket_of(const std::string& name) const;
+    /// Elements before the tensor in its bucket.
+    int64_t offset_of(const std::string& name) const;
     /// View of this rank's compute weights of a logical tensor, of its main gradient (also of a frozen one: zeros), of the local
     /// shape. Throws moe::Error (config) with the nearest name, (state) before build(), for gradients without training, and where
     /// ZeRO has cut it (value from stage 3, grad from stage 2): master() gathers.
@@ -193,7 +196,8 @@ struct Extent {
     std::vector<int64_t> shape;
 };
 /// Where a bucket of `total` elements is cut into `parts`: part boundaries (parts + 1 of them) at tensor starts or at rows that
-/// are multiples of 128, each the nearest such place to an equal share; parts may be empty. Pure; used by build() and its tests.
-std::vector<int64_t> partition(const std::vector<Extent>& tensors, int64_t total, int parts);
+/// are multiples of 128 (with `whole_tensors` at tensor starts only), each the nearest such place to an equal share; parts may be
+/// empty. Pure; used by build() and its tests.
+std::vector<int64_t> partition(const std::vector<Extent>& tensors, int64_t total, int parts, bool whole_tensors = false);
 
 }  // namespace moe

@@ -6,11 +6,11 @@
 
 namespace moe {
 namespace {
-/// Rows of a cut must be multiples of this: FP8 blocks and Muon never see a part of a block.
+/// Rows of a cut must be multiples of this: FP8 blocks are never cut.
 constexpr int64_t kRowMultiple = 128;
 
 /// The places at or around `target` where the bucket may be cut: at most four.
-int64_t nearest_cut(const std::vector<Extent>& tensors, int64_t total, int64_t target) {
+int64_t nearest_cut(const std::vector<Extent>& tensors, int64_t total, int64_t target, bool whole_tensors) {
     auto next = std::upper_bound(tensors.begin(), tensors.end(), target, [](int64_t t, const Extent& e) { return t < e.offset; });
     int64_t after = next == tensors.end() ? total : next->offset;
     std::vector<int64_t> places{after};
@@ -21,7 +21,7 @@ int64_t nearest_cut(const std::vector<Extent>& tensors, int64_t total, int64_t t
         int64_t below = row > 0 ? (target - e.offset) / row / kRowMultiple * kRowMultiple : 0;
         places.push_back(e.offset);
         for (int64_t r : {below, below + kRowMultiple})
-            if (r < rows) places.push_back(e.offset + r * row);
+            if (r < rows && !whole_tensors) places.push_back(e.offset + r * row);
     } else {
         places.push_back(0);
     }
@@ -32,12 +32,12 @@ int64_t nearest_cut(const std::vector<Extent>& tensors, int64_t total, int64_t t
 }
 }  // namespace
 
-std::vector<int64_t> partition(const std::vector<Extent>& tensors, int64_t total, int parts) {
+std::vector<int64_t> partition(const std::vector<Extent>& tensors, int64_t total, int parts, bool whole_tensors) {
     MOE_CHECK(parts >= 1, internal, "partition", fmt::format("{} parts", parts), "at least 1", "");
     std::vector<int64_t> cuts{0};
     for (int p = 1; p < parts; ++p) {
         auto target = int64_t(__int128(total) * p / parts);
-        cuts.push_back(std::max(cuts.back(), nearest_cut(tensors, total, target)));
+        cuts.push_back(std::max(cuts.back(), nearest_cut(tensors, total, target, whole_tensors)));
     }
     cuts.push_back(total);
     return cuts;

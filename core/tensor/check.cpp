@@ -64,8 +64,9 @@ void check_dtype(std::string_view op, Named t, std::initializer_list<at::ScalarT
     MOE_THROW(dtype, label(op, t.name), dtype_text(t.tensor.scalar_type()), want, "");
 }
 
-void check_float(std::string_view op, Named t) { check_dtype(op, t, {at::kDouble, at::kFloat, at::kBFloat16}); }
+void check_float(std::string_view op, Named t) { check_dtype(op, t, {at::kDouble, at::kFloat, at::kBFloat16, at::kHalf}); }
 void check_wide_float(std::string_view op, Named t) { check_dtype(op, t, {at::kDouble, at::kFloat}); }
+void check_main_float(std::string_view op, Named t) { check_dtype(op, t, {at::kDouble, at::kFloat, at::kBFloat16}); }
 
 void check_same_dtype(std::string_view op, Named a, Named b) {
     check_defined(op, a);

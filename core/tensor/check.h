@@ -30,10 +30,12 @@ void check_shape(std::string_view op, Named t, std::initializer_list<int64_t> si
 void check_dims(std::string_view op, Named t, int64_t dims);
 /// Throws (dtype) unless the tensor has one of these dtypes.
 void check_dtype(std::string_view op, Named t, std::initializer_list<at::ScalarType> dtypes);
-/// Throws (dtype) unless fp64, fp32 or bf16: what every op computes in.
+/// Throws (dtype) unless fp64, fp32, bf16 or fp16: what every op computes in.
 void check_float(std::string_view op, Named t);
-/// Throws (dtype) unless fp64 or fp32: main gradients, statistics, routing weights.
+/// Throws (dtype) unless fp64 or fp32: statistics, routing weights, master weights.
 void check_wide_float(std::string_view op, Named t);
+/// Throws (dtype) unless fp64, fp32 or bf16: main gradients and moments. Half's range is too small to add up in.
+void check_main_float(std::string_view op, Named t);
 /// Throws (dtype) where two tensors' dtypes differ.
 void check_same_dtype(std::string_view op, Named a, Named b);
 /// Throws (device) where two tensors' devices differ.

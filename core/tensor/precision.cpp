@@ -4,9 +4,10 @@
 
 namespace moe {
 Precision Precision::named(const std::string& name) {
-    if (name == "fp64") return {at::kDouble, at::kDouble, at::kDouble};
+    if (name == "fp64") return {at::kDouble, at::kDouble, at::kDouble, at::kDouble};
     if (name == "fp32") return {};
-    if (name == "bf16") return {at::kBFloat16, at::kFloat, at::kFloat};
-    MOE_THROW(config, "precision", name, "fp64, fp32 or bf16", "fp16 and fp8 are not built yet (rows B4, D3)");
+    if (name == "bf16") return {at::kBFloat16, at::kFloat, at::kFloat, at::kFloat};
+    if (name == "fp16") return {at::kHalf, at::kFloat, at::kFloat, at::kFloat};
+    MOE_THROW(config, "precision", name, "fp64, fp32, bf16 or fp16", "fp8 is not built yet (row B4)");
 }
 }  // namespace moe

@@ -34,7 +34,7 @@ private:
 };
 
 /// value: what the product reads, in the compute dtype; may be replaced between forward and backward (gather and release).
-/// grad: main gradient, same shape, fp32 or fp64, added to in place; not the .grad of an autograd leaf. It may be undefined
+/// grad: main gradient, same shape, fp64, fp32 or bf16, added to in place (sums are made in at least fp32, then rounded); not the .grad of an autograd leaf. It may be undefined
 /// (a frozen or inference weight): then no gradient is made. A CustomClassHolder only so that autograd can hold it.
 struct Weight : torch::CustomClassHolder {
     Tensor value, grad;

@@ -16,7 +16,7 @@
 
 namespace moe::train {
 namespace {
-struct Peak { const char* name; double bf16, fp32, fp64; };
+struct Peak { const char* name; double bf16, fp32, fp64; };          // fp16 has the rate of bf16
 /// Makers' data sheets, dense, SXM boards where there are several; first match wins, so GB200 stands before B200.
 constexpr Peak kPeaks[] = {{"GB200", 2450e12, 80e12, 40e12}, {"B200", 2250e12, 80e12, 40e12}, {"H200", 989e12, 67e12, 67e12},
                            {"H100", 989e12, 67e12, 67e12},   {"A100", 312e12, 19.5e12, 19.5e12}};
@@ -58,13 +58,14 @@ std::string device_name(at::Device device) {
 double peak_flops(at::Device device, const Precision& precision) {
     if (device.is_cpu()) {
         static std::map<at::ScalarType, double> measured;
-        auto [it, fresh] = measured.try_emplace(precision.compute, 0);
-        if (fresh) it->second = measured_cpu_flops(precision.compute);
+        auto type = precision.compute == at::kHalf ? at::kFloat : precision.compute;      // products of fp16 operands are fp32 ones
+        auto [it, fresh] = measured.try_emplace(type, 0);
+        if (fresh) it->second = measured_cpu_flops(type);
         return it->second;
     }
     std::string name = device_name(device);
     for (auto& p : kPeaks)
-        if (name.find(p.name) != std::string::npos) return precision.compute == at::kBFloat16 ? p.bf16 : precision.compute == at::kFloat ? p.fp32 : p.fp64;
+        if (name.find(p.name) != std::string::npos) return at::isReducedFloatingType(precision.compute) ? p.bf16 : precision.compute == at::kFloat ? p.fp32 : p.fp64;
     return 0;
 }
 

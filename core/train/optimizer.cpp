@@ -2,32 +2,40 @@
 
 #include "core/base/error.h"
 #include "core/kernels/adamw/adamw.h"
+#include "core/kernels/muon/muon.h"
 
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
 
+#include <array>
 #include <cmath>
-#include <numbers>
 
 namespace moe::train {
+namespace {
+/// Matrices of one handle go through Muon together, at most this many elements at a time: what a call holds besides them is a
+/// few copies in the type of its products.
+constexpr int64_t kMuonElements = int64_t(1) << 28;
+}  // namespace
 
-double learning_rate(const TrainingConfig& c, int64_t step, int64_t num_steps) {
-    double top = c.learning_rate, low = c.min_learning_rate;
-    if (step < c.lr_warmup_steps) return top * double(step + 1) / double(c.lr_warmup_steps);
-    if (c.lr_decay_style == "constant") return top;
-    int64_t start = c.lr_warmup_steps;
-    if (c.lr_decay_ratio) start = std::max(start, num_steps - int64_t(std::llround(*c.lr_decay_ratio * double(num_steps))));
-    if (step < start) return top;
-    double progress = std::clamp(double(step - start) / double(std::max<int64_t>(1, num_steps - 1 - start)), 0.0, 1.0);
-    if (c.lr_decay_style == "linear") return top + (low - top) * progress;
-    if (c.lr_decay_style == "cosine") return low + (top - low) * 0.5 * (1 + std::cos(std::numbers::pi * progress));
-    MOE_THROW(config, "training.lr_decay_style", c.lr_decay_style, "cosine, linear or constant", "the others are not built yet (row B3)");
+Precision precision_of(const TrainingConfig& c) {
+    Precision p = Precision::named(c.precision());
+    if (c.moments_dtype == "bf16") p.moments = at::kBFloat16;
+    if (c.grads_dtype == "bf16") p.grad = at::kBFloat16;
+    return p;
 }
 
-int num_moments(const std::string& optimizer) {
-    if (optimizer == "adamw") return 2;
-    if (optimizer == "sgd") return 0;
-    MOE_THROW(config, "training.optimizer", optimizer, "adamw or sgd", "the others are not built yet (row B2)");
+int num_moments(const TrainingConfig& c) {
+    if (c.optimizer == "adamw" || c.optimizer == "adam" || c.optimizer == "muon") return 2;
+    if (c.optimizer == "sgd") return c.momentum == 0 ? 0 : 1;
+    MOE_THROW(config, "training.optimizer", c.optimizer, "adamw, adam, sgd or muon", "");
+}
+
+bool is_hidden_matrix(const ParamStore& store, const std::string& name) {
+    const TensorSpec& spec = store.spec(name);
+    if (spec.shape.size() != 2 || spec.frozen || store.bucket_of(name) == BucketKind::router) return false;
+    for (const char* other : {"embed_tokens.weight", "head.weight"})       // lm_head, and shared_head.head of an MTP module
+        if (name.ends_with(other)) return false;
+    return true;
 }
 
 double grad_norm(ParamStore& store, const dist::Group& world) {
@@ -38,31 +46,105 @@ double grad_norm(ParamStore& store, const dist::Group& world) {
 }
 
 namespace {
-/// A piece of a bucket's own part: views of one range.
+/// A piece of a bucket's own part: views of elements [begin, end) of the bucket.
 struct Piece { Tensor master, grad, value, m, v; };
-Piece piece(const Bucket& b, const Range& r) {
-    int64_t at = r.begin - b.own_begin, n = r.end - r.begin;
-    Piece p{b.master.narrow(0, at, n), b.grad_of(r.begin, r.end), {}, {}, {}};
-    if (b.value.scalar_type() != b.master.scalar_type()) p.value = b.value_of(r.begin, r.end);
-    if (b.state.size() == 2) {
-        p.m = b.state[0].narrow(0, at, n);
-        p.v = b.state[1].narrow(0, at, n);
-    }
+Piece piece(const Bucket& b, int64_t begin, int64_t end) {
+    int64_t at = begin - b.own_begin, n = end - begin;
+    Piece p{b.master.narrow(0, at, n), b.grad_of(begin, end), {}, {}, {}};
+    if (b.value.scalar_type() != b.master.scalar_type()) p.value = b.value_of(begin, end);
+    if (b.state.size() > 0) p.m = b.state[0].narrow(0, at, n);
+    if (b.state.size() > 1) p.v = b.state[1].narrow(0, at, n);
     return p;
+}
+
+/// Neighbouring matrices of one shape: elements [begin, begin + count · rows · cols) of a bucket.
+struct Matrices {
+    int64_t begin, count, rows, cols;
+    int64_t end() const { return begin + count * rows * cols; }
+};
+
+/// The matrices that Muon moves on this rank, by bucket, in the order of their elements.
+std::array<std::vector<Matrices>, kNumBuckets> hidden_matrices(ParamStore& store) {
+    std::array<std::vector<Matrices>, kNumBuckets> out;
+    for (auto& name : store.names()) {
+        if (!is_hidden_matrix(store, name)) continue;
+        int kind = int(store.bucket_of(name));
+        auto& shape = store.spec(name).shape;
+        const Bucket& b = store.buckets()[size_t(kind)];
+        Matrices next{store.offset_of(name), 1, shape[0], shape[1]};
+        if (next.end() <= b.own_begin || next.begin >= b.own_end) continue;
+        MOE_CHECK(next.begin >= b.own_begin && next.end() <= b.own_end, internal, "muon: " + name, "a part of the matrix on this rank", "the whole matrix", "");
+        auto& list = out[size_t(kind)];
+        bool joins = !list.empty() && list.back().end() == next.begin && list.back().rows == next.rows && list.back().cols == next.cols &&
+                     (list.back().count + 1) * next.rows * next.cols <= kMuonElements;
+        if (joins) ++list.back().count;
+        else list.push_back(next);
+    }
+    return out;
+}
+
+/// What an update needs besides the store.
+struct Step {
+    const TrainingConfig& config;
+    double lr, scale;
+    int64_t number;
+};
+
+void adam_piece(const Bucket& b, int64_t begin, int64_t end, const Range& r, const Step& s) {
+    if (begin >= end) return;
+    Piece p = piece(b, begin, end);
+    auto& c = s.config;
+    kernels::AdamWOptions o{s.lr * r.lr_scale, c.adam_beta1, c.adam_beta2, c.adam_eps, r.decay ? c.weight_decay : 0, s.scale, s.number};
+    o.decoupled = c.optimizer != "adam";
+    kernels::adamw(p.master, p.grad, p.m, p.v, p.value, o);
+}
+
+void sgd_range(const Bucket& b, const Range& r, const Step& s) {
+    Piece p = piece(b, r.begin, r.end);
+    kernels::sgd(p.master, p.grad, p.m, p.value, {s.lr * r.lr_scale, s.config.momentum, r.decay ? s.config.weight_decay : 0, s.scale});
+}
+
+/// fp64 for fp64; bf16 where the GPU computes in two bytes, as the paper does; else fp32.
+at::ScalarType muon_products(const Bucket& b) {
+    if (b.master.scalar_type() == at::kDouble) return at::kDouble;
+    return b.value.is_cuda() && at::isReducedFloatingType(b.value.scalar_type()) ? at::kBFloat16 : at::kFloat;
+}
+
+void muon_matrices(const Bucket& b, const Matrices& x, const Range& r, const Step& s) {
+    Piece p = piece(b, x.begin, x.end());
+    auto view = [&](const Tensor& t) { return t.defined() ? t.view({x.count, x.rows, x.cols}) : t; };
+    kernels::MuonOptions o{s.lr * r.lr_scale, s.config.momentum, r.decay ? s.config.weight_decay : 0, s.scale, muon_products(b)};
+    kernels::muon(view(p.master), view(p.grad), view(p.m), view(p.value), o);
+}
+
+/// Hidden matrices by Muon, what lies between them by AdamW. `next` walks the bucket's list along with its ranges.
+void muon_range(const Bucket& b, const std::vector<Matrices>& matrices, size_t& next, const Range& r, const Step& s) {
+    int64_t at = r.begin;
+    while (next < matrices.size() && matrices[next].begin < r.begin) ++next;
+    for (; next < matrices.size() && matrices[next].begin < r.end; ++next) {
+        const Matrices& x = matrices[next];
+        adam_piece(b, at, x.begin, r, s);
+        muon_matrices(b, x, r, s);
+        at = x.end();
+    }
+    adam_piece(b, at, r.end, r, s);
 }
 }  // namespace
 
-void update(ParamStore& store, const TrainingConfig& c, double lr, double norm, int64_t step) {
+void update(ParamStore& store, const TrainingConfig& c, double lr, double norm, int64_t step, double loss_scale) {
     at::NoGradGuard no_grad;
-    double scale = c.grad_clip > 0 && norm > c.grad_clip ? c.grad_clip / norm : 1;
-    for (auto& b : store.buckets())
+    double clip = c.grad_clip > 0 && norm > c.grad_clip ? c.grad_clip / norm : 1;
+    Step s{c, lr, clip / loss_scale, step};
+    std::array<std::vector<Matrices>, kNumBuckets> matrices;
+    if (c.optimizer == "muon") matrices = hidden_matrices(store);
+    for (auto& b : store.buckets()) {
+        size_t next = 0;
         for (auto& r : b.ranges) {
             if (r.frozen) continue;
-            Piece p = piece(b, r);
-            double decay = r.decay ? c.weight_decay : 0;
-            if (c.optimizer == "sgd") kernels::sgd(p.master, p.grad, p.value, lr * r.lr_scale, decay, scale);
-            else kernels::adamw(p.master, p.grad, p.m, p.v, p.value, {lr * r.lr_scale, c.adam_beta1, c.adam_beta2, c.adam_eps, decay, scale, step});
+            if (c.optimizer == "sgd") sgd_range(b, r, s);
+            else muon_range(b, matrices[size_t(b.kind)], next, r, s);
         }
+    }
     store.gather_values();
     store.zero_grads();
 }

@@ -10,6 +10,7 @@
 #include "core/train/hardware.h"
 #include "core/train/optimizer.h"
 #include "core/train/run_folder.h"
+#include "core/train/schedule.h"
 
 #include <ATen/ATen.h>
 #include <nlohmann/json.hpp>
@@ -56,12 +57,13 @@ Run::Run(const Config& config, const RunOptions& options, const dist::Group& wor
     MOE_CHECK(alone || config_.device.value_or("cpu") == "cpu", device, "device", fmt::format("cuda on {} ranks", mesh_.world.size()), "one rank on a GPU, or device=cpu",
               "several GPUs need a communication library that is not built yet (row D1)");
     at::Device device = choose_device(alone ? config_.device.value_or("") : "cpu");
-    Precision precision = Precision::named(config_.training.precision());
+    Precision precision = precision_of(config_.training);
+    num_steps_ = train::num_steps(config_, plan::count(config_.model).total, mesh_.dp.size()).value_or(0);
     loader_ = data::open_loader(config_, /*validation=*/false);
-    num_steps_ = config_.training.total_steps(plan::count(config_.model).total).value_or(0);
     MOE_CHECK(num_steps_ > 0, config, "training.train_steps", "null", "a length of the run", "set training.train_steps, total_training_tokens or tokens_per_parameter_ratio");
     if (config_.deterministic) at::globalContext().setDeterministicAlgorithms(true, /*warn_only=*/false);
-    model_ = std::make_unique<Model>(config_, mesh_, ModelOptions{precision, device, true, num_moments(config_.training.optimizer)});
+    model_ = std::make_unique<Model>(config_, mesh_, ModelOptions{precision, device, true, num_moments(config_.training)});
+    loss_scale_ = LossScale(config_.training.use_fp16);
     int64_t layers = config_.model.num_layers + config_.training.mtp_depth(), E = config_.model.moe.num_experts;
     ledger_ = std::make_unique<routing::Ledger>(layers, E, int64_t(loader_->domains().size()), device);
     if (config_.model.moe.global_aux_loss_weight != 0) global_load_ = std::make_unique<routing::GlobalLoad>(layers, E, mesh_.stage, device);
@@ -92,8 +94,9 @@ std::vector<int64_t> Run::routed_layers() const {
 /// This rank's micro-batches of the next step, their losses scaled so that the sum over micro-batches and ranks is the mean.
 std::vector<MicroBatch> Run::load_batch() {
     auto& t = config_.training;
-    int64_t ranks = mesh_.dp.size(), mine = t.global_batch_size / ranks, first = mesh_.dp.rank() * mine, per = t.micro_batch_size, depth = t.mtp_depth();
-    data::Batch batch = loader_->next(t.global_batch_size, first, mine);
+    int64_t ranks = mesh_.dp.size(), sequences = sequences_of_step(t, tokens_, ranks, *loader_), mine = sequences / ranks, first = mesh_.dp.rank() * mine, per = t.micro_batch_size, depth = t.mtp_depth();
+    step_tokens_ = sequences * t.seq_length;
+    data::Batch batch = loader_->next(sequences, first, mine);
     Tensor totals = at::zeros({2 + depth}, at::kLong);                     // valid targets, tokens that count, valid targets of each MTP module
     totals[0] = batch.num_valid();
     totals[1] = batch.domain.ge(0).sum();
@@ -110,10 +113,11 @@ std::vector<MicroBatch> Run::load_batch() {
         b.first_token += (first + row) * t.seq_length;
         b.step = uint32_t(step_);
         b.training = true;
-        b.loss_scale = 1 / total(0);
+        b.gradient_scale = loss_scale_.value();
+        b.loss_scale = b.gradient_scale / total(0);
         b.token_share = 1 / total(1);
         b.noise_std = noise;
-        for (size_t k = 0; k < b.mtp.size(); ++k) b.mtp[k].loss_scale = t.mtp_loss_weight / (double(depth) * std::max(1.0, total(2 + int64_t(k))));
+        for (size_t k = 0; k < b.mtp.size(); ++k) b.mtp[k].loss_scale = b.gradient_scale * t.mtp_loss_weight / (double(depth) * std::max(1.0, total(2 + int64_t(k))));
         b.ledger = ledger_.get();
         b.global_load = global_load_.get();
     }
@@ -157,7 +161,8 @@ StepMetrics Run::step() {
     m.mtp_loss = losses[1].item<double>();
     m.balance_loss = losses[2].item<double>() + losses[3].item<double>();
     store.reduce_grads();
-    m.grad_norm = grad_norm(store, mesh_.world);
+    double scale = loss_scale_.value();
+    m.grad_norm = grad_norm(store, mesh_.world) / scale;
     ledger_->reduce(mesh_.world);
     last_counts_by_domain_ = ledger_->counts_by_domain();
     last_counts_ = last_counts_by_domain_.sum(1);
@@ -165,6 +170,7 @@ StepMetrics Run::step() {
     ledger_->clear();
     m.drop_rate = double(last_dropped_.sum().item<int64_t>()) / double(std::max<int64_t>(1, last_counts_.sum().item<int64_t>()));
     m.skipped = !std::isfinite(m.loss + m.mtp_loss + m.balance_loss) || !std::isfinite(m.grad_norm);
+    if (loss_scale_.update(std::isfinite(m.grad_norm))) log::warn(fmt::format("step {}: the loss scale is lowered from {} to {}", step_ + 1, scale, loss_scale_.value()));
     if (m.skipped) {
         std::string where = store.first_non_finite();
         log::warn(fmt::format("step {}: loss {} and gradient norm {}: skipped{}", step_ + 1, m.loss, m.grad_norm, where.empty() ? "" : "; first in " + where));
@@ -172,16 +178,16 @@ StepMetrics Run::step() {
         ++skipped_in_a_row_;
     } else {
         skipped_in_a_row_ = 0;
-        update(store, config_.training, m.lr, m.grad_norm, ++updates_);
+        update(store, config_.training, m.lr, m.grad_norm, ++updates_, scale);
         balance(last_counts_);
     }
     m.step = ++step_;
-    tokens_ += config_.training.tokens_per_step();
+    tokens_ += step_tokens_;
     m.tokens = tokens_;
     m.max_vio = max_vio(last_counts_, routed_layers());
     m.memory_gib = peak_memory_bytes(model_->options().device) / double(1 << 30);
     m.step_secs = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    m.tokens_per_sec = double(config_.training.tokens_per_step()) / m.step_secs;
+    m.tokens_per_sec = double(step_tokens_) / m.step_secs;
     m.tflops = m.tokens_per_sec * flops_per_token_ * 1e-12;
     m.mfu = peak_flops_ > 0 ? m.tflops * 1e12 / peak_flops_ : 0;
     record(m);

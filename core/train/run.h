@@ -3,6 +3,7 @@
 #include "core/data/loader.h"
 #include "core/metrics/run_log.h"
 #include "core/model/model.h"
+#include "core/train/loss_scale.h"
 #include "core/train/step_program.h"
 
 #include <functional>
@@ -22,7 +23,7 @@ struct StepMetrics {
     double balance_loss = 0;              ///< what the routers' losses add to the total, z-loss included
     double drop_rate = 0;                 ///< share of routed pairs that capacity dropped
     double step_secs = 0;
-    int64_t tokens = 0;                   ///< seen since step 0
+    int64_t tokens = 0;                   ///< positions seen since step 0: sequences × seq_length of every step
     bool skipped = false;                 ///< loss or gradient norm was not finite: nothing was updated
     /// "step: 10 loss: 4.87123 grad_norm: 1.2041 lr: 3.0e-04 tps: 7800 tflops: 0.10 mfu: 0.1% memory: 0.62GiB maxvio: 1.31"
     std::string line() const;
@@ -69,6 +70,7 @@ public:
     int64_t current_step() const { return step_; }        ///< steps done
     int64_t num_steps() const { return num_steps_; }      ///< length of the run by the configuration
     const std::string& folder() const { return folder_; } ///< "" without one
+    LossScale& loss_scale() { return loss_scale_; }       ///< part of a run's state under fp16
     const std::vector<std::string>& domains() const { return loader_->domains(); }
     /// Counts of the last step, int64 [L, E] and [L, D, E], and what capacity dropped of them, [L, E]. MTP modules follow the layers.
     Tensor last_counts() const { return last_counts_; }
@@ -98,7 +100,8 @@ private:
     std::unique_ptr<metrics::Writer> metrics_;
     Mode mode_ = Mode::scheduled;
     bool defer_ = false;
-    int64_t step_ = 0, updates_ = 0, num_steps_ = 0, tokens_ = 0, skipped_in_a_row_ = 0;
+    LossScale loss_scale_;
+    int64_t step_ = 0, updates_ = 0, num_steps_ = 0, tokens_ = 0, step_tokens_ = 0, skipped_in_a_row_ = 0;
     double flops_per_token_ = 0, peak_flops_ = 0;
     Tensor last_counts_, last_counts_by_domain_, last_dropped_;
 };

@@ -217,7 +217,7 @@ void Executor::backward(int s, int mb, bool defer) {
     Tensors outs, douts, ins;
     for (size_t i = 0; i < t.out.size(); ++i) {
         const std::string& slot = segment.writes[i];
-        Tensor dout = slot == kLoss ? at::full_like(t.out[i], (*batches_)[size_t(mb)].gradient_scale) : Tensor();
+        Tensor dout = slot == kLoss ? at::ones_like(t.out[i]) : Tensor();
         if (auto it = grads.find(slot); it != grads.end()) {
             dout = it->second;
             grads.erase(it);                          // this segment wrote the slot: earlier readers read another version
@@ -250,8 +250,7 @@ Tensor Executor::run_attached(std::vector<MicroBatch>& batches) {
     std::vector<WeightPtr> all = model_.weights();
     for (auto& batch : batches) {
         store.gather(all, true);
-        Tensor loss = model_.run_attached(batch);
-        torch::autograd::backward({loss}, {at::full_like(loss, batch.gradient_scale)});
+        torch::autograd::backward({model_.run_attached(batch)});
         store.release(all, true);
     }
     return main_loss(batches.data(), batches.size());

@@ -15,26 +15,32 @@ void check_beside(std::string_view op, const Tensor& master, Named range) {
     MOE_CHECK(range.tensor.numel() == master.numel(), shape, fmt::format("{}: {}", op, range.name), fmt::format("{} elements", range.tensor.numel()),
               fmt::format("{}, as master", master.numel()), "");
 }
+void check_state(std::string_view op, const Tensor& master, Named range) {
+    check_beside(op, master, range);
+    check_main_float(op, range);
+}
 void check_ranges(std::string_view op, const Tensor& master, const Tensor& grad, const Tensor& value) {
     check_wide_float(op, {"master", master});
     check_contiguous(op, {"master", master});
-    check_beside(op, master, {"grad", grad});
+    check_state(op, master, {"grad", grad});
     if (value.defined()) check_beside(op, master, {"value", value});
 }
 }  // namespace
 
 void adamw(Tensor master, const Tensor& grad, Tensor m, Tensor v, Tensor value, const AdamWOptions& options) {
     check_ranges("adamw", master, grad, value);
-    check_beside("adamw", master, {"m", m});
-    check_beside("adamw", master, {"v", v});
+    check_state("adamw", master, {"m", m});
+    check_state("adamw", master, {"v", v});
     check_same_dtype("adamw", {"m", m}, {"v", v});
     MOE_CHECK(options.step >= 1, usage, "adamw: step", std::to_string(options.step), "at least 1", "");
     MOE_BY_DEVICE("adamw", master, adamw, master, grad, m, v, value, options);
 }
 
-void sgd(Tensor master, const Tensor& grad, Tensor value, double lr, double weight_decay, double grad_scale) {
+void sgd(Tensor master, const Tensor& grad, Tensor buffer, Tensor value, const SgdOptions& options) {
     check_ranges("sgd", master, grad, value);
-    MOE_BY_DEVICE("sgd", master, sgd, master, grad, value, lr, weight_decay, grad_scale);
+    if (buffer.defined()) check_state("sgd", master, {"buffer", buffer});
+    MOE_CHECK(buffer.defined() || options.momentum == 0, usage, "sgd: momentum", fmt::format("{} without a buffer", options.momentum), "a buffer, or momentum 0", "");
+    MOE_BY_DEVICE("sgd", master, sgd, master, grad, buffer, value, options);
 }
 
 Tensor sum_of_squares(const Tensor& x) {

@@ -5,17 +5,26 @@ namespace moe::kernels {
 
 struct AdamWOptions {
     double lr = 0, beta1 = 0.9, beta2 = 0.95, eps = 1e-8, weight_decay = 0;
-    double grad_scale = 1;        ///< clipping (and, later, a loss scale) in the same pass
+    double grad_scale = 1;        ///< clipping and the loss scale in the same pass
     int64_t step = 1;             ///< 1 for the first update: bias correction
+    bool decoupled = true;        ///< false: Adam, weight_decay · master is added to the scaled gradient instead
 };
 
-/// One pass over flat ranges of equal length n, contiguous, on one device: master (fp32 or fp64), grad, m and v are updated in
-/// place; where `value` is defined (a lower-precision copy, e.g. bf16) it becomes master rounded to its dtype. grad is left as
-/// it is. Source: Loshchilov and Hutter, "Decoupled weight decay regularization", 2019.
+/// One pass over flat ranges of equal length n, contiguous, on one device: master (fp32 or fp64), m and v are updated in place;
+/// where `value` is defined (a lower-precision copy: bf16, fp16) it becomes master rounded to its dtype. grad is left as it is.
+/// grad, m and v may be bf16: arithmetic is in master's dtype, and what is stored is rounded to nearest, not stochastically.
+/// Source: Loshchilov and Hutter, "Decoupled weight decay regularization", 2019; Kingma and Ba, "Adam", 2015.
 void adamw(Tensor master, const Tensor& grad, Tensor m, Tensor v, Tensor value, const AdamWOptions& options);
 
-/// master −= lr · (grad_scale · grad + weight_decay · master); then as above. Plain SGD, used by the parity tests and optimizer = sgd.
-void sgd(Tensor master, const Tensor& grad, Tensor value, double lr, double weight_decay, double grad_scale);
+struct SgdOptions {
+    double lr = 0, momentum = 0, weight_decay = 0;
+    double grad_scale = 1;        ///< as in AdamWOptions
+};
+
+/// d = grad_scale · grad + weight_decay · master; with a `buffer` (fp64, fp32 or bf16; zeros before the first step) d = buffer =
+/// momentum · buffer + d; master −= lr · d; value, dtypes and rounding as above. An undefined buffer wants momentum 0.
+/// Source: torch.optim.SGD without dampening, whose first buffer is the first d.
+void sgd(Tensor master, const Tensor& grad, Tensor buffer, Tensor value, const SgdOptions& options);
 
 /// Sum of squares of a flat range in float64 (0-d tensor, same device), deterministic for a given length.
 Tensor sum_of_squares(const Tensor& x);

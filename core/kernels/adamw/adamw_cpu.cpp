@@ -13,21 +13,36 @@ constexpr int64_t kGrain = 1 << 14;
 
 /// Factors of one step, in the loop's dtype.
 template <class T> struct Factors {
-    T scale, beta1, beta2, keep, rate, root, eps;
+    T scale, pull, beta1, beta2, keep, rate, root, eps;
     explicit Factors(const AdamWOptions& o)
-        : scale(T(o.grad_scale)), beta1(T(o.beta1)), beta2(T(o.beta2)), keep(T(1 - o.lr * o.weight_decay)),
+        : scale(T(o.grad_scale)), pull(T(o.decoupled ? 0 : o.weight_decay)), beta1(T(o.beta1)), beta2(T(o.beta2)), keep(T(o.decoupled ? 1 - o.lr * o.weight_decay : 1)),
           rate(T(o.lr / (1 - std::pow(o.beta1, double(o.step))))), root(T(1 / std::sqrt(1 - std::pow(o.beta2, double(o.step))))), eps(T(o.eps)) {}
 };
 
 template <class T, class G, class M> void adamw_range(T* p, const G* grad, M* m, M* v, const Factors<T>& f, int64_t lo, int64_t hi) {
     #pragma omp simd
     for (int64_t i = lo; i < hi; ++i) {
-        T g = T(grad[i]) * f.scale;
+        T g = T(grad[i]) * f.scale + p[i] * f.pull;
         T first = f.beta1 * T(m[i]) + (1 - f.beta1) * g;
         T second = f.beta2 * T(v[i]) + (1 - f.beta2) * g * g;
         p[i] = p[i] * f.keep - f.rate * first / (std::sqrt(second) * f.root + f.eps);
         m[i] = M(first);
         v[i] = M(second);
+    }
+}
+
+template <class T> struct SgdFactors { T rate, momentum, decay, scale; };
+
+template <class T, class G> void sgd_range(T* p, const G* grad, const SgdFactors<T>& f, int64_t lo, int64_t hi) {
+    #pragma omp simd
+    for (int64_t i = lo; i < hi; ++i) p[i] -= f.rate * (f.scale * T(grad[i]) + f.decay * p[i]);
+}
+template <class T, class G, class M> void momentum_range(T* p, const G* grad, M* buffer, const SgdFactors<T>& f, int64_t lo, int64_t hi) {
+    #pragma omp simd
+    for (int64_t i = lo; i < hi; ++i) {
+        T d = f.momentum * T(buffer[i]) + (f.scale * T(grad[i]) + f.decay * p[i]);
+        buffer[i] = M(d);
+        p[i] -= f.rate * d;
     }
 }
 
@@ -48,9 +63,9 @@ void adamw_cpu(Tensor master, const Tensor& grad, Tensor m, Tensor v, Tensor val
         using T = decltype(master_zero);
         Factors<T> factors(options);
         T* p = mutable_data<T>(master);
-        by_dtype("adamw", grad, [&](auto grad_zero) {
+        by_main_dtype("adamw", grad, [&](auto grad_zero) {
             auto* g = data<decltype(grad_zero)>(grad);
-            by_dtype("adamw", m, [&](auto moment_zero) {
+            by_main_dtype("adamw", m, [&](auto moment_zero) {
                 using M = decltype(moment_zero);
                 auto *pm = mutable_data<M>(m), *pv = mutable_data<M>(v);
                 at::parallel_for(0, master.numel(), kGrain, [&](int64_t lo, int64_t hi) {
@@ -62,15 +77,20 @@ void adamw_cpu(Tensor master, const Tensor& grad, Tensor m, Tensor v, Tensor val
     });
 }
 
-void sgd_cpu(Tensor master, const Tensor& grad, Tensor value, double lr, double weight_decay, double grad_scale) {
+void sgd_cpu(Tensor master, const Tensor& grad, Tensor buffer, Tensor value, const SgdOptions& options) {
     by_wide_dtype("sgd", master, [&](auto master_zero) {
         using T = decltype(master_zero);
-        T *p = mutable_data<T>(master), rate = T(lr), decay = T(weight_decay), scale = T(grad_scale);
-        by_dtype("sgd", grad, [&](auto grad_zero) {
+        SgdFactors<T> factors{T(options.lr), T(options.momentum), T(options.weight_decay), T(options.grad_scale)};
+        T* p = mutable_data<T>(master);
+        by_main_dtype("sgd", grad, [&](auto grad_zero) {
             auto* g = data<decltype(grad_zero)>(grad);
-            at::parallel_for(0, master.numel(), kGrain, [&](int64_t lo, int64_t hi) {
-                for (int64_t i = lo; i < hi; ++i) p[i] -= rate * (scale * T(g[i]) + decay * p[i]);
-                write_value(p, value, lo, hi);
+            by_main_dtype("sgd", buffer.defined() ? buffer : grad, [&](auto buffer_zero) {
+                auto* b = mutable_data<decltype(buffer_zero)>(buffer);
+                at::parallel_for(0, master.numel(), kGrain, [&](int64_t lo, int64_t hi) {
+                    if (b) momentum_range(p, g, b, factors, lo, hi);
+                    else sgd_range(p, g, factors, lo, hi);
+                    write_value(p, value, lo, hi);
+                });
             });
         });
     });

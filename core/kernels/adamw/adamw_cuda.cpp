@@ -19,16 +19,17 @@ void adamw_cuda(Tensor master, const Tensor& grad, Tensor m, Tensor v, Tensor va
     OnDevice on(master);
     sm90::AdamW p{};
     p.n = master.numel(), p.master = range("adamw", master), p.grad = range("adamw", grad), p.m = range("adamw", m), p.v = range("adamw", v), p.value = range("adamw", value);
-    p.scale = o.grad_scale, p.beta1 = o.beta1, p.beta2 = o.beta2, p.keep = 1 - o.lr * o.weight_decay, p.eps = o.eps;
+    p.scale = o.grad_scale, p.beta1 = o.beta1, p.beta2 = o.beta2, p.eps = o.eps;
+    p.pull = o.decoupled ? 0 : o.weight_decay, p.keep = o.decoupled ? 1 - o.lr * o.weight_decay : 1;
     p.rate = o.lr / (1 - std::pow(o.beta1, double(o.step))), p.root = 1 / std::sqrt(1 - std::pow(o.beta2, double(o.step)));
     MOE_CUDA_CHECK(sm90::adamw(p, on.stream));
 }
 
-void sgd_cuda(Tensor master, const Tensor& grad, Tensor value, double lr, double weight_decay, double grad_scale) {
+void sgd_cuda(Tensor master, const Tensor& grad, Tensor buffer, Tensor value, const SgdOptions& o) {
     OnDevice on(master);
     sm90::Sgd p{};
-    p.n = master.numel(), p.master = range("sgd", master), p.grad = range("sgd", grad), p.value = range("sgd", value);
-    p.lr = lr, p.weight_decay = weight_decay, p.scale = grad_scale;
+    p.n = master.numel(), p.master = range("sgd", master), p.grad = range("sgd", grad), p.buffer = range("sgd", buffer), p.value = range("sgd", value);
+    p.lr = o.lr, p.momentum = o.momentum, p.weight_decay = o.weight_decay, p.scale = o.grad_scale;
     MOE_CUDA_CHECK(sm90::sgd(p, on.stream));
 }
 

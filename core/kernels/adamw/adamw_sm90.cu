@@ -15,6 +15,7 @@ template <int N, class S, class T> __device__ inline void read_as(const void* da
 template <int N, class T> __device__ inline void read(Range r, int64_t i, T (&x)[N]) {
     if (r.dtype == Dtype::fp32) read_as<N, float>(r.data, i, x);
     else if (r.dtype == Dtype::bf16) read_as<N, __nv_bfloat16>(r.data, i, x);
+    else if (r.dtype == Dtype::fp16) read_as<N, __half>(r.data, i, x);
     else read_as<N, double>(r.data, i, x);
 }
 template <int N, class S, class T> __device__ inline void write_as(void* data, int64_t i, const T (&x)[N]) {
@@ -26,6 +27,7 @@ template <int N, class T> __device__ inline void write(Range r, int64_t i, const
     if (!r.data) return;
     if (r.dtype == Dtype::fp32) write_as<N, float>(r.data, i, x);
     else if (r.dtype == Dtype::bf16) write_as<N, __nv_bfloat16>(r.data, i, x);
+    else if (r.dtype == Dtype::fp16) write_as<N, __half>(r.data, i, x);
     else write_as<N, double>(r.data, i, x);
 }
 
@@ -38,9 +40,9 @@ template <class T, int N> __device__ inline void adamw_at(const AdamW& p, int64_
     read<N>(p.grad, i, g);
     read<N>(p.m, i, m);
     read<N>(p.v, i, v);
-    const T scale = T(p.scale), beta1 = T(p.beta1), beta2 = T(p.beta2), keep = T(p.keep), rate = T(p.rate), over = T(p.root), eps = T(p.eps);
+    const T scale = T(p.scale), pull = T(p.pull), beta1 = T(p.beta1), beta2 = T(p.beta2), keep = T(p.keep), rate = T(p.rate), over = T(p.root), eps = T(p.eps);
     for (int k = 0; k < N; ++k) {
-        const T grad = g[k] * scale;
+        const T grad = g[k] * scale + w[k] * pull;
         m[k] = beta1 * m[k] + (1 - beta1) * grad;
         v[k] = beta2 * v[k] + (1 - beta2) * grad * grad;
         w[k] = w[k] * keep - rate * m[k] / (root(v[k]) * over + eps);
@@ -52,11 +54,16 @@ template <class T, int N> __device__ inline void adamw_at(const AdamW& p, int64_
 }
 
 template <class T, int N> __device__ inline void sgd_at(const Sgd& p, int64_t i) {
-    T w[N], g[N];
+    T w[N], g[N], b[N] = {};
     read<N>(p.master, i, w);
     read<N>(p.grad, i, g);
-    for (int k = 0; k < N; ++k) w[k] -= T(p.lr) * (T(p.scale) * g[k] + T(p.weight_decay) * w[k]);
+    if (p.buffer.data) read<N>(p.buffer, i, b);
+    for (int k = 0; k < N; ++k) {
+        b[k] = T(p.momentum) * b[k] + (T(p.scale) * g[k] + T(p.weight_decay) * w[k]);
+        w[k] -= T(p.lr) * b[k];
+    }
     write<N>(p.master, i, w);
+    write<N>(p.buffer, i, b);
     write<N>(p.value, i, w);
 }
 
@@ -116,7 +123,7 @@ cudaError_t adamw(const AdamW& p, cudaStream_t stream) {
 
 cudaError_t sgd(const Sgd& p, cudaStream_t stream) {
     if (p.n == 0) return cudaSuccess;
-    const bool wide = by_four(p.master) && by_four(p.grad) && by_four(p.value);
+    const bool wide = by_four(p.master) && by_four(p.grad) && by_four(p.buffer) && by_four(p.value);
     by_wide_dtype(p.master.dtype, [&](auto zero) {
         sgd_kernel<decltype(zero)><<<loop_blocks((p.n + 3) / 4, kThreads), kThreads, 0, stream>>>(p, wide);
     });

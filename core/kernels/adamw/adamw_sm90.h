@@ -13,14 +13,14 @@ struct Range {
 struct AdamW {
     int64_t n;
     Range master, grad, m, v, value;
-    double scale, beta1, beta2, keep, rate, root, eps;      ///< keep: 1 − lr · decay; rate: lr / (1 − β1^t); root: 1 / sqrt(1 − β2^t)
+    double scale, pull, beta1, beta2, keep, rate, root, eps;   ///< pull: decay of Adam; keep: 1 − lr · decay of AdamW; rate: lr / (1 − β1^t); root: 1 / sqrt(1 − β2^t)
 };
 cudaError_t adamw(const AdamW& p, cudaStream_t stream);
 
 struct Sgd {
     int64_t n;
-    Range master, grad, value;
-    double lr, weight_decay, scale;
+    Range master, grad, buffer, value;                      ///< without a buffer momentum has no meaning
+    double lr, momentum, weight_decay, scale;
 };
 cudaError_t sgd(const Sgd& p, cudaStream_t stream);
 

@@ -22,10 +22,11 @@ struct OnDevice {
     explicit OnDevice(const at::Tensor& t) : guard(t.device()), stream(c10::cuda::getCurrentCUDAStream(t.device().index()).stream()) {}
 };
 
-/// Throws moe::Error (dtype) unless fp64, fp32 or bf16.
+/// Throws moe::Error (dtype) unless fp64, fp32, bf16 or fp16.
 inline sm90::Dtype sm90_dtype(std::string_view op, const at::Tensor& t) {
     if (t.scalar_type() == at::kFloat) return sm90::Dtype::fp32;
     if (t.scalar_type() == at::kDouble) return sm90::Dtype::fp64;
+    if (t.scalar_type() == at::kHalf) return sm90::Dtype::fp16;
     check_float(op, {"tensor", t});
     return sm90::Dtype::bf16;
 }

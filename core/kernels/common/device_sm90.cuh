@@ -1,9 +1,10 @@
 // Device side helpers of all ops: vectors of 16 bytes, conversions, sums over a warp or block in a fixed order, and dispatch
-// by dtype on the host. Sums are in float for bf16 and fp32, in double for fp64.
+// by dtype on the host. Sums are in float for fp32, bf16 and fp16, in double for fp64.
 #pragma once
 #include "core/kernels/common/sm90.h"
 
 #include <cuda_bf16.h>
+#include <cuda_fp16.h>
 
 #include <algorithm>
 
@@ -11,14 +12,17 @@ namespace moe::kernels::sm90 {
 
 template <class T> struct WideOf { using type = T; };
 template <> struct WideOf<__nv_bfloat16> { using type = float; };
+template <> struct WideOf<__half> { using type = float; };
 template <class T> using Wide = typename WideOf<T>::type;
 
 __device__ inline float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
+__device__ inline float widen(__half x) { return __half2float(x); }
 __device__ inline float widen(float x) { return x; }
 __device__ inline double widen(double x) { return x; }
 
 template <class T, class W> __device__ inline T narrow(W x) {
     if constexpr (std::is_same_v<T, __nv_bfloat16>) return __float2bfloat16(float(x));
+    else if constexpr (std::is_same_v<T, __half>) return __float2half(float(x));
     else return T(x);
 }
 
@@ -65,6 +69,13 @@ inline unsigned loop_blocks(int64_t n, int threads, int64_t most = 132 * 16) { r
 
 /// f(T{}) for the dtype.
 template <class F> void by_dtype(Dtype dtype, F f) {
+    if (dtype == Dtype::fp32) f(float{});
+    else if (dtype == Dtype::fp64) f(double{});
+    else if (dtype == Dtype::fp16) f(__half{});
+    else f(__nv_bfloat16{});
+}
+/// The same for main gradients: fp32, fp64 or bf16.
+template <class F> void by_main_dtype(Dtype dtype, F f) {
     if (dtype == Dtype::fp32) f(float{});
     else if (dtype == Dtype::fp64) f(double{});
     else f(__nv_bfloat16{});

@@ -4,19 +4,28 @@
 #include "core/tensor/check.h"
 
 namespace moe::kernels {
-/// What a loop over T adds up in: float for bf16.
+/// What a loop over T adds up in: float for bf16 and fp16.
 template <class T> struct AccumulatorOf { using type = T; };
 template <> struct AccumulatorOf<at::BFloat16> { using type = float; };
+template <> struct AccumulatorOf<at::Half> { using type = float; };
 template <class T> using Acc = typename AccumulatorOf<T>::type;
 
 /// dtype of statistics kept beside a tensor: fp64 for fp64, else fp32.
 inline at::ScalarType wide_dtype(const at::Tensor& t) { return t.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
 
-/// f(double{}), f(float{}) or f(at::BFloat16{}). Throws moe::Error (dtype) otherwise.
+/// f(double{}), f(float{}), f(at::BFloat16{}) or f(at::Half{}). Throws moe::Error (dtype) otherwise.
 template <class F> void by_dtype(std::string_view op, const at::Tensor& t, F f) {
     if (t.scalar_type() == at::kFloat) return f(float{});
     if (t.scalar_type() == at::kDouble) return f(double{});
+    if (t.scalar_type() == at::kHalf) return f(at::Half{});
     check_float(op, {"tensor", t});
+    f(at::BFloat16{});
+}
+/// f(double{}), f(float{}) or f(at::BFloat16{}): main gradients and moments. Throws moe::Error (dtype) otherwise.
+template <class F> void by_main_dtype(std::string_view op, const at::Tensor& t, F f) {
+    if (t.scalar_type() == at::kFloat) return f(float{});
+    if (t.scalar_type() == at::kDouble) return f(double{});
+    check_main_float(op, {"tensor", t});
     f(at::BFloat16{});
 }
 /// f(double{}) or f(float{}). Throws moe::Error (dtype) otherwise.

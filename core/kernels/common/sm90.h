@@ -8,5 +8,5 @@
 
 namespace moe::kernels::sm90 {
 /// Element type behind a void pointer.
-enum class Dtype : int { fp32, fp64, bf16 };
+enum class Dtype : int { fp32, fp64, bf16, fp16 };
 }  // namespace moe::kernels::sm90

@@ -37,7 +37,7 @@ Tensor embed(const Tensor& anchor, const Tensor& ids_T, const WeightPtr& w_VD) {
     check_float("embed", {"w", w_VD->value});
     check_same_device("embed", {"ids", ids_T}, {"w", w_VD->value});
     if (w_VD->grad.defined()) {
-        check_wide_float("embed", {"w.grad", w_VD->grad});
+        check_main_float("embed", {"w.grad", w_VD->grad});
         check_shape("embed", {"w.grad", w_VD->grad}, {w_VD->value.size(0), w_VD->value.size(1)});
     }
     Tensor ids = ids_T.contiguous();

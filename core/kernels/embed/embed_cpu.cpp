@@ -3,6 +3,9 @@
 #include "core/kernels/common/dtype.h"
 
 #include <ATen/Parallel.h>
+#include <ATen/ops/_unique2.h>
+#include <ATen/ops/index_copy.h>
+#include <ATen/ops/index_select.h>
 
 namespace moe::kernels {
 void embed_forward_cpu(const Tensor& ids_T, const Tensor& w_VD, Tensor y_TD) {
@@ -20,7 +23,19 @@ void embed_forward_cpu(const Tensor& ids_T, const Tensor& w_VD, Tensor y_TD) {
     });
 }
 
+namespace {
+/// dw in bf16: the rows that occur are added up in fp32 beside it and rounded once.
+void add_rounded_grad(const Tensor& dy_TD, const Tensor& ids_T, Tensor dw_VD) {
+    if (ids_T.numel() == 0) return;
+    auto [seen_U, place_T, counts] = at::_unique2(ids_T.reshape({-1}), /*sorted=*/true, /*return_inverse=*/true, /*return_counts=*/false);
+    Tensor sums_UD = dw_VD.index_select(0, seen_U).to(at::kFloat);
+    embed_add_grad_cpu(dy_TD, place_T.contiguous(), sums_UD);
+    dw_VD.index_copy_(0, seen_U, sums_UD.to(dw_VD.scalar_type()));
+}
+}  // namespace
+
 void embed_add_grad_cpu(const Tensor& dy_TD, const Tensor& ids_T, Tensor dw_VD) {
+    if (dw_VD.scalar_type() == at::kBFloat16) return add_rounded_grad(dy_TD, ids_T, dw_VD);
     int64_t T_ = ids_T.numel(), D = dw_VD.size(1);
     const int64_t* id = data<int64_t>(ids_T);
     by_dtype("embed", dy_TD, [&](auto zero) {

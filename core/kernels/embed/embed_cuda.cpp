@@ -23,7 +23,7 @@ void embed_add_grad_cuda(const Tensor& dy_TD, const Tensor& ids_T, Tensor dw_VD)
     sm90::Embed p{};
     p.dtype = sm90_dtype("embed", dy_TD), p.T = ids_T.numel(), p.V = dw_VD.size(0), p.D = dw_VD.size(1);
     p.ids = sorted_T.const_data_ptr<int64_t>(), p.order = order_T.const_data_ptr<int64_t>(), p.dy = in_pointer(dy_TD);
-    p.dw = out_pointer(dw_VD), p.dw_fp64 = dw_VD.scalar_type() == at::kDouble;
+    p.dw = out_pointer(dw_VD), p.dw_dtype = sm90_dtype("embed", dw_VD);
     MOE_CUDA_CHECK(sm90::embed_add_grad(p, on.stream));
 }
 }  // namespace moe::kernels

@@ -26,20 +26,21 @@ __global__ void add_grad_kernel(const int64_t* ids, const int64_t* order, const 
     if (id < 0 || id >= V || (first > 0 && ids[first - 1] == id)) return;
     const int64_t i = (int64_t(blockIdx.y) * blockDim.x + threadIdx.x) * N;
     if (i >= D) return;
-    G sum[N] = {};
+    using W = Wide<G>;
+    W sum[N] = {};
     constexpr int kAhead = 4;              // loads in flight; a frequent token's run is long
     int64_t p = first;
     for (; p + kAhead <= rows && ids[p + kAhead - 1] == id; p += kAhead) {
         Vector<T, N> v[kAhead];
         for (int a = 0; a < kAhead; ++a) v[a] = load<N>(dy + order[p + a] * D + i);
         for (int a = 0; a < kAhead; ++a)
-            for (int k = 0; k < N; ++k) sum[k] += G(widen(v[a].at[k]));
+            for (int k = 0; k < N; ++k) sum[k] += W(widen(v[a].at[k]));
     }
     for (; p < rows && ids[p] == id; ++p) {
         auto v = load<N>(dy + order[p] * D + i);
-        for (int k = 0; k < N; ++k) sum[k] += G(widen(v.at[k]));
+        for (int k = 0; k < N; ++k) sum[k] += W(widen(v.at[k]));
     }
-    for (int k = 0; k < N; ++k) dw[id * D + i + k] += sum[k];
+    for (int k = 0; k < N; ++k) dw[id * D + i + k] = narrow<G>(widen(dw[id * D + i + k]) + sum[k]);
 }
 
 template <class T, int N> cudaError_t launch_forward(const Embed& p, cudaStream_t stream) {
@@ -71,8 +72,10 @@ cudaError_t embed_add_grad(const Embed& p, cudaStream_t stream) {
     by_dtype(p.dtype, [&](auto zero) {
         using T = decltype(zero);
         const bool wide = p.D % kVector<T> == 0 && aligned({p.dy});
-        if (p.dw_fp64) error = wide ? launch_add_grad<T, double, kVector<T>>(p, stream) : launch_add_grad<T, double, 1>(p, stream);
-        else error = wide ? launch_add_grad<T, float, kVector<T>>(p, stream) : launch_add_grad<T, float, 1>(p, stream);
+        by_main_dtype(p.dw_dtype, [&](auto grad_zero) {
+            using G = decltype(grad_zero);
+            error = wide ? launch_add_grad<T, G, kVector<T>>(p, stream) : launch_add_grad<T, G, 1>(p, stream);
+        });
     });
     return error;
 }

@@ -13,7 +13,7 @@ struct Embed {
     const int64_t* order;         ///< [T] the token of each sorted id, ascending where ids are equal
     const void* dy;               ///< [T, D]
     void* dw;                     ///< [V, D], added to
-    bool dw_fp64;
+    Dtype dw_dtype;               ///< fp32, fp64 or bf16, which is rounded once
 };
 /// A row of an id outside [0, V) becomes NaN: a kernel cannot throw, and a NaN loss is noticed at once.
 cudaError_t embed_forward(const Embed& p, cudaStream_t stream);

@@ -112,7 +112,7 @@ Tensor head_loss(const Tensor& x_TD, const WeightPtr& w_VD, const Tensor& target
     check_same_device("head_loss", {"x", x_TD}, {"targets", targets_T});
     MOE_CHECK(options.chunk > 0, usage, "head_loss: chunk", std::to_string(options.chunk), "at least 1", "");
     if (w_VD->grad.defined()) {
-        check_wide_float("head_loss", {"w.grad", w_VD->grad});
+        check_main_float("head_loss", {"w.grad", w_VD->grad});
         check_shape("head_loss", {"w.grad", w_VD->grad}, {w_VD->value.size(0), w_VD->value.size(1)});
     }
     Tensor x = x_TD.contiguous(), targets = targets_T.contiguous();

@@ -11,7 +11,7 @@
 
 namespace moe::kernels {
 namespace {
-/// Where dlogits are wanted in logits' dtype the exponentials are kept in place and scaled; a bf16 copy takes them from there.
+/// Where dlogits are wanted in logits' dtype the exponentials are kept in place and scaled; a bf16 or fp16 copy takes them from there.
 template <class T> T exp_sum(const T* x, T top, T* e, int64_t V) {
     T sum = 0;
     if (e) {
@@ -51,9 +51,8 @@ void cross_entropy_cpu(const Tensor& logits_NV, const Tensor& targets_N, double 
     by_wide_dtype("head_loss", logits_NV, [&](auto zero) {
         using T = decltype(zero);
         auto* logits = data<T>(logits_NV);
-        bool narrow = dlogits_NV.defined() && dlogits_NV.scalar_type() == at::kBFloat16;
+        bool narrow = dlogits_NV.defined() && at::isReducedFloatingType(dlogits_NV.scalar_type());
         T* wide_out = narrow ? nullptr : mutable_data<T>(dlogits_NV);
-        auto* narrow_out = narrow ? mutable_data<at::BFloat16>(dlogits_NV) : nullptr;
         at::parallel_for(0, N, 16, [&](int64_t lo, int64_t hi) {
             std::vector<T> row(narrow ? V : 0);
             for (int64_t n = lo; n < hi; ++n) {
@@ -64,7 +63,7 @@ void cross_entropy_cpu(const Tensor& logits_NV, const Tensor& targets_N, double 
                 } else {
                     loss[n] = row_loss(logits + n * V, target[n], T(scale), e, V);
                 }
-                if (narrow) std::copy_n(row.data(), V, narrow_out + n * V);
+                if (narrow) by_dtype("head_loss", dlogits_NV, [&](auto out) { std::copy_n(row.data(), V, mutable_data<decltype(out)>(dlogits_NV) + n * V); });
             }
         });
     });

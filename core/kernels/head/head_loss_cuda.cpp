@@ -13,7 +13,7 @@ void cross_entropy_cuda(const Tensor& logits_NV, const Tensor& targets_N, double
     sm90::CrossEntropy p{};
     p.dtype = sm90_dtype("head_loss", logits_NV), p.n = logits_NV.size(0), p.V = logits_NV.size(1), p.ignore = kIgnore;
     p.logits = in_pointer(logits_NV), p.targets = targets_N.const_data_ptr<int64_t>(), p.scale = scale, p.loss = loss_N.mutable_data_ptr<double>();
-    p.dlogits = out_pointer(dlogits_NV), p.dlogits_bf16 = dlogits_NV.defined() && dlogits_NV.scalar_type() == at::kBFloat16;
+    p.dlogits = out_pointer(dlogits_NV), p.dlogits_dtype = dlogits_NV.defined() ? sm90_dtype("head_loss", dlogits_NV) : p.dtype;
     MOE_CUDA_CHECK(sm90::cross_entropy(p, on.stream));
 }
 }  // namespace moe::kernels

@@ -79,7 +79,9 @@ cudaError_t cross_entropy(const CrossEntropy& p, cudaStream_t stream) {
     cudaError_t error = cudaSuccess;
     by_wide_dtype(p.dtype, [&](auto zero) {
         using W = decltype(zero);
-        error = p.dlogits_bf16 ? by_width<W, __nv_bfloat16>(p, stream) : by_width<W, W>(p, stream);
+        if (p.dlogits_dtype == Dtype::bf16) error = by_width<W, __nv_bfloat16>(p, stream);
+        else if (p.dlogits_dtype == Dtype::fp16) error = by_width<W, __half>(p, stream);
+        else error = by_width<W, W>(p, stream);
     });
     return error;
 }

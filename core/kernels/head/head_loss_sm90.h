@@ -12,7 +12,7 @@ struct CrossEntropy {
     double scale;
     double* loss;                 ///< [n]
     void* dlogits;                ///< [n, V], may be logits itself, or null
-    bool dlogits_bf16;            ///< else logits' dtype
+    Dtype dlogits_dtype;          ///< bf16, fp16 or logits' own
 };
 /// Loss and gradient of a target outside [0, V) that is not `ignore` are NaN: a kernel cannot throw.
 cudaError_t cross_entropy(const CrossEntropy& p, cudaStream_t stream);

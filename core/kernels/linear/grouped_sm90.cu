@@ -14,7 +14,7 @@ template <class S, int N> __global__ void kernel(AddGroups p) {
     for (int64_t i = (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) * N; i < p.size; i += int64_t(gridDim.x) * blockDim.x * N) {
         auto a = load<N>(part + i);
         auto b = load<N>(sum + i);
-        for (int k = 0; k < N; ++k) b.at[k] += S(widen(a.at[k]));
+        for (int k = 0; k < N; ++k) b.at[k] = narrow<S>(widen(b.at[k]) + Wide<S>(widen(a.at[k])));
         store<N>(sum + i, b);
     }
 }
@@ -26,9 +26,11 @@ template <class S, int N> void launch(const AddGroups& p, cudaStream_t stream) {
 
 cudaError_t add_groups(const AddGroups& p, cudaStream_t stream) {
     if (p.groups == 0 || p.size == 0) return cudaSuccess;
-    const bool wide = p.size % 4 == 0 && aligned({p.part}, 8) && aligned({p.sum}, p.sum_fp64 ? 32 : 16);
-    if (p.sum_fp64) wide ? launch<double, 4>(p, stream) : launch<double, 1>(p, stream);
-    else wide ? launch<float, 4>(p, stream) : launch<float, 1>(p, stream);
+    by_main_dtype(p.sum_dtype, [&](auto zero) {
+        using S = decltype(zero);
+        const bool wide = p.size % 4 == 0 && aligned({p.part}, 8) && aligned({p.sum}, 4 * sizeof(S));
+        wide ? launch<S, 4>(p, stream) : launch<S, 1>(p, stream);
+    });
     return cudaGetLastError();
 }
 }  // namespace moe::kernels::sm90

@@ -12,7 +12,7 @@ struct AddGroups {
     const int* ends;              ///< [groups] on the device
     const void* part;             ///< bf16
     void* sum;
-    bool sum_fp64;                ///< else fp32
+    Dtype sum_dtype;              ///< fp32, fp64 or bf16
 };
 cudaError_t add_groups(const AddGroups& p, cudaStream_t stream);
 

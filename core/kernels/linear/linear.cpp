@@ -22,7 +22,7 @@ void check_weight(std::string_view op, const Tensor& x, const WeightPtr& w, int6
     check_inner(op, {"x", x}, 1, {"w", w->value}, dims - 1);
     check_same_device(op, {"x", x}, {"w", w->value});
     if (!w->grad.defined()) return;
-    check_wide_float(op, {"w.grad", w->grad});
+    check_main_float(op, {"w.grad", w->grad});
     MOE_CHECK(w->grad.sizes() == w->value.sizes(), shape, fmt::format("{}: w.grad of {}", op, w->name), shape_text(w->grad.sizes()), shape_text(w->value.sizes()), "");
     check_contiguous(op, {"w.grad", w->grad});
 }

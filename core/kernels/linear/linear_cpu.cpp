@@ -22,7 +22,7 @@ void multiply(const Tensor& a, const Tensor& b, Tensor out) {
     else out.copy_(at::mm(a.to(dtype), b.to(dtype)));
 }
 
-/// out += a b, added in out's dtype.
+/// out += a b, added in the wider of the product's dtype and out's; a bf16 sum is rounded once.
 void multiply_add(const Tensor& a, const Tensor& b, Tensor out) {
     auto dtype = product_dtype(a, b);
     if (out.scalar_type() == dtype) at::addmm_out(out, out, a.to(dtype), b.to(dtype));

@@ -18,10 +18,11 @@ namespace moe::kernels {
 namespace {
 /// Bytes of a bf16 weight gradient that exist at a time before they are added to the main gradient.
 constexpr int64_t kPartBytes = int64_t(1) << 30;
-/// cuBLAS may add the parts of a split sum in bf16 unless told not to; the contract is fp32. TF32 is off by default.
+/// cuBLAS may add the parts of a split sum in bf16 or fp16 unless told not to; the contract is fp32. TF32 is off by default.
 void use_full_sums() {
     static const bool once = [] {
         at::globalContext().setAllowBF16ReductionCuBLAS(false);
+        at::globalContext().setAllowFP16ReductionCuBLAS(false);
         return true;
     }();
     (void)once;
@@ -32,8 +33,9 @@ at::ScalarType wider(const Tensor& a, const Tensor& b) {
     return a.scalar_type() == at::kDouble || b.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
 }
 bool is_bf16(const Tensor& t) { return t.scalar_type() == at::kBFloat16; }
-/// cuBLAS takes bf16 operands and writes fp32.
-bool bf16_into_fp32(at::ScalarType operands, const Tensor& out) { return operands == at::kBFloat16 && out.scalar_type() == at::kFloat; }
+bool is_narrow(at::ScalarType t) { return t == at::kBFloat16 || t == at::kHalf; }
+/// cuBLAS takes bf16 or fp16 operands and writes fp32.
+bool narrow_into_fp32(at::ScalarType operands, const Tensor& out) { return is_narrow(operands) && out.scalar_type() == at::kFloat; }
 
 /// out = a b. Operands of different dtypes are cast up first, exactly.
 void multiply_on_gpu(const Tensor& a, const Tensor& b, Tensor out) {
@@ -46,20 +48,20 @@ void multiply_on_gpu(const Tensor& a, const Tensor& b, Tensor out) {
     auto dtype = wider(a, b);
     Tensor left = a.to(dtype), right = b.to(dtype);
     if (out.scalar_type() == dtype) at::mm_out(out, left, right);
-    else if (bf16_into_fp32(dtype, out)) at::mm_out(out, left, right, at::kFloat);
-    else if (dtype == at::kBFloat16) out.copy_(at::mm(left, right, at::kFloat));
+    else if (narrow_into_fp32(dtype, out)) at::mm_out(out, left, right, at::kFloat);
+    else if (is_narrow(dtype)) out.copy_(at::mm(left, right, at::kFloat));
     else out.copy_(at::mm(left, right));
 }
 
-/// out += a b, the product of bf16 operands added in fp32.
+/// out += a b, the product of bf16 or fp16 operands added in fp32; a bf16 sum is rounded once, in cuBLAS.
 void multiply_add_on_gpu(const Tensor& a, const Tensor& b, Tensor out) {
     use_full_sums();
     if (out.numel() == 0 || a.size(1) == 0) return;
     auto dtype = wider(a, b);
     Tensor left = a.to(dtype), right = b.to(dtype);
     if (out.scalar_type() == dtype) at::addmm_out(out, out, left, right);
-    else if (bf16_into_fp32(dtype, out)) at::addmm_out(out, out, left, right, at::kFloat);
-    else if (dtype == at::kBFloat16) out.add_(at::mm(left, right, at::kFloat));
+    else if (narrow_into_fp32(dtype, out)) at::addmm_out(out, out, left, right, at::kFloat);
+    else if (is_narrow(dtype)) out.add_(at::mm(left, right, at::kFloat));
     else out.add_(at::mm(left, right));
 }
 
@@ -154,7 +156,7 @@ void add_grouped_product_tn_cuda(const Tensor& dy_RO, const Tensor& x_RI, const 
         grouped_into(dy_RO.narrow(0, lo, rows).t(), x_RI.narrow(0, lo, rows), ends, part);
         sm90::AddGroups p{};
         p.groups = count, p.size = O * I, p.ends = ends.const_data_ptr<int>(), p.part = in_pointer(part);
-        p.sum = static_cast<char*>(dw_EOI.mutable_data_ptr()) + first * O * I * dw_EOI.element_size(), p.sum_fp64 = dw_EOI.scalar_type() == at::kDouble;
+        p.sum = static_cast<char*>(dw_EOI.mutable_data_ptr()) + first * O * I * dw_EOI.element_size(), p.sum_dtype = sm90_dtype("grouped_linear", dw_EOI);
         MOE_CUDA_CHECK(sm90::add_groups(p, on.stream));
     }
 }

@@ -256,7 +256,7 @@ template <class T> void backward_jobs(const MlaInputs& in, const Tensor& out, co
     });
 }
 
-/// The inputs in the dtype of the loops: bf16 runs in fp32.
+/// The inputs in the dtype of the loops: bf16 and fp16 run in fp32.
 MlaInputs widened(const MlaInputs& in) {
     MlaInputs out = in;
     auto dtype = wide_dtype(in.q);

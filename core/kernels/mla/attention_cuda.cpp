@@ -1,7 +1,7 @@
 // MLA's attention on CUDA. Operands are rotated and laid out by kernels of our own, then one of three ways:
-//   cudnn      bf16, no packed documents, widths that cuDNN's kernels have (192/128 among them): the fastest there is;
-//   flash      other bf16 up to width 256: wants one width, so v is padded to that of q; takes packed documents as they are;
-//   composed   fp32, fp64 and wider bf16: blocks of query rows, softmax in fp32 or fp64, probabilities computed again in backward.
+//   cudnn      bf16 or fp16, no packed documents, widths that cuDNN's kernels have (192/128 among them): the fastest there is;
+//   flash      other bf16 or fp16 up to width 256: wants one width, so v is padded to that of q; takes packed documents as they are;
+//   composed   fp32, fp64 and wider bf16 or fp16: blocks of query rows, softmax in fp32 or fp64, probabilities computed again in backward.
 // Letters: B sequences, S positions, T = B·S, H query heads, G key and value heads, D = nope + rope, W and U padded widths.
 #ifdef MOE_WITH_CUDA
 #include "core/kernels/common/cuda_check.h"
@@ -26,7 +26,7 @@ int64_t round_up_to(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 Way way_of(const MlaInputs& in) {
     const MlaShape& m = in.shape;
     const int64_t D = width(m);
-    if (in.q.scalar_type() != at::kBFloat16 || D > 256 || m.v > 256) return Way::composed;
+    if (!at::isReducedFloatingType(in.q.scalar_type()) || D > 256 || m.v > 256) return Way::composed;
     if (m.window > 0 && m.window < m.S) return Way::composed;            // the fused kernels know documents, not windows
     const bool has_widths = (D == 192 && m.v == 128) || (D <= 128 && m.v <= 128);
     if (!at::globalContext().deterministicAlgorithms() && !in.doc_start_BS.defined() && m.H == m.G && m.S > 1 && D % 8 == 0 && m.v % 8 == 0 && has_widths) return Way::cudnn;

@@ -67,7 +67,10 @@ void rmsnorm_backward_cpu(const Tensor& dy_TD, const Tensor& x_TD, const Tensor&
                     rms_gradient_row(dy + t * D, x + t * D, gamma, rstd[t], dx + t * D, sums + b * D, D);
         });
     });
-    if (!dgamma_D.defined()) return;
-    for (int64_t b = 0; b < blocks; ++b) dgamma_D.add_(partial.select(0, b));     // in the order of blocks
+    if (!dgamma_D.defined() || blocks == 0) return;
+    // In the order of blocks; a bf16 gradient is rounded once, after the last.
+    Tensor sum = dgamma_D.scalar_type() == at::kBFloat16 ? dgamma_D.to(partial.scalar_type()) : dgamma_D;
+    for (int64_t b = 0; b < blocks; ++b) sum.add_(partial.select(0, b));
+    if (!sum.is_same(dgamma_D)) dgamma_D.copy_(sum);
 }
 }  // namespace moe::kernels

@@ -25,7 +25,7 @@ void rmsnorm_backward_cuda(const Tensor& dy_TD, const Tensor& x_TD, const Tensor
     if (dgamma_D.defined()) {
         MOE_CHECK(p.D <= sm90::rmsnorm_widest(p.dtype), shape, "rmsnorm: width on CUDA", std::to_string(p.D), fmt::format("at most {}", sm90::rmsnorm_widest(p.dtype)), "");
         partial = at::empty({sm90::rmsnorm_parts(p.T), p.D}, rstd_T.options());
-        p.partial = out_pointer(partial), p.dgamma = out_pointer(dgamma_D), p.dgamma_fp64 = dgamma_D.scalar_type() == at::kDouble;
+        p.partial = out_pointer(partial), p.dgamma = out_pointer(dgamma_D), p.dgamma_dtype = sm90_dtype("rmsnorm", dgamma_D);
     }
     MOE_CUDA_CHECK(sm90::rmsnorm_backward(p, on.stream));
 }

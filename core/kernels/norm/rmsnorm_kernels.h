@@ -5,12 +5,12 @@
 namespace moe::kernels {
 using at::Tensor;
 
-/// y [T, D] = x · rstd · gamma; rstd [T] = 1 / sqrt(mean(x²) + eps). x, gamma [D], y: one dtype of fp64, fp32, bf16; rstd fp64
+/// y [T, D] = x · rstd · gamma; rstd [T] = 1 / sqrt(mean(x²) + eps). x, gamma [D], y: one dtype of fp64, fp32, bf16, fp16; rstd fp64
 /// for fp64, else fp32. T may be 0.
 void rmsnorm_forward_cpu(const Tensor& x_TD, const Tensor& gamma_D, double eps, Tensor y_TD, Tensor rstd_T);
 void rmsnorm_forward_cuda(const Tensor& x_TD, const Tensor& gamma_D, double eps, Tensor y_TD, Tensor rstd_T);
 
-/// dx [T, D] in x's dtype; dgamma [D] fp32 or fp64 is added to, or undefined: none. The order of dgamma's sum depends on T
+/// dx [T, D] in x's dtype; dgamma [D] fp64, fp32 or bf16 is added to (rounded once), or undefined: none. The order of dgamma's sum depends on T
 /// and D only.
 void rmsnorm_backward_cpu(const Tensor& dy_TD, const Tensor& x_TD, const Tensor& gamma_D, const Tensor& rstd_T, Tensor dx_TD, Tensor dgamma_D);
 void rmsnorm_backward_cuda(const Tensor& dy_TD, const Tensor& x_TD, const Tensor& gamma_D, const Tensor& rstd_T, Tensor dx_TD, Tensor dgamma_D);

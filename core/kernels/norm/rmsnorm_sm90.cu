@@ -75,7 +75,7 @@ __global__ void sum_parts_kernel(const W* partial, int parts, int64_t D, G* dgam
     __syncthreads();
     if (threadIdx.y || i >= D) return;
     for (int k = 1; k < 8; ++k) sum += rows[k][threadIdx.x];
-    dgamma[i] += G(sum);
+    dgamma[i] = narrow<G>(widen(dgamma[i]) + Wide<G>(sum));
 }
 
 template <class T, int N> cudaError_t launch_forward(const RmsNorm& p, cudaStream_t stream) {
@@ -95,8 +95,9 @@ template <class T, int N> cudaError_t launch_backward(const RmsNorm& p, cudaStre
         static_cast<T*>(p.dx), static_cast<W*>(p.partial));
     if (auto error = cudaGetLastError(); error != cudaSuccess || !p.partial) return error;
     const unsigned blocks = unsigned((p.D + 31) / 32);
-    if (p.dgamma_fp64) sum_parts_kernel<<<blocks, dim3(32, 8), 0, stream>>>(static_cast<const W*>(p.partial), parts, p.D, static_cast<double*>(p.dgamma));
-    else sum_parts_kernel<<<blocks, dim3(32, 8), 0, stream>>>(static_cast<const W*>(p.partial), parts, p.D, static_cast<float*>(p.dgamma));
+    by_main_dtype(p.dgamma_dtype, [&](auto zero) {
+        sum_parts_kernel<<<blocks, dim3(32, 8), 0, stream>>>(static_cast<const W*>(p.partial), parts, p.D, static_cast<decltype(zero)*>(p.dgamma));
+    });
     return cudaGetLastError();
 }
 }  // namespace

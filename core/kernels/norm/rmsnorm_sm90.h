@@ -16,7 +16,7 @@ struct RmsNorm {
     void* dx;                 ///< [T, D]
     void* partial;            ///< [rmsnorm_parts(T), D] as rstd, or null: no gradient of gamma
     void* dgamma;             ///< [D], added to, or null
-    bool dgamma_fp64;
+    Dtype dgamma_dtype;       ///< fp32, fp64 or bf16
 };
 /// Blocks of the backward pass, each with its part of gamma's gradient. A function of T alone: the order of the sum is too.
 int rmsnorm_parts(int64_t T);

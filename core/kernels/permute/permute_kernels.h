@@ -8,7 +8,7 @@ namespace moe::kernels {
 SortPlan sort_by_expert_cpu(const Tensor& ids_TK, int64_t num_experts);
 SortPlan sort_by_expert_cuda(const Tensor& ids_TK, int64_t num_experts);
 
-/// y [R, D] row r = x [T, D] row token[r]; fp64, fp32 or bf16.
+/// y [R, D] row r = x [T, D] row token[r]; fp64, fp32, bf16 or fp16.
 void gather_rows_cpu(const Tensor& x_TD, const SortPlan& plan, Tensor y_RD);
 void gather_rows_cuda(const Tensor& x_TD, const SortPlan& plan, Tensor y_RD);
 

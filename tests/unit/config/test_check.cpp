@@ -74,6 +74,10 @@ TEST_CASE("check: each contradiction is found, and nothing else", "[config][chec
     CHECK(wrong({"data.dataset_type=text", R"(data.sources=[{"name": "a"}])"}) == Paths{"data.sources[0].path"});
     CHECK(wrong({R"(data.sources=[{"name": "a"}, {"name": "a"}])"}) == Paths{"data.sources[1].name"});
     CHECK(wrong({R"(data.sources=[{"name": "a", "weight": 0}])"}) == Paths{"data.sources"});
+    CHECK(wrong({"training.batch_size_ramp={\"start\": 8, \"tokens\": 9}", "training.dynamic_batch_tokens=100"}) == Paths{"training.dynamic_batch_tokens"});
+    CHECK(wrong({"training.batch_size_ramp={\"start\": 65, \"tokens\": 9}"}) == Paths{"training.batch_size_ramp.start"});
+    CHECK(wrong({"training.optimizer=muon", "distributed.tensor_parallel_size=2"}) == Paths{"training.optimizer"});
+    CHECK(wrong({"training.optimizer=muon", "distributed.expert_parallel_size=2"}).empty());
     CHECK(wrong({"deepspeed.enabled=true", "deepspeed.zero_optimization.stage=2"}) == Paths{"deepspeed.zero_optimization.stage"});
     CHECK(wrong({"deepspeed.enabled=true", "deepspeed.bf16.enabled=true", "training.use_bf16=true"}).empty());
 }
@@ -131,12 +135,11 @@ TEST_CASE("not built: the table names keys that exist and values that the keys m
 
 TEST_CASE("not built: refusals name the key, the default and the row", "[config][not_built]") {
     CHECK(refusal(over({"model.mla.sparse_top_k=9"})) == "model.mla.sparse_top_k: got 9, want 2048 (not built yet: row A2)");
-    std::string text = refusal(over({"slurm.nodes=2", "training.lora.rank=8", "training.optimizer=muon"}));
+    std::string text = refusal(over({"slurm.nodes=2", "training.lora.rank=8", "model.mla.flash_mla_backend=sparse"}));
     CHECK(text.find("not built yet") != std::string::npos);
     CHECK(text.find("slurm.nodes: got 2, want 1") != std::string::npos);
     CHECK(text.find("training.lora.rank: got 8") != std::string::npos);
-    CHECK(text.find("training.optimizer: got \"muon\"") != std::string::npos);
-    CHECK(refusal(over({"training.optimizer=sgd"})) == "training.momentum: got 0.9, want 0 with optimizer = sgd (not built yet: row B2)");
+    CHECK(text.find("model.mla.flash_mla_backend: got \"sparse\"") != std::string::npos);
 }
 
 TEST_CASE("not built: what is built passes", "[config][not_built]") {
@@ -144,6 +147,9 @@ TEST_CASE("not built: what is built passes", "[config][not_built]") {
                         "model.moe.bias_update_rule=centred", "model.moe.bias_freeze_step=10", "model.moe.scoring_func=softmax", "model.mla.q_lora_rank=64", "model.dense_layer_interval=3",
                         "data.dataset_type=text", "data.path=/x", "data.text_field=body.text", "data.bad_lines=skip", "validation.enabled=true", "checkpointing.enabled=false", "logging.tensorboard.enabled=false", "distributed.backend=mpi",
                         "distributed.launcher=mpirun", "training.total_training_tokens=1000"})).empty());
+    CHECK(refusal(over({"training.optimizer=muon", "training.moments_dtype=bf16", "training.grads_dtype=bf16", "training.use_fp16=true", "training.lr_decay_style=wsd", "training.lr_decay_ratio=0.2",
+                        "training.batch_size_ramp={\"start\": 8, \"tokens\": 1000}"})).empty());
+    CHECK(refusal(over({"training.optimizer=sgd", "training.lr_decay_style=deepseek_v3", "training.dynamic_batch_tokens=1000"})).empty());
     for (std::string name : {"cpu_quick", "cpu_tiny", "deepseek_v3_debug", "deepseek_v3_16b", "deepseek_v2_lite", "moonlight_16b_a3b", "kimi_k2"}) CHECK(refusal(named_config(name)).empty());
 }
 
@@ -170,7 +176,7 @@ TEST_CASE("help: a key's text has its unit, default and range; a section's its k
     CHECK(h.field.path == "model.moe.expert_intermediate_size");
     for (auto part : {"features", "2048", "1 or more", "moe_intermediate_size"}) CHECK(h.text.find(part) != std::string::npos);
     CHECK(help("model.mla.indexer_heads").text.find("row A2") != std::string::npos);
-    CHECK(help("training.optimizer").field.not_built.find("muon") != std::string::npos);
+    CHECK(help("model.mla.flash_mla_backend").field.not_built.find("sparse") != std::string::npos);
     CHECK(help("model").keys.back() == "moe");
     CHECK(help("").keys.front() == "experiment_name");
     CHECK(help("data.sources").keys.front() == "name");

@@ -57,10 +57,10 @@ inline void check_close(const std::string& what, const Tensor& got, const Tensor
     CHECK(error <= tolerance);
 }
 
-inline const char* short_name(at::ScalarType t) { return t == at::kDouble ? "fp64" : t == at::kFloat ? "fp32" : "bf16"; }
+inline const char* short_name(at::ScalarType t) { return t == at::kDouble ? "fp64" : t == at::kFloat ? "fp32" : t == at::kHalf ? "fp16" : "bf16"; }
 
-/// Runs the op on CUDA in fp64, fp32 and bf16 against fp64 on the CPU.
-inline void compare(const std::string& what, const Op& op, double bf16_tolerance = 1e-2, std::vector<at::ScalarType> dtypes = {at::kDouble, at::kFloat, at::kBFloat16}) {
+/// Runs the op on CUDA in fp64, fp32, bf16 and fp16 against fp64 on the CPU.
+inline void compare(const std::string& what, const Op& op, double bf16_tolerance = 1e-2, std::vector<at::ScalarType> dtypes = {at::kDouble, at::kFloat, at::kBFloat16, at::kHalf}) {
     for (auto dtype : dtypes) {
         auto want = op({at::kCPU, at::kDouble, dtype}), got = op({at::Device(at::kCUDA, 0), dtype, dtype});
         const double tolerance = dtype == at::kDouble ? 1e-12 : dtype == at::kFloat ? 1e-5 : bf16_tolerance;

@@ -31,7 +31,7 @@ Op attention_op(MlaShape m, bool interleaved, bool packed) {
     };
 }
 std::vector<at::ScalarType> exact() { return {at::kDouble, at::kFloat}; }
-std::vector<at::ScalarType> half() { return {at::kBFloat16}; }
+std::vector<at::ScalarType> half() { return {at::kBFloat16, at::kHalf}; }
 }  // namespace
 
 TEST_CASE("cuda mla_attention: fp32 and fp64, any widths, groups and documents", "[gpu][kernels]") {
@@ -50,7 +50,7 @@ TEST_CASE("cuda mla_attention: fp32 in more than one block of rows", "[gpu][kern
     compare("attention S4500", attention_op({.B = 1, .S = 4500, .H = 2, .G = 1, .nope = 4, .rope = 4, .v = 4}, true, true), 0, {at::kFloat});
 }
 
-TEST_CASE("cuda mla_attention: bf16 without documents", "[gpu][kernels]") {
+TEST_CASE("cuda mla_attention: bf16 and fp16 without documents", "[gpu][kernels]") {
     if (!has_gpu()) return;
     for (bool interleaved : {false, true}) {
         compare("attention 192/128", attention_op({.B = 2, .S = 130, .H = 4, .G = 4, .nope = 128, .rope = 64, .v = 128}, interleaved, false), 1.5e-2, half());
@@ -64,7 +64,7 @@ TEST_CASE("cuda mla_attention: bf16 without documents", "[gpu][kernels]") {
     compare("attention one token", attention_op({.B = 3, .S = 1, .H = 4, .G = 2, .nope = 32, .rope = 16, .v = 32}, true, false), 1.5e-2, half());
 }
 
-TEST_CASE("cuda mla_attention: bf16 with packed documents", "[gpu][kernels]") {
+TEST_CASE("cuda mla_attention: bf16 and fp16 with packed documents", "[gpu][kernels]") {
     if (!has_gpu()) return;
     compare("documents 192/128", attention_op({.B = 2, .S = 300, .H = 4, .G = 4, .nope = 128, .rope = 64, .v = 128}, true, true), 1.5e-2, half());
     compare("documents 48/32", attention_op({.B = 3, .S = 77, .H = 4, .G = 2, .nope = 32, .rope = 16, .v = 32}, false, true), 1.5e-2, half());

@@ -34,7 +34,7 @@ Op embed_op(Tensor ids, int64_t V, int64_t D) {
         return {{"y", y}, {"dw", w->grad}};
     };
 }
-/// Three AdamW steps, then one of SGD.
+/// Three AdamW steps, one of SGD, two with momentum, one of Adam.
 Op optimizer_op(int64_t n, int64_t first) {
     return [=](const Place& p) -> std::vector<Result> {
         auto range = [&](Tensor t) { return t.narrow(0, first, n); };      // not at a multiple of 16 bytes where first is odd
@@ -43,8 +43,11 @@ Op optimizer_op(int64_t n, int64_t first) {
         std::vector<Result> out;
         for (int64_t step = 1; step <= 3; ++step) kernels::adamw(master, grad, m, v, value, {.lr = 0.01, .weight_decay = 0.1, .grad_scale = 0.5, .step = step});
         out.push_back({"master", master.clone()});
-        kernels::sgd(master, grad, value, 0.1, 0.01, 0.5);
-        out.insert(out.end(), {{"m", m}, {"v", v}, {"after sgd", master}, {"sum of squares", kernels::sum_of_squares(grad)}});
+        Tensor buffer = range(at::zeros({n + first}, master.options()));
+        kernels::sgd(master, grad, {}, value, {0.1, 0, 0.01, 0.5});
+        for (int step = 0; step < 2; ++step) kernels::sgd(master, grad, buffer, value, {0.1, 0.9, 0.01, 0.5});
+        kernels::adamw(master, grad, m, v, value, {.lr = 0.01, .weight_decay = 0.1, .step = 4, .decoupled = false});
+        out.insert(out.end(), {{"m", m}, {"v", v}, {"after sgd and adam", master}, {"buffer", buffer}, {"sum of squares", kernels::sum_of_squares(grad)}});
         if (value.defined()) CHECK(at::equal(value, master.to(at::kBFloat16)));
         return out;
     };
@@ -107,13 +110,15 @@ TEST_CASE("cuda adamw, sgd, sum_of_squares: flat ranges of any length and alignm
     compare("adamw empty", optimizer_op(0, 0));
 }
 
-TEST_CASE("cuda adamw: bf16 gradients and moments", "[gpu][kernels]") {
+TEST_CASE("cuda adamw, sgd: bf16 gradients and moments", "[gpu][kernels]") {
     if (!has_gpu()) return;
     auto op = [](const Place& p) -> std::vector<Result> {
         const auto narrow = p.device.is_cuda() ? at::kBFloat16 : at::kDouble;
         Tensor master = p.wide({1001}, 1), grad = p.numbers({1001}, 2, 1, at::kBFloat16, narrow), m = at::zeros({1001}, master.options().dtype(narrow)), v = at::zeros_like(m);
+        Tensor buffer = at::zeros_like(m);
         kernels::adamw(master, grad, m, v, Tensor(), {.lr = 0.01, .step = 1});
-        return {{"master", master}, {"m", m}, {"v", v}};
+        for (int step = 0; step < 2; ++step) kernels::sgd(master, grad, buffer, Tensor(), {.lr = 0.01, .momentum = 0.9});
+        return {{"master", master}, {"m", m}, {"v", v}, {"buffer", buffer}};
     };
     compare("adamw bf16 moments", op, 5e-3, {at::kBFloat16});
 }

@@ -1,4 +1,6 @@
+#include "core/kernels/embed/embed.h"
 #include "core/kernels/linear/linear.h"
+#include "core/kernels/norm/rmsnorm.h"
 #include "tests/unit/kernels/cuda_compare.h"
 
 using namespace moe;
@@ -53,6 +55,25 @@ TEST_CASE("cuda linear: the weight gradient of bf16 operands is added in fp32", 
         return {{"dw", w->grad}};
     };
     compare("linear dw", op, 2e-6, {at::kBFloat16});
+}
+
+TEST_CASE("cuda linear, rmsnorm, embed: bf16 main gradients are the sums rounded once", "[gpu][kernels]") {
+    if (!has_gpu()) return;
+    auto op = [](const Place& p) -> std::vector<Result> {
+        // In fp64 on the CPU the same start, which bf16 holds exactly.
+        auto narrow = [&](WeightPtr w) {
+            if (p.device.is_cuda()) w->grad = w->grad.to(at::kBFloat16);
+            return w;
+        };
+        Tensor x = p.leaf({512, 64}, 1), y = p.leaf({512, 64}, 4), anchor = p.leaf({1}, 5);
+        auto w = narrow(p.weight({32, 64}, 2)), experts = narrow(p.weight({3, 32, 64}, 6)), gamma = narrow(p.weight({64}, 7)), table = narrow(p.weight({5, 64}, 8));
+        kernels::linear(x, w).backward(p.random({512, 32}, 3));
+        kernels::grouped_linear(x, longs({0, 200, 200, 512}), experts).backward(p.random({512, 32}, 3));
+        kernels::rmsnorm(y, gamma, 1e-6).backward(p.random({512, 64}, 9));
+        kernels::embed(anchor, on(p, at::full({512}, 3, at::kLong)), table).backward(p.random({512, 64}, 10));
+        return {{"linear", w->grad}, {"grouped", experts->grad}, {"gamma", gamma->grad}, {"table", table->grad}};
+    };
+    compare("bf16 main gradient", op, 4e-3, {at::kBFloat16, at::kHalf});
 }
 
 TEST_CASE("cuda linear_wide: the router's product keeps fp32", "[gpu][kernels]") {

@@ -39,7 +39,7 @@ double total(const std::vector<double>& v) {
 }  // namespace
 
 TEST_CASE("head_loss: loss and token losses equal plain loops, ignored targets count nothing", "[kernels][head]") {
-    auto [dtype, tolerance] = GENERATE(table<at::ScalarType, double>({{at::kDouble, 1e-13}, {at::kFloat, 1e-6}, {at::kBFloat16, 1e-6}}));
+    auto [dtype, tolerance] = GENERATE(table<at::ScalarType, double>({{at::kDouble, 1e-13}, {at::kFloat, 1e-6}, {at::kBFloat16, 1e-6}, {at::kHalf, 1e-6}}));
     int64_t chunk = GENERATE(1, 4, 1024);
     Tensor x = randn("x", {T, D}).to(dtype), w0 = randn("w", {V, D}).to(dtype), targets = some_targets(), token_loss;
     HeadLossOptions options;
@@ -68,7 +68,7 @@ TEST_CASE("head_loss: gradients equal finite differences, kept or computed again
 }
 
 TEST_CASE("head_loss: narrow dtypes' gradients follow float64", "[kernels][head]") {
-    auto [dtype, tolerance] = GENERATE(table<at::ScalarType, double>({{at::kFloat, 3e-6}, {at::kBFloat16, 1e-2}}));
+    auto [dtype, tolerance] = GENERATE(table<at::ScalarType, double>({{at::kFloat, 3e-6}, {at::kBFloat16, 1e-2}, {at::kHalf, 2e-3}}));
     HeadLossOptions options;
     options.chunk = 5;
     options.keep_bytes = GENERATE(int64_t(0), int64_t(1) << 20);
@@ -134,13 +134,70 @@ TEST_CASE("sgd: equals its formula, with a bf16 copy", "[kernels][adamw]") {
     Tensor p = randn("p", {77}).to(at::kFloat), g = randn("g", {77}).to(at::kFloat), value = at::zeros({77}, at::kBFloat16);
     auto want = values(p), gv = values(g);
     for (size_t i = 0; i < want.size(); ++i) want[i] -= 0.1 * (0.5 * gv[i] + 0.01 * want[i]);
-    sgd(p, g, value, 0.1, 0.01, 0.5);
+    sgd(p, g, {}, value, {0.1, 0, 0.01, 0.5});
     require_close(p, want, 1e-6);
     CHECK(bit_equal(value, p.to(at::kBFloat16)));
 }
 
+TEST_CASE("sgd: five steps with momentum equal plain loops, the first of them the plain step", "[kernels][adamw]") {
+    auto [dtype, tolerance] = GENERATE(table<at::ScalarType, double>({{at::kDouble, 1e-14}, {at::kFloat, 2e-6}}));
+    Tensor p = randn("p", {77}).to(dtype), buffer = at::zeros({77}, dtype);
+    auto P = values(p);
+    std::vector<double> B;
+    for (int step = 1; step <= 5; ++step) {
+        Tensor g = randn("g" + std::to_string(step), {77}).to(dtype);
+        sgd(p, g, buffer, {}, {0.1, 0.9, 0.01, 0.5});
+        auto G = values(g);
+        for (size_t i = 0; i < P.size(); ++i) {
+            double d = 0.5 * G[i] + 0.01 * P[i];
+            if (step == 1) B.push_back(d);
+            else B[i] = 0.9 * B[i] + d;
+            P[i] -= 0.1 * B[i];
+        }
+    }
+    require_close(p, P, tolerance);
+    require_close(buffer, B, tolerance);
+}
+
+TEST_CASE("adamw: not decoupled it is Adam, five steps equal plain loops", "[kernels][adamw]") {
+    Tensor p = randn("p", {53}), m = at::zeros_like(p), v = at::zeros_like(p);
+    auto P = values(p);
+    std::vector<double> M(P.size()), S(P.size());
+    AdamWOptions o{.lr = 0.01, .weight_decay = 0.1, .grad_scale = 0.5, .decoupled = false};
+    for (o.step = 1; o.step <= 5; ++o.step) {
+        Tensor g = randn("g" + std::to_string(o.step), {53});
+        adamw(p, g, m, v, {}, o);
+        auto G = values(g);
+        for (size_t i = 0; i < P.size(); ++i) {
+            double d = 0.5 * G[i] + 0.1 * P[i];
+            M[i] = 0.9 * M[i] + 0.1 * d;
+            S[i] = 0.95 * S[i] + 0.05 * d * d;
+            P[i] -= 0.01 * (M[i] / (1 - std::pow(0.9, double(o.step)))) / (std::sqrt(S[i] / (1 - std::pow(0.95, double(o.step)))) + 1e-8);
+        }
+    }
+    require_close(p, P, 1e-13);
+}
+
+TEST_CASE("adamw, sgd: bf16 gradients and moments stay near fp32, an fp16 copy is master rounded", "[kernels][adamw]") {
+    Tensor p = randn("p", {301}).to(at::kFloat), exact = p.clone(), start = p.clone(), value = at::zeros({301}, at::kHalf);
+    Tensor m = at::zeros({301}, at::kBFloat16), v = at::zeros_like(m), wide_m = at::zeros({301}), wide_v = at::zeros({301});
+    Tensor q = p.clone(), exact_q = p.clone(), b = at::zeros_like(m), wide_b = at::zeros({301});
+    for (int step = 1; step <= 5; ++step) {
+        Tensor g = randn("g" + std::to_string(step), {301}).to(at::kBFloat16), wide = g.to(at::kFloat);
+        adamw(p, g, m, v, value, {.lr = 0.01, .step = step});
+        adamw(exact, wide, wide_m, wide_v, {}, {.lr = 0.01, .step = step});
+        sgd(q, g, b, {}, {.lr = 0.01, .momentum = 0.9});
+        sgd(exact_q, wide, wide_b, {}, {.lr = 0.01, .momentum = 0.9});
+    }
+    require_close(p - start, exact - start, 5e-3);
+    require_close(q - start, exact_q - start, 5e-3);
+    require_close(m, wide_m, 5e-3);
+    CHECK_FALSE(bit_equal(p, exact));
+    CHECK(bit_equal(value, p.to(at::kHalf)));
+}
+
 TEST_CASE("sum_of_squares: equals a plain sum and does not depend on the number of threads", "[kernels][adamw]") {
-    auto dtype = GENERATE(at::kDouble, at::kFloat, at::kBFloat16);
+    auto dtype = GENERATE(at::kDouble, at::kFloat, at::kBFloat16, at::kHalf);
     int64_t n = GENERATE(0, 1, 50001);
     Tensor x = randn("x", {n}).to(dtype), one, two;
     double want = 0;
@@ -154,8 +211,11 @@ TEST_CASE("sum_of_squares: equals a plain sum and does not depend on the number 
 TEST_CASE("adamw: ranges of another length or dtype are named with their values", "[kernels][adamw]") {
     Tensor p = randn("p", {8}), other = randn("o", {7});
     require_error(ErrorKind::shape, "adamw: grad: got 7 elements, want 8", [&] { adamw(p, other, p, p, {}, {}); });
-    require_error(ErrorKind::dtype, "int64", [&] { sgd(p, at::zeros({8}, at::kLong), {}, 0.1, 0, 1); });
-    require_error(ErrorKind::dtype, "bfloat16", [&] { sgd(p.to(at::kBFloat16), p, {}, 0.1, 0, 1); });
+    require_error(ErrorKind::dtype, "int64", [&] { sgd(p, at::zeros({8}, at::kLong), {}, {}, {}); });
+    require_error(ErrorKind::dtype, "bfloat16", [&] { sgd(p.to(at::kBFloat16), p, {}, {}, {}); });
+    require_error(ErrorKind::dtype, "float16", [&] { sgd(p, p.to(at::kHalf), {}, {}, {}); });
+    require_error(ErrorKind::dtype, "float16", [&] { adamw(p, p, p.to(at::kHalf), p.to(at::kHalf), {}, {}); });
+    require_error(ErrorKind::usage, "0.9 without a buffer", [&] { sgd(p, p, {}, {}, {.momentum = 0.9}); });
     AdamWOptions o;
     o.step = 0;
     require_error(ErrorKind::usage, "step", [&] { adamw(p, p, p, p, {}, o); });

@@ -44,7 +44,7 @@ constexpr int64_t T = 7, I = 13, O = 9;
 }  // namespace
 
 TEST_CASE("linear: forward and gradients equal plain loops in every dtype", "[kernels][linear]") {
-    auto [dtype, tolerance] = GENERATE(table<at::ScalarType, double>({{at::kDouble, 1e-14}, {at::kFloat, 1e-6}, {at::kBFloat16, 4e-3}}));
+    auto [dtype, tolerance] = GENERATE(table<at::ScalarType, double>({{at::kDouble, 1e-14}, {at::kFloat, 1e-6}, {at::kBFloat16, 4e-3}, {at::kHalf, 6e-4}}));
     Tensor x0 = randn("x", {T, I}).to(dtype), w0 = randn("w", {O, I}).to(dtype), dy = randn("dy", {T, O}).to(dtype);
     auto w = weight(w0, dtype);
     Tensor x = leaf(x0, dtype), y = linear(x, w);
@@ -113,7 +113,7 @@ TEST_CASE("linear_wide: bf16 rows through an fp32 weight give fp32 results", "[k
 }
 
 TEST_CASE("grouped_linear: forward and gradients equal plain loops, experts without rows included", "[kernels][linear]") {
-    auto [dtype, tolerance] = GENERATE(table<at::ScalarType, double>({{at::kDouble, 1e-14}, {at::kFloat, 1e-6}, {at::kBFloat16, 4e-3}}));
+    auto [dtype, tolerance] = GENERATE(table<at::ScalarType, double>({{at::kDouble, 1e-14}, {at::kFloat, 1e-6}, {at::kBFloat16, 4e-3}, {at::kHalf, 6e-4}}));
     std::vector<int64_t> offsets = GENERATE(std::vector<int64_t>{0, 0, 3, 3, 11}, std::vector<int64_t>{0, 11, 11, 11, 11}, std::vector<int64_t>{0, 0, 0, 0, 0});
     int64_t R = offsets.back(), E = 4;
     Tensor x0 = randn("x", {R, I}).to(dtype), w0 = randn("w", {E, O, I}).to(dtype), dy = randn("dy", {R, O}).to(dtype);

@@ -34,7 +34,7 @@ std::vector<double> plain_swiglu(const Tensor& gate_up, const Tensor& weight) {
 }  // namespace
 
 TEST_CASE("rmsnorm: forward equals plain loops in every dtype", "[kernels][norm]") {
-    auto [dtype, tolerance] = GENERATE(table<at::ScalarType, double>({{at::kDouble, 1e-14}, {at::kFloat, 1e-6}, {at::kBFloat16, 4e-3}}));
+    auto [dtype, tolerance] = GENERATE(table<at::ScalarType, double>({{at::kDouble, 1e-14}, {at::kFloat, 1e-6}, {at::kBFloat16, 4e-3}, {at::kHalf, 6e-4}}));
     auto [T, D] = GENERATE(table<int64_t, int64_t>({{5, 13}, {1, 1}, {300, 64}, {0, 8}}));
     Tensor x = randn("x", {T, D}).to(dtype), gamma = randn("gamma", {D}).to(dtype);
     Tensor y = rmsnorm(x, weight(gamma, dtype), kEps);
@@ -52,7 +52,7 @@ TEST_CASE("rmsnorm: gradients equal finite differences", "[kernels][norm]") {
 }
 
 TEST_CASE("rmsnorm: narrow dtypes' gradients follow float64, main gradients are added to", "[kernels][norm]") {
-    auto [dtype, tolerance] = GENERATE(table<at::ScalarType, double>({{at::kFloat, 1e-5}, {at::kBFloat16, 6e-3}}));
+    auto [dtype, tolerance] = GENERATE(table<at::ScalarType, double>({{at::kFloat, 1e-5}, {at::kBFloat16, 6e-3}, {at::kHalf, 1e-3}}));
     Tensor x0 = randn("x", {300, 40}).to(dtype), g0 = randn("gamma", {40}).to(dtype), dy = randn("dy", {300, 40}).to(dtype);
     auto reference = weight(g0), gamma = weight(g0, dtype);
     reference->grad.fill_(2);
@@ -86,7 +86,7 @@ TEST_CASE("rmsnorm: wrong operands are named with their values", "[kernels][norm
 }
 
 TEST_CASE("swiglu: forward equals plain loops, with and without row weights", "[kernels][swiglu]") {
-    auto [dtype, tolerance] = GENERATE(table<at::ScalarType, double>({{at::kDouble, 1e-14}, {at::kFloat, 1e-6}, {at::kBFloat16, 4e-3}}));
+    auto [dtype, tolerance] = GENERATE(table<at::ScalarType, double>({{at::kDouble, 1e-14}, {at::kFloat, 1e-6}, {at::kBFloat16, 4e-3}, {at::kHalf, 6e-4}}));
     auto [R, F] = GENERATE(table<int64_t, int64_t>({{5, 7}, {70, 33}, {42, 18}, {42, 36}, {3, 2}, {0, 4}, {1, 1}}));
     bool weighted = GENERATE(false, true);
     Tensor x = randn("x", {R, 2 * F}).mul(4).to(dtype), w;
@@ -116,7 +116,7 @@ TEST_CASE("swiglu: gradients equal finite differences", "[kernels][swiglu]") {
 }
 
 TEST_CASE("swiglu: narrow dtypes' gradients follow float64", "[kernels][swiglu]") {
-    auto [dtype, tolerance] = GENERATE(table<at::ScalarType, double>({{at::kFloat, 2e-6}, {at::kBFloat16, 6e-3}}));
+    auto [dtype, tolerance] = GENERATE(table<at::ScalarType, double>({{at::kFloat, 2e-6}, {at::kBFloat16, 6e-3}, {at::kHalf, 1e-3}}));
     Tensor x0 = randn("x", {37, 46}).to(dtype), w0 = randn("w", {37}).to(at::kFloat), dy = randn("dy", {37, 23}).to(dtype);
     Tensor xd = leaf(x0), wd = leaf(w0), x = leaf(x0, dtype), w = leaf(w0, at::kFloat);
     auto want = backward(swiglu(xd, wd), {xd, wd}, dy), got = backward(swiglu(x, w), {x, w}, dy);

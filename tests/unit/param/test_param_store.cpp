@@ -164,6 +164,21 @@ TEST_CASE("param: the gradient of a frozen expert beside trained ones does not c
     CHECK(store.grad("e.1").sum().item<double>() == 0);
 }
 
+TEST_CASE("param: moments and main gradients have their own types, offsets are those in the bucket", "[param]") {
+    StoreOptions o = options("fp16");
+    o.precision.moments = o.precision.grad = at::kBFloat16;
+    Model m(o);
+    auto& dense = m.store.buckets()[0];
+    CHECK(dense.value.scalar_type() == at::kHalf);
+    CHECK(dense.master.scalar_type() == at::kFloat);
+    CHECK(dense.grad.scalar_type() == at::kBFloat16);
+    REQUIRE(dense.state.size() == 2);
+    CHECK(dense.state[1].scalar_type() == at::kBFloat16);
+    CHECK(m.store.buckets()[int(BucketKind::router)].value.scalar_type() == at::kFloat);
+    CHECK(m.store.offset_of("kv.weight") == m.store.value("kv.weight").storage_offset());
+    CHECK(m.store.offset_of("kv.weight") == 16 + 35);
+}
+
 TEST_CASE("param: without training there are no gradients, no state and no second copy of the weights", "[param]") {
     StoreOptions o = options("bf16");
     o.training = false;

@@ -53,6 +53,27 @@ TEST_CASE("partition: each cut is the nearest allowed place to an equal share", 
     }
 }
 
+TEST_CASE("partition: with whole tensors each cut is the nearest tensor start to an equal share", "[param]") {
+    const std::vector<std::vector<std::vector<int64_t>>> cases = {{{1000, 3}, {7}, {257, 33}, {128, 5}}, {{4096, 16}}, {{513, 2, 3}, {64, 64, 2}, {300, 300}}};
+    for (const auto& shapes : cases) {
+        int64_t total;
+        auto tensors = bucket(shapes, total);
+        std::vector<int64_t> allowed{total};
+        for (const Extent& e : tensors) allowed.push_back(e.offset);
+        for (int parts : {1, 2, 3, 4, 7}) {
+            auto cuts = partition(tensors, total, parts, /*whole_tensors=*/true);
+            REQUIRE(int(cuts.size()) == parts + 1);
+            CHECK(std::is_sorted(cuts.begin(), cuts.end()));
+            for (int p = 1; p < parts; ++p) {
+                int64_t share = total * p / parts, best = total;
+                for (int64_t place : allowed) best = std::min(best, std::abs(place - share));
+                CHECK(std::count(allowed.begin(), allowed.end(), cuts[p]) > 0);
+                CHECK(std::abs(cuts[p] - share) == best);
+            }
+        }
+    }
+}
+
 TEST_CASE("partition: an empty bucket has empty parts", "[param]") {
     CHECK(partition({}, 0, 3) == std::vector<int64_t>{0, 0, 0, 0});
 }

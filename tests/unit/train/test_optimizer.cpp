@@ -1,34 +1,16 @@
 #include "core/base/error.h"
 #include "core/train/optimizer.h"
 #include "tests/catch.h"
+#include "tests/muon_reference.h"
 
 #include <ATen/ATen.h>
+#include <ATen/CPUGeneratorImpl.h>
 
 #include <cmath>
 #include <limits>
 
 using namespace moe;
 using namespace moe::train;
-
-TEST_CASE("learning rate: warm-up is linear, cosine ends at the minimum, constant stays", "[train]") {
-    TrainingConfig c;
-    c.learning_rate = 1; c.min_learning_rate = 0.1; c.lr_warmup_steps = 4; c.lr_decay_style = "cosine";
-    REQUIRE(learning_rate(c, 0, 101) == Approx(0.25));
-    REQUIRE(learning_rate(c, 3, 101) == Approx(1.0));
-    REQUIRE(learning_rate(c, 4, 101) == Approx(1.0));
-    REQUIRE(learning_rate(c, 52, 101) == Approx(0.55));           // halfway
-    REQUIRE(learning_rate(c, 100, 101) == Approx(0.1));
-    REQUIRE(learning_rate(c, 500, 101) == Approx(0.1));           // beyond the end
-    c.lr_decay_ratio = 0.5;
-    REQUIRE(learning_rate(c, 40, 101) == Approx(1.0));
-    c.lr_decay_style = "constant";
-    REQUIRE(learning_rate(c, 100, 101) == Approx(1.0));
-    c.lr_decay_style = "linear";
-    c.lr_decay_ratio.reset();
-    REQUIRE(learning_rate(c, 52, 101) == Approx(0.55));
-    c.lr_decay_style = "wsd";
-    REQUIRE_THROWS_AS(learning_rate(c, 50, 101), Error);
-}
 
 namespace {
 /// Three tensors in one store: a matrix with decay, a norm without, a frozen one.
@@ -85,14 +67,203 @@ TEST_CASE("adamw: under bf16 the compute weights are the fp32 master rounded", "
     REQUIRE(at::equal(f.store.value("matrix"), f.store.master("matrix").to(at::kBFloat16)));
 }
 
-TEST_CASE("sgd: keeps no moments and takes the plain step", "[train]") {
-    Fixture f(Precision::named("fp64"), num_moments("sgd"));
+TEST_CASE("sgd: without momentum it keeps no moments and takes the plain step", "[train]") {
     TrainingConfig c;
-    c.optimizer = "sgd"; c.weight_decay = 0; c.grad_clip = 0;
+    c.optimizer = "sgd"; c.momentum = 0; c.weight_decay = 0; c.grad_clip = 0;
+    Fixture f(Precision::named("fp64"), num_moments(c));
     at::Tensor before = f.store.value("matrix").clone(), g = at::randn({3, 5}, at::kDouble);
     f.store.grad("matrix").copy_(g);
     update(f.store, c, 0.5, 1, 1);
     REQUIRE((f.store.value("matrix") - (before - 0.5 * g)).abs().max().item<double>() < 1e-14);
     for (auto& b : f.store.buckets()) REQUIRE(b.state.empty());
-    REQUIRE_THROWS_AS(num_moments("lion"), Error);
+    c.optimizer = "lion";
+    REQUIRE_THROWS_WITH(num_moments(c), Catch::Contains("lion"));
+}
+
+namespace {
+using test::PlainMatrix;
+using test::PlainMuon;
+
+std::vector<double> doubles(const at::Tensor& t) {
+    at::Tensor flat = t.detach().to(at::kDouble).contiguous();
+    return {flat.const_data_ptr<double>(), flat.const_data_ptr<double>() + flat.numel()};
+}
+double worst(const at::Tensor& got, const std::vector<double>& want) {
+    auto x = doubles(got);
+    REQUIRE(x.size() == want.size());
+    double most = 0;
+    for (size_t i = 0; i < x.size(); ++i) most = std::max(most, std::abs(x[i] - want[i]));
+    return std::isfinite(most) ? most : INFINITY;
+}
+
+/// AdamW, Adam or SGD of one parameter in plain loops over float64; `update` is the formula.
+struct PlainState {
+    std::vector<double> p, m, v;
+    explicit PlainState(std::vector<double> start) : p(std::move(start)), m(p.size()), v(p.size()) {}
+    void adam(const std::vector<double>& grad, const TrainingConfig& c, double lr, double scale, double decay, int step, bool decoupled) {
+        for (size_t i = 0; i < p.size(); ++i) {
+            double d = scale * grad[i] + (decoupled ? 0 : decay * p[i]);
+            m[i] = c.adam_beta1 * m[i] + (1 - c.adam_beta1) * d;
+            v[i] = c.adam_beta2 * v[i] + (1 - c.adam_beta2) * d * d;
+            double mean = m[i] / (1 - std::pow(c.adam_beta1, step)), square = v[i] / (1 - std::pow(c.adam_beta2, step));
+            p[i] -= lr * (mean / (std::sqrt(square) + c.adam_eps) + (decoupled ? decay * p[i] : 0));
+        }
+    }
+    void sgd(const std::vector<double>& grad, double momentum, double lr, double scale, double decay, int step) {
+        for (size_t i = 0; i < p.size(); ++i) {
+            double d = scale * grad[i] + decay * p[i];
+            m[i] = step == 1 ? d : momentum * m[i] + d;
+            p[i] -= lr * m[i];
+        }
+    }
+};
+
+/// Every kind of parameter that a model has, by the model's names, in handles as the model makes them.
+struct Mixed {
+    dist::Mesh mesh;
+    ParamStore store;
+    explicit Mixed(Precision precision, const TrainingConfig& c) : store(mesh, {precision, at::kCPU, 0, 3, num_moments(c), true}) {
+        store.declare({"embed", BucketKind::dense, {{"model.embed_tokens.weight", {7, 5}, 0.5}}, {7, 5}});
+        store.declare({"norm", BucketKind::dense, {{"model.layers.0.input_layernorm.weight", {5}, 0, 1, false}}, {5}});
+        store.declare({"gate_up", BucketKind::dense, {{"model.layers.0.mlp.gate_proj.weight", {4, 5}, 0.5}, {"model.layers.0.mlp.up_proj.weight", {4, 5}, 0.5}}, {8, 5}});
+        store.declare({"o", BucketKind::dense, {{"model.layers.0.self_attn.o_proj.weight", {9, 5}, 0.5}}, {9, 5}});
+        store.declare({"frozen", BucketKind::dense, {{"model.layers.0.self_attn.q_proj.weight", {3, 5}, 0.5, 0, true, true}}, {3, 5}});
+        store.declare({"gate", BucketKind::router, {{"model.layers.1.mlp.gate.weight", {3, 5}, 0.5}}, {3, 5}});
+        WeightSpec up{"up", BucketKind::expert, {}, {3, 8, 5}}, down{"down", BucketKind::expert, {}, {3, 5, 4}};
+        for (int e = 0; e < 3; ++e) {
+            std::string x = "model.layers.1.mlp.experts." + std::to_string(e);
+            up.tensors.push_back({x + ".gate_proj.weight", {4, 5}, 0.5});
+            up.tensors.push_back({x + ".up_proj.weight", {4, 5}, 0.5});
+            down.tensors.push_back({x + ".down_proj.weight", {5, 4}, 0.5});
+        }
+        store.declare(up);
+        store.declare(down);
+        store.declare({"head", BucketKind::dense, {{"lm_head.weight", {7, 5}, 0.5}}, {7, 5}});
+        store.build();
+    }
+    /// Gradients of a step, all different; expert 2 has none. Returns them by name.
+    std::map<std::string, std::vector<double>> fill_gradients(int step) {
+        std::map<std::string, std::vector<double>> out;
+        for (auto& name : store.names()) {
+            at::Tensor g = at::randn(store.spec(name).shape, at::make_generator<at::CPUGeneratorImpl>(uint64_t(100 * step) + name.size() + out.size()), at::TensorOptions().dtype(at::kDouble));
+            if (name.find("experts.2.") != std::string::npos || store.spec(name).frozen) g.zero_();
+            store.grad(name).copy_(g);
+            out[name] = doubles(store.grad(name));
+        }
+        return out;
+    }
+};
+TrainingConfig settings(const std::string& optimizer) {
+    TrainingConfig c;
+    c.optimizer = optimizer;
+    c.weight_decay = 0.3; c.grad_clip = 2; c.momentum = 0.8;
+    return c;
+}
+bool is_muon_name(const std::string& name) { return name.find("proj") != std::string::npos && name.find("q_proj") == std::string::npos; }
+}  // namespace
+
+TEST_CASE("muon: hidden matrices are chosen by what they are", "[train]") {
+    Mixed f(Precision::named("fp64"), settings("muon"));
+    for (auto& name : f.store.names()) {
+        INFO(name);
+        CHECK(is_hidden_matrix(f.store, name) == is_muon_name(name));
+    }
+}
+
+TEST_CASE("muon: five steps of hidden matrices, and AdamW for the rest, equal plain loops in float64", "[train]") {
+    TrainingConfig c = settings("muon");
+    Mixed f(Precision::named("fp64"), c);
+    std::map<std::string, PlainMuon> matrices;
+    std::map<std::string, PlainState> others;
+    for (auto& name : f.store.names()) {
+        auto& shape = f.store.spec(name).shape;
+        if (is_muon_name(name)) matrices.emplace(name, PlainMuon(PlainMatrix(shape[0], shape[1], doubles(f.store.value(name)))));
+        else others.emplace(name, PlainState(doubles(f.store.value(name))));
+    }
+    for (int step = 1; step <= 5; ++step) {
+        auto grads = f.fill_gradients(step);
+        double norm = grad_norm(f.store, f.mesh.world), scale = 2 / norm, lr = 0.02 / step;
+        REQUIRE(norm > 2);
+        update(f.store, c, lr, norm, step);
+        for (auto& [name, m] : matrices) m.step(PlainMatrix(m.weight.rows, m.weight.cols, grads[name]), lr, 0.8, 0.3, scale);
+        for (auto& [name, s] : others)
+            if (!f.store.spec(name).frozen) s.adam(grads[name], c, lr, scale, f.store.spec(name).decay ? 0.3 : 0, step, true);
+    }
+    for (auto& [name, m] : matrices) { INFO(name); CHECK(worst(f.store.value(name), m.weight.at) < 1e-10); }
+    for (auto& [name, s] : others) { INFO(name); CHECK(worst(f.store.value(name), s.p) < 1e-12); }
+}
+
+TEST_CASE("adam, adamw and sgd with momentum: five clipped steps equal plain loops in float64", "[train]") {
+    auto optimizer = GENERATE(std::string("adam"), std::string("adamw"), std::string("sgd"));
+    TrainingConfig c = settings(optimizer);
+    Mixed f(Precision::named("fp64"), c);
+    REQUIRE(f.store.buckets()[0].state.size() == (optimizer == "sgd" ? 1u : 2u));
+    std::map<std::string, PlainState> want;
+    for (auto& name : f.store.names()) want.emplace(name, PlainState(doubles(f.store.value(name))));
+    for (int step = 1; step <= 5; ++step) {
+        auto grads = f.fill_gradients(step);
+        double norm = grad_norm(f.store, f.mesh.world), scale = 2 / norm;
+        update(f.store, c, 0.02, norm, step);
+        for (auto& [name, s] : want) {
+            if (f.store.spec(name).frozen) continue;
+            double decay = f.store.spec(name).decay ? 0.3 : 0;
+            if (optimizer == "sgd") s.sgd(grads[name], 0.8, 0.02, scale, decay, step);
+            else s.adam(grads[name], c, 0.02, scale, decay, step, optimizer == "adamw");
+        }
+    }
+    for (auto& [name, s] : want) { INFO(name); CHECK(worst(f.store.value(name), s.p) < 1e-12); }
+}
+
+TEST_CASE("update: gradients of a scaled loss give the same step", "[train]") {
+    auto optimizer = GENERATE(std::string("adamw"), std::string("sgd"), std::string("muon"));
+    TrainingConfig c = settings(optimizer);
+    Mixed plain(Precision::named("fp64"), c), scaled(Precision::named("fp64"), c);
+    for (int step = 1; step <= 3; ++step) {
+        plain.fill_gradients(step);
+        scaled.fill_gradients(step);
+        for (auto& b : scaled.store.buckets()) b.grad.mul_(1024);
+        double norm = grad_norm(plain.store, plain.mesh.world);
+        update(plain.store, c, 0.02, norm, step);
+        update(scaled.store, c, 0.02, grad_norm(scaled.store, scaled.mesh.world) / 1024, step, 1024);
+    }
+    for (auto& name : plain.store.names()) CHECK(worst(scaled.store.value(name), doubles(plain.store.value(name))) < 1e-12);
+}
+
+TEST_CASE("update: moments and gradients in bf16 keep bf16 state and stay near fp32", "[train]") {
+    auto optimizer = GENERATE(std::string("adamw"), std::string("sgd"), std::string("muon"));
+    TrainingConfig c = settings(optimizer), narrow = c;
+    narrow.moments_dtype = narrow.grads_dtype = "bf16";
+    Precision p = precision_of(narrow);
+    REQUIRE((p == Precision{at::kFloat, at::kFloat, at::kBFloat16, at::kBFloat16}));
+    Mixed wide(precision_of(c), c), small(p, narrow);
+    std::map<std::string, at::Tensor> start;
+    for (auto& name : wide.store.names()) start[name] = wide.store.value(name).clone();
+    for (int step = 1; step <= 5; ++step) {
+        wide.fill_gradients(step);
+        small.fill_gradients(step);
+        update(wide.store, c, 0.02, grad_norm(wide.store, wide.mesh.world), step);
+        update(small.store, narrow, 0.02, grad_norm(small.store, small.mesh.world), step);
+    }
+    double error = 0, size = 0;
+    for (auto& name : wide.store.names()) {
+        at::Tensor moved = wide.store.value(name) - start[name];
+        error += (small.store.value(name) - wide.store.value(name)).square().sum().item<double>();
+        size += moved.square().sum().item<double>();
+    }
+    CHECK(std::sqrt(error) < 0.02 * std::sqrt(size));
+    CHECK(error > 0);
+    for (auto& b : small.store.buckets()) {
+        REQUIRE(b.grad.scalar_type() == at::kBFloat16);
+        for (auto& s : b.state) CHECK(s.scalar_type() == at::kBFloat16);
+        CHECK(b.master.scalar_type() == at::kFloat);
+    }
+}
+
+TEST_CASE("precision: the recipe's words give the types of a run", "[train]") {
+    TrainingConfig c;
+    c.use_fp16 = true;
+    REQUIRE((precision_of(c) == Precision{at::kHalf, at::kFloat, at::kFloat, at::kFloat}));
+    c.use_fp16 = false;
+    c.use_fp8 = true;
+    REQUIRE_THROWS_WITH(precision_of(c), Catch::Contains("fp8"));
 }

@@ -154,6 +154,91 @@ TEST_CASE("run: a length of the run is wanted", "[train]") {
     REQUIRE_THROWS_WITH(Run(c, quiet()), Catch::Contains("train_steps"));
 }
 
+TEST_CASE("run: every optimizer lowers the loss", "[train]") {
+    struct Case { const char* optimizer; double rate; };
+    for (auto& k : {Case{"adam", 1e-2}, Case{"sgd", 0.3}, Case{"muon", 1e-2}}) {
+        INFO(k.optimizer);
+        Config c = learnable();
+        c.training.optimizer = k.optimizer;
+        c.training.learning_rate = k.rate;
+        c.training.weight_decay = k.optimizer == std::string("muon") ? 0.1 : 0;      // pulled through the gradient it would be strong
+        c.training.moments_dtype = c.training.grads_dtype = "bf16";
+        Run run(c, quiet());
+        double first = run.step().loss, last = 0;
+        run.train(39, [&](const StepMetrics& m) { last = m.loss; return true; });
+        CHECK(last < first - 0.1);
+    }
+}
+
+TEST_CASE("run: a batch ramp and dynamic batches count the tokens that they take", "[train]") {
+    Config ramp = learnable(), dynamic = ramp;
+    ramp.training.train_steps.reset();
+    ramp.training.total_training_tokens = 20 * 48;
+    ramp.training.batch_size_ramp = BatchSizeRamp{4, 10 * 48};
+    Run a(ramp, quiet());
+    REQUIRE(a.num_steps() == 4);                                  // 4, 4, 4 and 8 sequences
+    int64_t seen = 0;
+    for (int64_t sequences : {4, 4, 4, 8, 8}) {
+        StepMetrics m = a.step();
+        seen += sequences * 48;
+        REQUIRE(m.tokens == seen);
+        REQUIRE(m.tokens_per_sec == Approx(double(sequences * 48) / m.step_secs));
+        REQUIRE(a.last_counts()[1].sum().item<int64_t>() == sequences * 48 * 2);
+    }
+    dynamic.training.dynamic_batch_tokens = 48 * 4 + 1;
+    Run b(dynamic, quiet());
+    REQUIRE(b.step().tokens == 8 * 48);                           // 5 sequences hold them, micro-batches have 4
+}
+
+namespace {
+std::vector<double> losses_of(Run& run, int64_t steps) {
+    std::vector<double> out;
+    run.train(steps, [&](const StepMetrics& m) { out.push_back(m.loss); return true; });
+    return out;
+}
+Config in_fp16() {
+    Config c = learnable();
+    c.training.use_fp16 = true;
+    return c;
+}
+}  // namespace
+
+TEST_CASE("run: fp16 follows fp32 within 2 % over 20 steps, with losses and norms unscaled", "[train]") {
+    Run half(in_fp16(), quiet()), single(learnable(), quiet());
+    REQUIRE(half.model().store().value("lm_head.weight").scalar_type() == at::kHalf);
+    REQUIRE(half.model().store().master("lm_head.weight").scalar_type() == at::kFloat);
+    StepMetrics x = half.step(), y = single.step();
+    REQUIRE_FALSE(x.skipped);
+    REQUIRE(x.loss == Approx(y.loss).epsilon(1e-3));
+    REQUIRE(x.loss != y.loss);
+    REQUIRE(x.grad_norm == Approx(y.grad_norm).epsilon(0.02));
+    auto got = losses_of(half, 19), want = losses_of(single, 19);
+    for (size_t i = 0; i < want.size(); ++i) REQUIRE(got[i] == Approx(want[i]).epsilon(0.02));
+    REQUIRE(want.back() < want.front() - 0.05);
+    REQUIRE(std::isfinite(half.evaluate().loss));
+    REQUIRE(half.model().logits(at::zeros({1, 4}, at::kLong)).scalar_type() == at::kFloat);
+}
+
+TEST_CASE("run: an fp16 step that overflows is skipped and lowers the scale until steps are good again", "[train]") {
+    Run run(in_fp16(), quiet());
+    run.train(2);
+    run.loss_scale().restore({{"scale", double(1 << 28)}, {"good_steps", 0}});
+    Tensor before = run.model().store().master("lm_head.weight").clone();
+    int skipped = 0;
+    double scale = run.loss_scale().value();
+    while (run.step().skipped) {
+        ++skipped;
+        REQUIRE(run.loss_scale().value() == scale / 2);
+        REQUIRE(at::equal(before, run.model().store().master("lm_head.weight")));
+        scale = run.loss_scale().value();
+    }
+    REQUIRE(skipped >= 3);
+    REQUIRE(skipped < 10);
+    REQUIRE_FALSE(at::equal(before, run.model().store().master("lm_head.weight")));
+    REQUIRE(run.loss_scale().value() == scale);
+    for (double loss : losses_of(run, 5)) REQUIRE(std::isfinite(loss));
+}
+
 TEST_CASE("log line: the keys come in the documented order and loss: is there once", "[train]") {
     StepMetrics m;
     m.step = 10; m.loss = 4.871234; m.grad_norm = 1.20412; m.lr = 3e-4; m.tokens_per_sec = 7800.4; m.tflops = 0.1; m.mfu = 0.001; m.memory_gib = 0.62; m.max_vio = 1.31;

@@ -1,0 +1,27 @@
+// Muon: steps along the orthogonalised momentum of whole matrices. Letters: N matrices of one shape, R rows, C columns.
+#pragma once
+#include "core/tensor/weight.h"
+
+namespace moe::kernels {
+
+/// Each matrix of g [N, R, C] divided by its Frobenius norm (at least 1e-7), then five steps X ← aX + (bA + cA²)X with A = XXᵀ and
+/// (a, b, c) = (3.4445, −4.7750, 2.0315): singular values end near 1 (0.68 … 1.13), directions stay. Matrices with more rows
+/// than columns are transposed for it. Norms are taken in at least fp32, products in `dtype` (fp64, fp32 or bf16), which the
+/// result has. A matrix of zeros stays one. Throws moe::Error: shape, dtype.
+/// Source: Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024.
+Tensor newton_schulz(const Tensor& g_NRC, at::ScalarType dtype);
+
+struct MuonOptions {
+    double lr = 0, momentum = 0.95, weight_decay = 0;
+    double grad_scale = 1;                    ///< clipping and the loss scale
+    at::ScalarType products = at::kFloat;     ///< dtype of Newton–Schulz
+};
+
+/// One step of N whole matrices, views [N, R, C], contiguous, on one device: buffer = momentum · buffer + grad_scale · grad;
+/// u = newton_schulz(grad_scale · grad + momentum · buffer); master −= lr · (0.2 · sqrt(max(R, C)) · u + weight_decay · master).
+/// master fp32 or fp64, grad and buffer fp64, fp32 or bf16 (rounded to nearest); where `value` is defined it becomes master rounded.
+/// The factor gives u the size of an AdamW step, so that AdamW's learning rate and decay carry over.
+/// Throws moe::Error: shape, dtype, device. Source: Liu et al., "Muon is scalable for LLM training", 2502.16982.
+void muon(Tensor master_NRC, const Tensor& grad_NRC, Tensor buffer_NRC, Tensor value_NRC, const MuonOptions& options);
+
+}  // namespace moe::kernels
