@@ -1,6 +1,7 @@
 #include "lua/session/session.h"
 
 #include "core/base/json.h"
+#include "core/base/log.h"
 #include "core/base/suggest.h"
 #include "lua/bind/bind.h"
 #include "lua/session/embedded.h"
@@ -140,7 +141,7 @@ Session::Session(SessionOptions options) {
     control_.device = std::move(options.device);
     control_.json = options.json;
     if (!options.quiet) {
-        control_.print = options.print ? std::move(options.print) : [](std::string_view text) { std::fwrite(text.data(), 1, text.size(), stdout); };
+        control_.print = options.print ? std::move(options.print) : [](std::string_view text) { log::print(text); };
     }
     L_ = luaL_newstate();
     MOE_CHECK(L_, memory, "session", "no memory for a Lua state", "", "");
