@@ -1,9 +1,4 @@
 -- moelab bench NAME [steps=12] [warmup=3] [--json]: the speed of one named job.
-local BENCHMARKS = {
-  cpu_quick_train = { config = "cpu_quick", batch = 16, seq = 256 },
-  cpu_tiny_train = { config = "cpu_tiny", batch = 4, seq = 256 },
-}
-
 local function median(values)
   table.sort(values)
   local n = #values
@@ -30,9 +25,9 @@ local function train(name, b, steps, warmup)
   }
 end
 
-return function(words, options)
+return function(words, options, given)
   local names = {}
-  for name in pairs(BENCHMARKS) do names[name] = true end
+  for _, b in ipairs(moe.benchmarks) do names[#names + 1] = b.name end
   if not words[1] then
     moe.fail { op = "bench", got = "no name", want = "cpu_quick_train or cpu_tiny_train" }
   end
