@@ -1,4 +1,5 @@
 // moelab: runs Lua files and commands. The interactive prompt of `moelab` without arguments is not part of it yet: it prints the help.
+#include "core/base/log.h"
 #include "core/base/suggest.h"
 #include "core/base/version.h"
 #include "lua/session/session.h"
@@ -222,6 +223,7 @@ int execute(const CommandLine& c, const std::string& command, const std::vector<
         result = session.run_command(command, arguments);
     }
     running_session = nullptr;
+    log::status("");                // an error in the middle of training leaves it
     return finish(result, c.json, !c.code.empty());
 }
 

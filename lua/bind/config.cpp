@@ -156,6 +156,7 @@ int num_steps(lua_State* L) {
 int memory(lua_State* L) {
     Config c = with_vocabulary(*self<ConfigValue>(L).config);
     Options o(L, 2, {"ranks"});
+    validate(c);
     plan::Memory m = plan::memory(c, o.integer("ranks", 1));
     push_ordered_table(L, {"weights", "gradients", "optimizer", "activations", "total"});
     auto set = [&](const char* name, double bytes) {
@@ -200,8 +201,9 @@ int save(lua_State* L) {
 }
 int check_values(lua_State* L) {
     auto& c = *self<ConfigValue>(L).config;
+    Options o(L, 2, {"built"});
     validate(c);
-    require_built(c);
+    if (o.boolean("built", true)) require_built(c);
     lua_settop(L, 1);
     return 1;
 }
@@ -252,7 +254,7 @@ const Binding kMethods[] = {
     {"memory", memory, "cfg:memory {ranks = 1}: bytes that training needs on the fullest rank: {weights, gradients, optimizer (master weights and moments), activations (an estimate, within about a factor of two), total}."},
     {"to_table", to_table, "cfg:to_table(): all keys as nested tables."},
     {"save", save, "cfg:save(path): writes all keys as a JSON file. Returns cfg."},
-    {"validate", check_values, "cfg:validate(): raises one error that lists everything wrong, or not built yet. Returns cfg."},
+    {"validate", check_values, "cfg:validate {built = true}: raises one error that lists everything wrong, or not built yet; built = false asks for the first alone. Returns cfg."},
 };
 const Binding kMeta[] = {
     {"__tostring", text, "tostring(cfg): a tree of all keys; those that differ from the base are marked."},

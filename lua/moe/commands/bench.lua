@@ -26,15 +26,13 @@ local function train(name, b, steps, warmup)
 end
 
 return function(words, options, given)
-  local names = {}
-  for _, b in ipairs(moe.benchmarks) do names[#names + 1] = b.name end
-  if not words[1] then
-    moe.fail { op = "bench", got = "no name", want = "cpu_quick_train or cpu_tiny_train" }
-  end
-  moe.check_keys({ [words[1]] = true }, (function() local l = {} for k in pairs(names) do l[#l + 1] = k end return l end)(), "bench: name")
-  moe.check_keys(options, { "steps", "warmup", "json" }, "bench: options")
-  local result = train(words[1], BENCHMARKS[words[1]], options.steps or 12, options.warmup or 3)
-  if options.json then
+  local names, by_name = {}, {}
+  for i, b in ipairs(moe.benchmarks) do names[i], by_name[b.name] = b.name, b end
+  if not words[1] then moe.fail { op = "bench", got = "no name", want = table.concat(names, " or ") } end
+  moe.check_keys({ [words[1]] = true }, names, "bench: name")
+  moe.check_keys(options, { "steps", "warmup" }, "bench: options")
+  local result = train(words[1], by_name[words[1]], options.steps or 12, options.warmup or 3)
+  if given.json then
     print(moe.json.encode(result))
   else
     print(("%s: %.0f %s (%s, %s on %s, commit %s)"):format(result.name, result.value, result.unit, result.shape, result.dtype, result.device, result.commit))
