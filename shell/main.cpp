@@ -218,6 +218,7 @@ int execute(const CommandLine& c, const std::string& command, const std::vector<
     } else {
         arguments.given = c.given;
         if (c.json) arguments.given.emplace_back("json", "true");
+        if (!c.device.empty()) arguments.given.emplace_back("device", c.device);
         arguments.given.emplace_back("ranks", std::to_string(c.ranks));
         arguments.given.emplace_back("launch", launch_text(c.ranks, words));
         result = session.run_command(command, arguments);

@@ -1,4 +1,5 @@
 -- moelab quickstart [--check | --list]: asks what to run, then runs it.
+
 --- The answer to a question; an empty line, and the end of input, take the default.
 local function ask(question, default)
   moe.write(("%s [%s]: "):format(question, default))
@@ -18,7 +19,8 @@ local function ask_number(question, default, most)
 end
 
 --- This process becomes the command, which a person could as well have typed.
-local function become(words)
+local function become(words, given)
+  if given.device then table.insert(words, 1, "--device=" .. given.device) end
   local text = "moelab"
   for _, word in ipairs(words) do text = text .. " " .. (word:find("[^%w%-_./=]") and "'" .. word:gsub("'", "'\\''") .. "'" or word) end
   print("\n$ " .. text)
@@ -26,24 +28,24 @@ local function become(words)
   moe.become(words)
 end
 
-local function experiment()
+local function experiment(given)
   local home = moe.home()
   local file = home and home .. "/experiments/quickstart/run.lua"
   if not file or not moe.fs.exists(file) then
     moe.fail { kind = "io", op = "quickstart", got = "no experiments/quickstart/run.lua around this program", want = "the source tree or the unpacked archive", hint = "choose another, or start moelab from there" }
   end
-  become { "run", file }
+  become({ "run", file }, given)
 end
 
-local function tiny()
-  become { "train", "--config", "tiny", "--steps", tostring(ask_number("steps", 5)), "data.dataset_type=synthetic" }
+local function tiny(given)
+  become({ "train", "--config", "tiny", "--steps", tostring(ask_number("steps", 5)), "data.dataset_type=synthetic" }, given)
 end
 
-local function own_text()
+local function own_text(given)
   local folder = ask("folder of text files (a subfolder a domain)", "experiments")
   if not moe.fs.exists(folder) then moe.fail { kind = "io", op = "quickstart: folder", got = folder, want = "a folder that exists" } end
   local steps = ask_number("steps", 200)
-  become { "train", "--config", "cpu_quick", "--steps", tostring(steps), "--name", "own_text", "data.dataset_type=text", "data.path=" .. folder, "model.vocab_size=null" }
+  become({ "train", "--config", "cpu_quick", "--steps", tostring(steps), "--name", "own_text", "data.dataset_type=text", "data.path=" .. folder, "model.vocab_size=null" }, given)
 end
 
 --- The same model and data with and without the balancing bias.
@@ -81,5 +83,5 @@ return function(words, options, given)
   moe.check_keys(options, {}, "quickstart: options")
   print("What shall run?")
   for i, item in ipairs(MENU) do print(("  %d  %s"):format(i, item[1])) end
-  MENU[ask_number("number", 1, #MENU)][2]()
+  MENU[ask_number("number", 1, #MENU)][2](given)
 end
