@@ -1,5 +1,6 @@
 // moelab: runs Lua files and commands. The interactive prompt of `moelab` without arguments is not part of it yet: it prints the help.
 #include "core/base/log.h"
+#include "core/base/stop.h"
 #include "core/base/suggest.h"
 #include "core/base/version.h"
 #include "lua/session/session.h"
@@ -20,12 +21,20 @@ namespace moe::shell {
 namespace {
 std::atomic<lua::Session*> running_session = nullptr;
 std::atomic<int> num_interrupts = 0;
+constexpr int kInterruptedCode = 130;
 
 /// The first interrupt ends what runs, the second the program: for code that does not come back to Lua.
 void on_interrupt(int) {
     lua::Session* session = running_session;
     if (!session || ++num_interrupts > 1) _exit(130);
     session->interrupt();
+}
+
+/// What schedulers send before they take a machine away: training saves and ends at its step's edge. Where nothing trains, and the
+/// second time, it is an interrupt.
+void on_stop(int) {
+    if (stop_requested() || !StopListener::any()) return on_interrupt(SIGINT);
+    request_stop();
 }
 
 struct CommandLine {
@@ -209,6 +218,8 @@ int execute(const CommandLine& c, const std::string& command, const std::vector<
     struct sigaction action = {};
     action.sa_handler = on_interrupt;
     sigaction(SIGINT, &action, nullptr);
+    action.sa_handler = on_stop;
+    for (int signal : {SIGTERM, SIGUSR1}) sigaction(signal, &action, nullptr);
     lua::Result result;
     lua::Arguments arguments = lua::Arguments::parse(c.words);
     if (!c.code.empty()) {
@@ -225,6 +236,7 @@ int execute(const CommandLine& c, const std::string& command, const std::vector<
     }
     running_session = nullptr;
     log::status("");                // an error in the middle of training leaves it
+    if (result.ok() && stop_requested()) return finish(result, c.json, !c.code.empty()), kInterruptedCode;
     return finish(result, c.json, !c.code.empty());
 }
 

@@ -113,7 +113,6 @@ void check_ranks(const Config& c, Problems& out) {
     int64_t tp = d.tensor_parallel_size, tokens = c.training.micro_batch_size * c.training.seq_length;
     need(out, divides(tp, c.model.mla.num_heads) && divides(tp, c.model.num_kv_heads()) && divides(tp, tokens), at + "tensor_parallel_size", str(tp),
          fmt::format("a divisor of model.mla.num_heads = {}, of the {} key and value heads and of a micro-batch's {} tokens", c.model.mla.num_heads, c.model.num_kv_heads(), tokens));
-    need(out, c.training.optimizer != "muon" || tp == 1, "training.optimizer", fmt::format("muon with tensor_parallel_size = {}", tp), "whole matrices: tensor_parallel_size 1", "or adamw");
     int64_t pieces = d.pipeline_parallel_size * d.pipeline_chunks;
     need(out, pieces <= c.model.num_layers, at + "pipeline_parallel_size", fmt::format("{} × pipeline_chunks = {} pieces", d.pipeline_parallel_size, pieces), fmt::format("at most model.num_layers = {}", c.model.num_layers));
     need(out, divides(d.context_parallel_size, c.training.seq_length), at + "context_parallel_size", str(d.context_parallel_size), fmt::format("a divisor of training.seq_length = {}", c.training.seq_length));

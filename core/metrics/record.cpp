@@ -1,7 +1,7 @@
 #include "core/metrics/record.h"
 
+#include "core/base/crc32c.h"
 #include "core/base/error.h"
-#include "core/metrics/crc32c.h"
 
 #include <cstring>
 

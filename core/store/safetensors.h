@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -23,6 +24,8 @@ struct TensorInfo {
 
 /// The spelling of a dtype in a header, e.g. "BF16". Throws moe::Error (dtype) for one that the format has no word for.
 const char* safetensors_dtype(at::ScalarType dtype);
+/// The dtype that a header's word stands for; none for an unknown word.
+std::optional<at::ScalarType> safetensors_dtype_named(const std::string& word);
 
 /// One file, mapped into memory. Opening reads and checks the whole header: throws moe::Error (io) for a file that cannot be read,
 /// (data) for one that is truncated, damaged or of another format. Reading is thread safe.

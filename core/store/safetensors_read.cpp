@@ -39,9 +39,7 @@ constexpr std::array kDtypes = {
 }
 
 at::ScalarType dtype_of(const std::string& path, const std::string& name, const std::string& word) {
-    for (const auto& d : kDtypes) {
-        if (word == d.name) return d.dtype;
-    }
+    if (auto dtype = safetensors_dtype_named(word)) return *dtype;
     MOE_THROW(data, "safetensors", fmt::format("{}: dtype \"{}\" of {}", path, word, name), "F64, F32, F16, BF16, F8_E4M3, F8_E5M2, I64, I32, I16, I8, U8 or BOOL", "");
 }
 
@@ -80,6 +78,13 @@ const char* safetensors_dtype(at::ScalarType dtype) {
         if (dtype == d.dtype) return d.name;
     }
     MOE_THROW(dtype, "save_safetensors", c10::toString(dtype), "a real, integer or boolean dtype", "convert the tensor first");
+}
+
+std::optional<at::ScalarType> safetensors_dtype_named(const std::string& word) {
+    for (const auto& d : kDtypes) {
+        if (word == d.name) return d.dtype;
+    }
+    return {};
 }
 
 struct SafetensorsFile::Mapping {

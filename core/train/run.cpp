@@ -57,6 +57,7 @@ Run::Run(const Config& config, const RunOptions& options, const dist::Group& wor
     MOE_CHECK(alone || config_.device.value_or("cpu") == "cpu", device, "device", fmt::format("cuda on {} ranks", mesh_.world.size()), "one rank on a GPU, or device=cpu",
               "several GPUs need a communication library that is not built yet (row D1)");
     at::Device device = choose_device(alone ? config_.device.value_or("") : "cpu");
+    find_resumed();
     Precision precision = precision_of(config_.training);
     num_steps_ = train::num_steps(config_, plan::count(config_.model).total, mesh_.dp.size()).value_or(0);
     loader_ = data::open_loader(config_, /*validation=*/false);
@@ -71,12 +72,10 @@ Run::Run(const Config& config, const RunOptions& options, const dist::Group& wor
     executor_->set_recompute(recompute_spans(*model_, config_.training.gradient_checkpointing, config_.training.recompute));
     flops_per_token_ = plan::flops_per_token(config_.model, config_.training.seq_length, plan::FlopsRule::causal, config_.training.mtp_depth());
     peak_flops_ = peak_flops(device, precision) * mesh_.world.size();
-    if (!options_.log_folder) return;
-    folder_ = make_run_folder(config_, options_.name.empty() ? config_.experiment_name : options_.name,
-                              {options_.command, options_.script, device_name(device), mesh_.world.size()}, mesh_.world);
-    log_path_ = fmt::format("{}/log.rank{}.txt", folder_, mesh_.world.rank());
-    log::set_file(log_path_);
-    if (mesh_.world.rank() == 0) metrics_ = std::make_unique<metrics::Writer>(folder_ + "/metrics");
+    if (resumed_) restore();
+    else if (config_.training.init_from) load_weights(*model_, *config_.training.init_from);
+    open_folder(device_name(device));
+    resumed_.reset();
 }
 
 Run::~Run() {
@@ -145,6 +144,7 @@ void Run::balance(const Tensor& counts_LE) {
 }
 
 StepMetrics Run::step() {
+    MOE_CHECK(!is_closed_, state, "run", "a step of a run that was closed", "a live one", "moe.resume takes over the folder of a run of the same session");
     auto start = std::chrono::steady_clock::now();
     ParamStore& store = model_->store();
     StepMetrics m;
@@ -176,6 +176,7 @@ StepMetrics Run::step() {
         log::warn(fmt::format("step {}: loss {} and gradient norm {}: skipped{}", step_ + 1, m.loss, m.grad_norm, where.empty() ? "" : "; first in " + where));
         store.zero_grads();
         ++skipped_in_a_row_;
+        ++skipped_;
     } else {
         skipped_in_a_row_ = 0;
         update(store, config_.training, m.lr, m.grad_norm, ++updates_, scale);
@@ -194,18 +195,19 @@ StepMetrics Run::step() {
     MOE_CHECK(skipped_in_a_row_ < config_.training.max_skipped_steps, state, "training", fmt::format("{} steps in a row whose loss or gradient is not finite", skipped_in_a_row_), "finite numbers",
               "lower training.learning_rate, raise lr_warmup_steps, or look at the data");
     validate_at_interval();
+    at_edge();
     return m;
 }
 
 void Run::record(const StepMetrics& m) {
     if (mesh_.world.rank() != 0) return;
     if (metrics_) {
-        metrics_->scalars(m.step, 0, {{"loss", m.loss}, {"grad_norm", m.grad_norm}, {"lr", m.lr}, {"tps", m.tokens_per_sec}, {"tflops", m.tflops}, {"mfu", m.mfu},
+        metrics_->scalars(m.step, attempt_, {{"loss", m.loss}, {"grad_norm", m.grad_norm}, {"lr", m.lr}, {"tps", m.tokens_per_sec}, {"tflops", m.tflops}, {"mfu", m.mfu},
                                       {"memory_gib", m.memory_gib}, {"max_vio", m.max_vio}, {"mtp_loss", m.mtp_loss}, {"balance_loss", m.balance_loss}, {"drop_rate", m.drop_rate}, {"tokens", double(m.tokens)}, {"step_secs", m.step_secs}, {"skipped", double(m.skipped)}});
         auto& s = config_.logging.statistics;
         if (m.step % s.interval == 0) {
             Tensor c = last_counts_.contiguous();
-            metrics_->matrix(m.step, 0, "counts", c.size(0), c.size(1), std::span(c.const_data_ptr<int64_t>(), size_t(c.numel())));
+            metrics_->matrix(m.step, attempt_, "counts", c.size(0), c.size(1), std::span(c.const_data_ptr<int64_t>(), size_t(c.numel())));
         }
     }
     if (m.step % config_.training.log_interval && m.step != 1) return;
@@ -224,7 +226,7 @@ void Run::validate_at_interval() {
             values.emplace_back("validation_loss/" + name, loss);
             line += fmt::format(" {}: {:.5f}", name, loss);
         }
-    if (metrics_) metrics_->scalars(step_, 0, values);
+    if (metrics_) metrics_->scalars(step_, attempt_, values);
     say(line, nlohmann::ordered_json(values).dump());
 }
 
@@ -237,7 +239,7 @@ void Run::say(const std::string& line, const std::string& json) {
 }
 
 void Run::train(int64_t num_steps, const std::function<bool(const StepMetrics&)>& on_step) {
-    for (int64_t i = 0; i < num_steps; ++i) {
+    for (int64_t i = 0; i < num_steps && !is_stopping_; ++i) {
         StepMetrics m = step();
         if (on_step && !on_step(m)) return;
     }

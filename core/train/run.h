@@ -1,10 +1,15 @@
 // A run: model, data, optimizer and a log directory, driven step by step.
 #pragma once
+#include "core/base/stop.h"
 #include "core/data/loader.h"
 #include "core/metrics/run_log.h"
 #include "core/model/model.h"
+#include "core/store/folder_lock.h"
+#include "core/train/checkpointing.h"
 #include "core/train/loss_scale.h"
 #include "core/train/step_program.h"
+
+#include <nlohmann/json_fwd.hpp>
 
 #include <functional>
 #include <memory>
@@ -49,21 +54,40 @@ struct RunOptions {
     bool log_folder = true;               ///< false: nothing on disk (tests, benchmarks)
     bool console = true;                  ///< log lines on standard output (rank 0)
     bool json = false;                    ///< as one JSON object a line
+    std::string resume;                   ///< checkpoint to go on from (train/resume.h: a path, a name, "last"); "" for a new run
 };
 
 /// Owns model, data, optimizer state and log folder; every rank of a job has one and calls the same methods.
 class Run {
 public:
-    /// Validates, opens the data, makes the log folder, builds the model over the ranks of `world`. Throws moe::Error.
+    /// Validates, opens the data, makes the log folder, builds the model over the ranks of `world`. With `resume` it goes on bit for
+    /// bit from a checkpoint, in the same folder with attempt + 1; in a new one where output_dir or experiment_name differ from the
+    /// saved ones. Throws moe::Error: (state) where another run writes to that folder, (config) with all keys that may not change.
     Run(const Config& config, const RunOptions& options, const dist::Group& world = dist::world());
     ~Run();
 
-    /// One optimizer step. Throws moe::Error (state) after max_skipped_steps skipped in a row.
+    /// One optimizer step, and what is due after it: validation, a checkpoint. Throws moe::Error (state) after max_skipped_steps
+    /// skipped in a row, (io) where a checkpoint could not be written.
     StepMetrics step();
-    /// Steps until `num_steps` more are done; `on_step` may return false to stop.
+    /// Steps until `num_steps` more are done; `on_step` may return false to stop. Ends early when is_stopping().
     void train(int64_t num_steps, const std::function<bool(const StepMetrics&)>& on_step = {});
     /// Validation loss by domain; the router's counts and biases do not move. With `trace`, decisions are recorded. max_batches 0 = config's.
     Evaluation evaluate(routing::Trace* trace = nullptr, int64_t max_batches = 0);
+
+    /// Saves the state and waits until it is on the disk: "" as checkpoints/step_N, a name as checkpoints/<name>, which is never
+    /// pruned, a path where there is a "/". Returns the checkpoint's folder. Throws moe::Error (usage, io).
+    std::string save(const std::string& name = "");
+    /// Saves where checkpointing.save_on_exit wants it and this step is not saved yet: for a run that is interrupted between steps.
+    void save_on_exit();
+    /// True once a stop was asked for (request_stop(), or a file `stop` in the run's folder) and the state was saved.
+    bool is_stopping() const { return is_stopping_; }
+    /// Waits for the last save and gives the folder free for another run; no step is possible afterwards. Throws the save's moe::Error.
+    void close();
+    /// What close() does on this rank, and the wait alone, without a collective: the caller brings the ranks together.
+    void close_here();
+    void wait_here() { checkpoints_->finish_here(); }
+    /// How often the run was resumed.
+    int64_t attempt() const { return attempt_; }
 
     const Config& config() const { return config_; }
     Model& model() { return *model_; }
@@ -88,20 +112,35 @@ private:
     void record(const StepMetrics& m);
     void validate_at_interval();
     void say(const std::string& line, const std::string& json);
+    // run_saving.cpp
+    void find_resumed();
+    void restore();
+    void open_folder(const std::string& device);
+    nlohmann::json state() const;
+    void begin_periodic_save();
+    void at_edge();
+    void add_event(const std::string& event, const nlohmann::ordered_json& facts);
     Config config_;
     RunOptions options_;
+    StopListener stop_listener_;
     std::string folder_, log_path_;
+    std::vector<std::string> events_;                       ///< lines of events.jsonl that belong to this state
     dist::Mesh mesh_;
     std::unique_ptr<data::Loader> loader_;
     std::unique_ptr<Model> model_;
     std::unique_ptr<routing::Ledger> ledger_;
     std::unique_ptr<routing::GlobalLoad> global_load_;      ///< where that loss is on
     std::unique_ptr<Executor> executor_;
+    std::unique_ptr<store::FolderLock> lock_;               ///< rank 0's; outlives what writes to the folder
     std::unique_ptr<metrics::Writer> metrics_;
+    std::unique_ptr<store::Checkpoint> resumed_;            ///< while the run is being built
+    std::unique_ptr<Checkpointing> checkpoints_;
+    int64_t attempt_ = 0, saved_step_ = -1;
+    bool is_stopping_ = false, is_closed_ = false;
     Mode mode_ = Mode::scheduled;
     bool defer_ = false;
     LossScale loss_scale_;
-    int64_t step_ = 0, updates_ = 0, num_steps_ = 0, tokens_ = 0, step_tokens_ = 0, skipped_in_a_row_ = 0;
+    int64_t step_ = 0, updates_ = 0, num_steps_ = 0, tokens_ = 0, step_tokens_ = 0, skipped_ = 0, skipped_in_a_row_ = 0;
     double flops_per_token_ = 0, peak_flops_ = 0;
     Tensor last_counts_, last_counts_by_domain_, last_dropped_;
 };

@@ -1,14 +1,17 @@
 #include "core/train/run_folder.h"
 
 #include "core/base/error.h"
+#include "core/base/json.h"
 #include "core/base/version.h"
 #include "core/config/load.h"
+#include "core/train/agree.h"
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <nlohmann/json.hpp>
 #include <unistd.h>
 
+#include <cstring>
 #include <ctime>
 #include <filesystem>
 #include <fstream>
@@ -46,9 +49,11 @@ fs::path create(const Config& config, const std::string& name) {
     }
 }
 
+std::string config_text(const Config& config) { return to_json(config).dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n"; }
+
 fs::path fill(const Config& config, const std::string& name, const Environment& e) {
     fs::path folder = create(config, name);
-    write_file(folder / "config.json", to_json(config).dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n");
+    write_file(folder / "config.json", config_text(config));
     write_file(folder / "env.json", environment_json(e));
     if (!e.script.empty()) {
         std::error_code error;
@@ -60,30 +65,30 @@ fs::path fill(const Config& config, const std::string& name, const Environment& 
     MOE_CHECK(!error, io, "run folder", fmt::format("{}: {}", (folder / "metrics").string(), error.message()), "a folder that can be made", kHint);
     return folder;
 }
-
-/// Rank 0's string on every rank.
-std::string shared(std::string text, const dist::Group& world) {
-    int64_t size = world.all_reduce(world.rank() == 0 ? int64_t(text.size()) : int64_t(0));
-    at::Tensor bytes = at::zeros({size}, at::kByte);
-    if (world.rank() == 0) std::copy(text.begin(), text.end(), bytes.data_ptr<uint8_t>());
-    if (size > 0) world.broadcast(bytes, 0);
-    return {reinterpret_cast<const char*>(bytes.data_ptr<uint8_t>()), size_t(size)};
-}
 }  // namespace
 
 std::string make_run_folder(const Config& config, const std::string& name, const Environment& environment, const dist::Group& world) {
-    std::string folder, problem;
-    if (world.rank() == 0) {
-        try {
-            folder = fill(config, name, environment).string();
-        } catch (const std::exception& e) {
-            if (world.size() == 1) throw;
-            problem = e.what();
-        }
+    std::string folder;
+    on_rank_0(world, [&] { folder = fill(config, name, environment).string(); });
+    return shared_text(folder, world);
+}
+
+void reopen_run_folder(const Config& config, const fs::path& folder, const Environment& environment, int64_t attempt) {
+    // What the earlier attempts ran with stays beside it.
+    std::string text = config_text(config);
+    if (std::string old = read_text((folder / "config.json").string()); old != text) {
+        write_text((folder / fmt::format("config.before_attempt_{}.json", attempt)).string(), old);
+        write_text((folder / "config.json").string(), text);
     }
-    problem = shared(problem, world);
-    MOE_CHECK(problem.empty(), io, "run folder", problem, "a folder that rank 0 can write", kHint);
-    return shared(folder, world);
+    write_text((folder / fmt::format("env.attempt_{}.json", attempt)).string(), environment_json(environment));
+    std::error_code error;
+    fs::remove(folder / "stop", error);                 // it ended the attempt before
+}
+
+void append_event(const std::string& folder, const std::string& line) {
+    std::ofstream out(fs::path(folder) / "events.jsonl", std::ios::binary | std::ios::app);
+    out << line + "\n" << std::flush;
+    MOE_CHECK(out.good(), io, "events.jsonl", fmt::format("{}: {}", folder, std::strerror(errno)), "a folder that can be written", kHint);
 }
 
 }  // namespace moe::train

@@ -278,6 +278,12 @@ ConfigValue check_config(lua_State* L, int index, const char* name) {
     return {std::make_shared<const Config>(config_from_json(nlohmann::json(changes))), nullptr};
 }
 
+Config changed_config(lua_State* L, int index, const Config& config) {
+    if (lua_isnoneornil(L, index)) return config;
+    check_table(L, index, "changes");
+    return with_overrides(config, changes_from_table(L, index));
+}
+
 Config with_session_device(lua_State* L, const Config& config) {
     Config c = config;
     if (!control(L).device.empty()) c.device = control(L).device;

@@ -18,6 +18,8 @@ struct TypeName<ConfigValue> {
 
 /// A config object, a ready name, a path or a table of keys (with `inherits` or over the defaults).
 ConfigValue check_config(lua_State* L, int index, const char* name);
+/// A copy with the changes of the table at index, as cfg:with { … } makes it; nil or none changes nothing.
+Config changed_config(lua_State* L, int index, const Config& config);
 /// The configuration with the session's device, where the command line named one.
 Config with_session_device(lua_State* L, const Config& config);
 

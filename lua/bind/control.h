@@ -16,6 +16,7 @@ struct Control {
     std::string script;                                  ///< path of the script that runs, "" for none
     std::string command;                                 ///< the command line, for a run's env.json
     std::string device;                                  ///< "cpu", "cuda", or "" for what the configuration says
+    bool ends_with_program = false;                      ///< what runs is a script or a command: an interrupt ends the process, not only it
     bool json = false;                                   ///< runs log one JSON object a line
 };
 

@@ -1,8 +1,11 @@
 // Runs in Lua: train, evaluate, trace, callbacks between steps.
 #include "core/train/run.h"
 
+#include "core/base/log.h"
 #include "core/base/suggest.h"
 #include "core/data/tokenizer.h"
+#include "core/train/agree.h"
+#include "core/train/resume.h"
 #include "lua/bind/bind.h"
 #include "lua/bind/config.h"
 #include "lua/bind/control.h"
@@ -13,6 +16,7 @@
 #include <ATen/ATen.h>
 
 #include <cmath>
+#include <filesystem>
 
 namespace moe::lua {
 struct RunValue {
@@ -113,9 +117,20 @@ void fire(lua_State* L, int run_index, const std::string& event, int64_t step) {
     lua_settop(L, value - 1);
 }
 
+/// An interrupt ends the program where it is a script or a command that runs: the run is saved first. On several ranks, where it
+/// does not reach all at the same step, only SIGTERM and SIGUSR1 save.
+void save_if_interrupted(lua_State* L, train::Run& r) {
+    try {
+        throw_if_interrupted(L);
+    } catch (const Error&) {
+        if (control(L).ends_with_program && r.model().mesh().world.size() == 1) r.save_on_exit();
+        throw;
+    }
+}
+
 /// One optimizer step of the run at index, its callbacks, and its metrics on the stack.
 void step(lua_State* L, int run_index, train::Run& r) {
-    throw_if_interrupted(L);
+    save_if_interrupted(L, r);
     train::StepMetrics m = r.step();
     for (const char* event : {"step", "skip"}) {
         if (event[1] == 'k' && !m.skipped) continue;
@@ -131,7 +146,7 @@ int do_train(lua_State* L) {
     MOE_CHECK(n >= 0, usage, "run:train: steps", std::to_string(n), "0 or more", "");
     lua_settop(L, 1);
     lua_pushnil(L);
-    for (int64_t i = 0; i < n; ++i) {
+    for (int64_t i = 0; i < n && !r->is_stopping(); ++i) {
         lua_settop(L, 1);
         step(L, 1, *r);
     }
@@ -141,12 +156,12 @@ int do_train(lua_State* L) {
 /// Upvalues: run, steps left.
 int next_step(lua_State* L) {
     int64_t left = lua_tointeger(L, upvalue(2));
-    if (left <= 0) return lua_pushnil(L), 1;
-    lua_pushinteger(L, left - 1);
-    lua_replace(L, upvalue(2));
     lua_settop(L, 0);
     lua_pushvalue(L, upvalue(1));
     auto r = run(L);
+    if (left <= 0 || r->is_stopping()) return lua_pushnil(L), 1;
+    lua_pushinteger(L, left - 1);
+    lua_replace(L, upvalue(2));
     step(L, 1, *r);
     lua_pushinteger(L, r->current_step());
     lua_insert(L, -2);
@@ -248,6 +263,8 @@ int field_model(lua_State* L) {
     return 1;
 }
 int field_step(lua_State* L) { return lua_pushinteger(L, run(L)->current_step()), 1; }
+int field_attempt(lua_State* L) { return lua_pushinteger(L, run(L)->attempt()), 1; }
+int field_stopping(lua_State* L) { return lua_pushboolean(L, run(L)->is_stopping()), 1; }
 int field_num_steps(lua_State* L) { return lua_pushinteger(L, run(L)->num_steps()), 1; }
 int field_folder(lua_State* L) {
     auto r = run(L);
@@ -276,12 +293,16 @@ int text(lua_State* L) {
     return 1;
 }
 
-int new_run(lua_State* L) {
-    check_table(L, 1, "options");
-    Options o(L, 1, {"config", "name", "console", "log"});
-    if (!o.has("config")) MOE_THROW(usage, "moe.run: config", "nothing", "a configuration", "moe.run { config = \"tiny\" }; moe.config_names() lists the ready ones");
-    o.push("config");
-    ConfigValue c = check_config(L, -1, "config");
+// --- making runs ---
+
+/// The runs of this process, so that a resume may take over the folder of one of them, and finds names in the latest first.
+std::vector<std::weak_ptr<train::Run>>& live_runs() {
+    static std::vector<std::weak_ptr<train::Run>> list;
+    std::erase_if(list, [](auto& r) { return r.expired(); });
+    return list;
+}
+
+train::RunOptions run_options(lua_State* L, const Options& o) {
     Control& session = control(L);
     train::RunOptions options;
     options.name = o.string("name", "");
@@ -290,24 +311,105 @@ int new_run(lua_State* L) {
     options.log_folder = o.boolean("log", true);
     options.console = o.boolean("console", true);
     options.json = session.json;
-    push<RunValue>(L, {std::make_shared<train::Run>(with_session_device(L, *c.config), options)});
+    return options;
+}
+
+int push_run(lua_State* L, const Config& config, const train::RunOptions& options) {
+    auto made = std::make_shared<train::Run>(with_session_device(L, config), options);
+    live_runs().push_back(made);
+    push<RunValue>(L, {std::move(made)});
     return 1;
+}
+
+int new_run(lua_State* L) {
+    check_table(L, 1, "options");
+    Options o(L, 1, {"config", "name", "console", "log", "resume"});
+    if (!o.has("config")) MOE_THROW(usage, "moe.run: config", "nothing", "a configuration", "moe.run { config = \"tiny\" }; moe.config_names() lists the ready ones");
+    o.push("config");
+    ConfigValue c = check_config(L, -1, "config");
+    train::RunOptions options = run_options(L, o);
+    options.resume = o.string("resume", "");
+    return push_run(L, *c.config, options);
+}
+
+/// The checkpoint that a name means: of this session's latest run that has it, else of the runs in output_dir.
+std::string find_saved(const std::string& what, const std::string& output_dir, const std::string& name) {
+    auto& runs = live_runs();
+    for (auto it = runs.rbegin(); what.find('/') == std::string::npos && it != runs.rend(); ++it) {
+        auto r = it->lock();
+        if (!r || r->folder().empty()) continue;
+        std::string folder = train::checkpoint_folder(r->config(), r->folder());
+        auto last = store::last_checkpoint(folder);
+        if (what == "last" && last) return last->path;
+        for (auto& saved : store::complete_checkpoints(folder))
+            if (saved.name == what) return saved.path;
+    }
+    return train::find_checkpoint(what, output_dir, name);
+}
+
+int resume(lua_State* L) {
+    std::string what = check_string(L, 1, "what");
+    Options o(L, 3, {"name", "output_dir", "console", "log"});
+    train::RunOptions options = run_options(L, o);
+    const auto& world = dist::world();
+    std::string path;
+    train::agree(world, [&] {
+        for (auto& r : live_runs())
+            if (auto live = r.lock()) live->wait_here();
+    });
+    train::on_rank_0(world, [&] { path = std::filesystem::absolute(find_saved(what, o.string("output_dir", Config().output_dir), options.name)).string(); });
+    options.resume = train::shared_text(path, world);
+    Config config;
+    train::agree(world, [&] {
+        store::Checkpoint checkpoint(options.resume);
+        Config saved = train::saved_config(checkpoint);
+        config = changed_config(L, 2, saved);
+        train::check_changes(saved, config);           // before a run is closed for it
+        std::string folder = options.log_folder ? train::folder_to_continue(checkpoint, config) : "";
+        for (auto& r : live_runs()) {
+            auto live = r.lock();
+            std::error_code ignored;
+            if (live && !folder.empty() && std::filesystem::equivalent(live->folder(), folder, ignored)) live->close_here();
+        }
+    });
+    return push_run(L, config, options);
+}
+
+int save(lua_State* L) {
+    auto r = run(L);
+    throw_if_interrupted(L);
+    push_string(L, r->save(lua_isnoneornil(L, 2) ? "" : check_string(L, 2, "name")));
+    return 1;
+}
+
+int close_run(lua_State* L) {
+    run(L)->close();
+    return 0;
 }
 
 const Binding kFunctions[] = {
     {"run", new_run,
-     "moe.run {config =, name =, console = true, log = true}: model, data, optimizer and a folder <output_dir>/<name>/<unix time> (none with log = false). name defaults to experiment_name; console = false prints no log lines."},
+     "moe.run {config =, name =, console = true, log = true, resume =}: model, data, optimizer and a folder <output_dir>/<name>/<unix time> (none with log = false). name defaults to experiment_name; console = false prints no log lines. "
+     "resume = a path, the name of a save or \"last\": goes on from that checkpoint; keys that differ from the saved ones and may not are one error."},
+    {"resume", resume,
+     "moe.resume(what, {changes}, {name =, output_dir =, console = true, log = true}): a run that goes on bit for bit from a checkpoint, in the same folder with attempt + 1. what: a path (with a \"/\") of a checkpoint or of a run's folder, the name of a save, "
+     "or \"last\", the newest complete one; names are looked for in this session's latest runs, then in the newest runs of output_dir. changes: keys as for cfg:with, such as { training = { learning_rate = 1e-4 } }; another output_dir or experiment_name "
+     "makes a folder of its own. A run of this session that has the folder is closed."},
 };
 const Binding kMethods[] = {
     {"train", do_train, "run:train(n): n optimizer steps, by default up to the configuration's length. Returns the last step's metrics."},
     {"steps", steps, "for step, m in run:steps(n) do … end: one optimizer step an iteration; leaving the loop stops there."},
     {"every", every, "run:every(n, f): calls f(m) after each step that n divides. Returns run."},
     {"on", on, "run:on(event, f): calls f(m) at an event: \"step\" (after each step), \"skip\" (a step whose loss or gradient was not finite), \"evaluate\" (with evaluate's result). Returns run."},
+    {"save", save, "run:save(name): saves the whole state and returns the checkpoint's folder: checkpoints/<name> in the run's folder, never pruned; without a name checkpoints/step_N; a name with a \"/\" is a path. Waits until it is on the disk."},
+    {"close", close_run, "run:close(): waits for the last save and gives the run's folder free; no more steps."},
     {"evaluate", evaluate, "run:evaluate {max_batches =}: loss on validation data in nats a token: {loss (mean over domains), bits, num_tokens, by_domain = {{name, loss}, …}}. Routers' counts and biases do not move."},
     {"trace", make_trace, "run:trace {batches =} or {tokens =}: runs validation data through the model and records every routing decision."},
     {"counts", counts, "run:counts {by = \"domain\"}: routed tokens of the last step, int64 [layer, expert], or [layer, domain, expert]."},
 };
 const Binding kFields[] = {
+    {"attempt", field_attempt, "run.attempt: how often it was resumed."},
+    {"stopping", field_stopping, "run.stopping: true once it was asked to stop (SIGTERM, SIGUSR1, a file `stop` in its folder) and has saved; run:train and run:steps then end."},
     {"model", field_model, "run.model: the model."},
     {"step", field_step, "run.step: optimizer steps done."},
     {"num_steps", field_num_steps, "run.num_steps: length of the run by its configuration."},

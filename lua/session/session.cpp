@@ -289,7 +289,9 @@ Result Session::run_file(const std::string& path, const Arguments& arguments) {
     prepend_to_path(L_, std::filesystem::path(path).parent_path());
     push_arguments(arguments, path);
     lua_setglobal(L_, "arg");
+    control_.ends_with_program = true;
     result = call(0);
+    control_.ends_with_program = false;
     control_.script.clear();
     return result;
 }
@@ -310,7 +312,10 @@ Result Session::run_command(const std::string& name, const Arguments& arguments)
         push_string(L_, value);
         lua_setfield(L_, -2, name.c_str());
     }
-    return call(3);
+    control_.ends_with_program = true;
+    result = call(3);
+    control_.ends_with_program = false;
+    return result;
 }
 
 std::vector<std::string> Session::commands() {

@@ -29,6 +29,10 @@ check.test("sketch: a run, stepped, watched and looked into", function()
   for token, n in tr:tokens { layer = layer, expert = 7, top = 3 } do print(token, n) end
   check.is(tr:specialization()[1].domain)
   check.is(run.model:bias(layer):is_finite())
+  run:save "mid"
+  local again = moe.resume("mid", { training = { learning_rate = 1e-4 } })
+  check.equal(again.step, run.step)
+  again:train(2)
 end)
 
 check.test("sketch: a model without a run", function()

@@ -49,14 +49,14 @@ function check.moelab(line)
   return text, tonumber(code)
 end
 
--- Runs a script in the background, interrupts it once it has made the file `ready`, and gives output and exit code. A program
+-- Runs a script in the background, interrupts it (or sends another signal) once it has made the file `ready`, and gives output and exit code. A program
 -- that does not end is killed after a minute.
-function check.interrupted(script, ready)
+function check.interrupted(script, ready, signal)
   os.remove(ready)
   return check.moelab(([[run '%s' & pid=$!; n=0
     while [ ! -e '%s' ] && [ $n -lt 1200 ]; do sleep 0.05; n=$((n + 1)); done
-    kill -INT $pid; (sleep 60; kill -KILL $pid) > /dev/null 2>&1 & guard=$!
-    wait $pid; code=$?; kill $guard; (exit $code)]]):format(script, ready))
+    kill -%s $pid; (sleep 60; kill -KILL $pid) > /dev/null 2>&1 & guard=$!
+    wait $pid; code=$?; kill $guard; (exit $code)]]):format(script, ready, signal or "INT"))
 end
 
 -- A fresh folder; removed by done().

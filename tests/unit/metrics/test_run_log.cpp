@@ -1,5 +1,4 @@
 #include "core/base/error.h"
-#include "core/metrics/crc32c.h"
 #include "core/metrics/run_log.h"
 #include "tests/catch.h"
 #include "tests/folder.h"
@@ -33,15 +32,6 @@ std::string content(const std::string& path) {
 
 const std::vector<int64_t> kCounts = {1, 2, 3, 4, 5, int64_t(1) << 40};
 }  // namespace
-
-TEST_CASE("crc32c: known values, and the same in parts", "[metrics]") {
-    REQUIRE(crc32c("123456789", 9) == 0xE3069283u);
-    REQUIRE(crc32c("", 0) == 0);
-    std::string zeros(32, '\0');
-    REQUIRE(crc32c(zeros.data(), 32) == 0x8A9136AAu);   // RFC 3720, B.4
-    std::string text = "any text that is longer than eight bytes";
-    for (size_t cut = 0; cut <= text.size(); ++cut) REQUIRE(crc32c(text.data() + cut, text.size() - cut, crc32c(text.data(), cut)) == crc32c(text.data(), text.size()));
-}
 
 TEST_CASE("run log: a reader sees every record as soon as it is written", "[metrics]") {
     test::Folder folder;

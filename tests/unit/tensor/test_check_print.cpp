@@ -28,7 +28,8 @@ TEST_CASE("check: messages carry got and want with their values", "[tensor]") {
     CHECK(message([&] { check_shape("op", {"a", none}, {1}); }) == "shape|op: a: got an undefined tensor, want a tensor");
     CHECK(message([&] { check_dims("op", {"a", a}, 3); }) == "shape|op: a: got [4, 8], want 3 dims");
     CHECK(message([&] { check_dtype("op", {"ids", ids}, {at::kInt, at::kBool}); }) == "dtype|op: ids: got int64, want int32 or bool");
-    CHECK(message([&] { check_float("op", {"ids", ids}); }) == "dtype|op: ids: got int64, want float64 or float32 or bfloat16");
+    CHECK(message([&] { check_float("op", {"ids", ids}); }) == "dtype|op: ids: got int64, want float64 or float32 or bfloat16 or float16");
+    CHECK(message([&] { check_main_float("op", {"ids", ids}); }) == "dtype|op: ids: got int64, want float64 or float32 or bfloat16");
     CHECK(message([&] { check_same_dtype("op", {"a", a}, {"ids", ids}); }) == "dtype|op: dtypes of a and ids differ: got float32 and int64, want one dtype");
     CHECK(message([&] { check_contiguous("op", {"a", a.t()}); }).find("strides [1, 8]") != std::string::npos);
 }

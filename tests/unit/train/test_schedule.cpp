@@ -142,9 +142,10 @@ TEST_CASE("dynamic batches: a step takes the sequences that hold the tokens, wit
     REQUIRE(num_steps(c, 1, 1) == 13);                            // 80 tokens each
 
     c.data.packing = false;
-    c.training.seq_length = 100;
+    c.training.seq_length = 1000;
     c.training.micro_batch_size = 1;
-    c.training.dynamic_batch_tokens = 300;
+    c.training.dynamic_batch_tokens = 3000;
+    c.training.total_training_tokens = 10000;
     auto padded = data::open_loader(c, false);
     std::string before = padded->state().dump();
     int64_t several = 0;
@@ -153,8 +154,8 @@ TEST_CASE("dynamic batches: a step takes the sequences that hold the tokens, wit
         REQUIRE(padded->state().dump() == before);
         data::Batch b = padded->next(n, 0, n);
         auto held = [&](int64_t rows) { return b.domain.narrow(0, 0, rows).ge(0).sum().item<int64_t>(); };
-        REQUIRE(held(n) >= 300);
-        REQUIRE(held(n - 1) < 300);                               // no more than needed
+        REQUIRE(held(n) >= 3000);
+        REQUIRE(held(n - 1) < 3000);                              // no more than needed
         several += n > 3;
         before = padded->state().dump();
     }

@@ -1,0 +1,174 @@
+// What a run does with checkpoints and its folder: going on from one, saving, ending early.
+#include "core/base/error.h"
+#include "core/base/log.h"
+#include "core/config/load.h"
+#include "core/train/agree.h"
+#include "core/train/resume.h"
+#include "core/train/run.h"
+#include "core/train/run_folder.h"
+
+#include <nlohmann/json.hpp>
+
+#include <chrono>
+#include <ctime>
+#include <filesystem>
+
+namespace fs = std::filesystem;
+
+namespace moe::train {
+namespace {
+using Json = nlohmann::json;
+// What a rank may want at a step's edge; all ranks act on the largest.
+enum EdgeWish : int64_t { kNothing = 0, kStop = 1, kSaveFailed = 2 };
+
+/// f with a checkpoint's meta: what is missing or of another type there is one error.
+template <class F>
+void with_meta(const store::Checkpoint& checkpoint, F&& f) {
+    try {
+        f(checkpoint.meta());
+    } catch (const Json::exception& e) {
+        MOE_THROW(data, "checkpoint", fmt::format("{}: {}", checkpoint.path(), e.what()), "a checkpoint that a run has saved", "its index was changed");
+    }
+}
+}  // namespace
+
+/// Opens the checkpoint that options.resume names and takes its run's folder.
+void Run::find_resumed() {
+    if (options_.resume.empty()) return;
+    const auto& world = mesh_.world;
+    std::string path;
+    on_rank_0(world, [&] { path = find_checkpoint(options_.resume, config_.output_dir, options_.name.empty() ? config_.experiment_name : options_.name); });
+    path = shared_text(path, world);
+    agree(world, [&] {
+        resumed_ = std::make_unique<store::Checkpoint>(path);
+        check_changes(saved_config(*resumed_), config_);
+    });
+    if (!options_.log_folder) return;
+    on_rank_0(world, [&] {
+        folder_ = folder_to_continue(*resumed_, config_);
+        if (!folder_.empty()) lock_ = std::make_unique<store::FolderLock>(folder_);
+    });
+    folder_ = shared_text(folder_, world);
+}
+
+/// The state of the checkpoint: everything that the next step depends on.
+void Run::restore() {
+    load_state(*model_, *resumed_);
+    agree(mesh_.world, [&] {
+        with_meta(*resumed_, [&](const Json& meta) {
+            step_ = meta.at("step");
+            updates_ = meta.at("updates");
+            tokens_ = meta.at("tokens");
+            skipped_ = meta.at("skipped");
+            skipped_in_a_row_ = meta.at("skipped_in_a_row");
+            loss_scale_.restore(meta.at("loss_scale"));
+            loader_->restore(meta.at("data"));
+            for (const auto& event : meta.at("events")) events_.push_back(event.dump());
+        });
+    });
+    saved_step_ = step_;
+}
+
+/// Log, metrics and checkpoints: in a new folder, or in that of the run that is resumed.
+void Run::open_folder(const std::string& device) {
+    const auto& world = mesh_.world;
+    bool goes_on = !folder_.empty();
+    if (resumed_) attempt_ = resumed_->attempt() + 1;
+    Environment environment{options_.command, options_.script, device, world.size()};
+    if (options_.log_folder && !goes_on) folder_ = make_run_folder(config_, options_.name.empty() ? config_.experiment_name : options_.name, environment, world);
+    if (!folder_.empty()) {
+        on_rank_0(world, [&] {
+            if (!lock_) lock_ = std::make_unique<store::FolderLock>(folder_);
+            metrics_ = std::make_unique<metrics::Writer>(folder_ + "/metrics");
+            // An older state than the newest is resumed: what came after it belongs to earlier attempts.
+            attempt_ = std::max(attempt_, metrics_->last_attempt() + 1);
+            for (const auto& saved : store::complete_checkpoints(checkpoint_folder(config_, folder_))) attempt_ = std::max(attempt_, saved.attempt + 1);
+            if (goes_on) reopen_run_folder(config_, folder_, environment, attempt_);
+        });
+        attempt_ = world.all_reduce(attempt_, dist::ReduceOp::max);
+        log_path_ = fmt::format("{}/log.rank{}.txt", folder_, world.rank());
+        log::set_file(log_path_);
+    }
+    std::string id = shared_text(fmt::format("{} {} {}", folder_, attempt_, std::chrono::system_clock::now().time_since_epoch().count()), world);
+    checkpoints_ = std::make_unique<Checkpointing>(config_, folder_.empty() ? "" : checkpoint_folder(config_, folder_), attempt_, id, world);
+    if (resumed_) add_event("resume", {{"from", resumed_->path()}, {"changes", changes(saved_config(*resumed_), config_)}});
+}
+
+Json Run::state() const {
+    Json events = Json::array();
+    for (const auto& line : events_) events.push_back(Json::parse(line));
+    return {{"step", step_}, {"updates", updates_}, {"tokens", tokens_}, {"skipped", skipped_}, {"skipped_in_a_row", skipped_in_a_row_}, {"loss_scale", loss_scale_.state()}, {"data", loader_->state()}, {"events", events},
+            {"config", to_json(config_)}, {"attempt", attempt_}, {"run_folder", folder_.empty() ? "" : fs::absolute(folder_).string()}, {"world_size", mesh_.world.size()},
+            {"optimizer", {{"name", config_.training.optimizer}, {"num_moments", model_->options().num_moments}}}};
+}
+
+std::string Run::save(const std::string& name) {
+    MOE_CHECK(!is_closed_, state, "save", "a run that was closed", "a live one", "moe.resume takes over the folder of a run of the same session");
+    std::string folder = folder_.empty() ? "" : checkpoint_folder(config_, folder_), path = save_path(name, folder, step_);
+    checkpoints_->begin(*model_, step_, state(), path);
+    checkpoints_->finish();
+    if (path.empty()) saved_step_ = step_;
+    path = fs::absolute(path.empty() ? folder + "/" + store::checkpoint_name(step_) : path).lexically_normal().string();
+    add_event("save", {{"path", path}});
+    return path;
+}
+
+void Run::begin_periodic_save() {
+    checkpoints_->begin(*model_, step_, state(), "");
+    saved_step_ = step_;
+}
+
+void Run::save_on_exit() {
+    if (is_closed_ || folder_.empty() || !config_.checkpointing.enabled || !config_.checkpointing.save_on_exit || saved_step_ == step_) return;
+    begin_periodic_save();
+    checkpoints_->finish();
+}
+
+/// What happens between steps: a checkpoint where one is due, and the end where somebody wants it.
+void Run::at_edge() {
+    const auto& world = mesh_.world;
+    bool stop_file = world.rank() == 0 && !folder_.empty() && fs::exists(folder_ + "/stop");
+    int64_t wish = world.all_reduce(int64_t(checkpoints_->has_failed() ? kSaveFailed : stop_file || stop_requested() ? kStop : kNothing), dist::ReduceOp::max);
+    if (wish == kSaveFailed) checkpoints_->finish();                        // throws
+    bool stops_now = wish == kStop && !is_stopping_, ends = stops_now || step_ == num_steps_;
+    if (!folder_.empty() && config_.checkpointing.enabled) {
+        if (step_ % config_.training.save_interval == 0) begin_periodic_save();
+        if (ends) save_on_exit();
+        if (ends || !config_.checkpointing.async) checkpoints_->finish();
+    }
+    if (!stops_now) return;
+    is_stopping_ = true;
+    add_event("stop", {{"saved", saved_step_ == step_}});
+    if (world.rank() == 0) log::info(fmt::format("stopped after step {}{}", step_, saved_step_ == step_ ? "; it is saved" : ""));
+    std::error_code ignored;
+    if (stop_file) fs::remove(folder_ + "/stop", ignored);
+}
+
+/// A line of events.jsonl; the state carries it on.
+void Run::add_event(const std::string& event, const nlohmann::ordered_json& facts) {
+    nlohmann::ordered_json line = {{"step", step_}, {"attempt", attempt_}, {"time", std::time(nullptr)}, {"event", event}};
+    line.update(facts);
+    events_.push_back(line.dump(-1, ' ', false, Json::error_handler_t::replace));
+    if (!folder_.empty() && mesh_.world.rank() == 0) append_event(folder_, events_.back());
+}
+
+void Run::close() {
+    agree(mesh_.world, [&] { close_here(); });
+}
+
+void Run::close_here() {
+    if (is_closed_) return;
+    is_closed_ = true;
+    if (!folder_.empty()) log::close_file(log_path_);
+    metrics_.reset();
+    std::exception_ptr error;
+    try {
+        checkpoints_->finish_here();
+    } catch (const Error&) {
+        error = std::current_exception();
+    }
+    lock_.reset();
+    if (error) std::rethrow_exception(error);
+}
+
+}  // namespace moe::train
