@@ -226,6 +226,10 @@ void Run::validate_at_interval() {
             values.emplace_back("validation_loss/" + name, loss);
             line += fmt::format(" {}: {:.5f}", name, loss);
         }
+    for (size_t k = 0; k < e.acceptance.size(); ++k) {
+        values.emplace_back(fmt::format("mtp_acceptance/{}", k + 1), e.acceptance[k]);
+        line += fmt::format(" mtp_acceptance_{}: {:.3f}", k + 1, e.acceptance[k]);
+    }
     if (metrics_) metrics_->scalars(step_, attempt_, values);
     say(line, nlohmann::ordered_json(values).dump());
 }

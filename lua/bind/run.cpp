@@ -44,6 +44,7 @@ constexpr MetricsField kMetrics[] = {
     {"loss", &train::StepMetrics::loss},         {"grad_norm", &train::StepMetrics::grad_norm}, {"lr", &train::StepMetrics::lr},
     {"tps", &train::StepMetrics::tokens_per_sec}, {"tflops", &train::StepMetrics::tflops},       {"mfu", &train::StepMetrics::mfu},
     {"memory", &train::StepMetrics::memory_gib}, {"maxvio", &train::StepMetrics::max_vio},      {"step_secs", &train::StepMetrics::step_secs},
+    {"mtp_loss", &train::StepMetrics::mtp_loss},  {"balance_loss", &train::StepMetrics::balance_loss}, {"drop_rate", &train::StepMetrics::drop_rate},
 };
 
 int metrics_text(lua_State* L) {
@@ -62,7 +63,7 @@ int metrics_text(lua_State* L) {
 constexpr Binding kMetricsText = {"__tostring", metrics_text, "tostring(m): the log line of a step."};
 
 void push_metrics(lua_State* L, const train::StepMetrics& m) {
-    lua_createtable(L, 0, 12);
+    lua_createtable(L, 0, 15);
     for (auto& f : kMetrics) {
         lua_pushnumber(L, m.*f.value);
         lua_setfield(L, -2, f.name);
@@ -207,7 +208,7 @@ int evaluate(lua_State* L) {
     throw_if_interrupted(L);
     train::Evaluation e = r->evaluate(nullptr, o.integer("max_batches", 0));
     lua_settop(L, 1);
-    push_ordered_table(L, {"loss", "bits", "num_tokens", "by_domain"});
+    push_ordered_table(L, {"loss", "bits", "num_tokens", "by_domain", "acceptance"});
     lua_pushnumber(L, e.loss);
     lua_setfield(L, -2, "loss");
     lua_pushnumber(L, e.loss / std::log(2.0));
@@ -225,6 +226,14 @@ int evaluate(lua_State* L) {
         lua_rawseti(L, -2, ++i);
     }
     lua_setfield(L, -2, "by_domain");
+    if (!e.acceptance.empty()) {
+        lua_newtable(L);
+        for (size_t k = 0; k < e.acceptance.size(); ++k) {
+            lua_pushnumber(L, e.acceptance[k]);
+            lua_rawseti(L, -2, lua_Integer(k) + 1);
+        }
+        lua_setfield(L, -2, "acceptance");
+    }
     lua_pushvalue(L, -1);
     fire(L, 1, "evaluate", r->current_step());
     return 1;
@@ -403,7 +412,7 @@ const Binding kMethods[] = {
     {"on", on, "run:on(event, f): calls f(m) at an event: \"step\" (after each step), \"skip\" (a step whose loss or gradient was not finite), \"evaluate\" (with evaluate's result). Returns run."},
     {"save", save, "run:save(name): saves the whole state and returns the checkpoint's folder: checkpoints/<name> in the run's folder, never pruned; without a name checkpoints/step_N; a name with a \"/\" is a path. Waits until it is on the disk."},
     {"close", close_run, "run:close(): waits for the last save and gives the run's folder free; no more steps."},
-    {"evaluate", evaluate, "run:evaluate {max_batches =}: loss on validation data in nats a token: {loss (mean over domains), bits, num_tokens, by_domain = {{name, loss}, …}}. Routers' counts and biases do not move."},
+    {"evaluate", evaluate, "run:evaluate {max_batches =}: loss on validation data in nats a token: {loss (mean over domains), bits, num_tokens, by_domain = {{name, loss}, …}, and with MTP acceptance = {share of positions where module k's token is the main head's}}. Routers' counts and biases do not move."},
     {"trace", make_trace, "run:trace {batches =} or {tokens =}: runs validation data through the model and records every routing decision."},
     {"counts", counts, "run:counts {by = \"domain\"}: routed tokens of the last step, int64 [layer, expert], or [layer, domain, expert]."},
 };

@@ -22,6 +22,7 @@
 #include <spawn.h>
 #include <sys/wait.h>
 #include <thread>
+#include <fcntl.h>
 #include <unistd.h>
 
 using namespace moe;
