@@ -344,7 +344,8 @@ std::string describe(const ErrorParts& error, bool colour) {
     if (!error.where.empty() && text.find(error.where) == std::string::npos) text += "\n  at " + error.where;
     // A traceback of the main chunk alone says nothing that `where` does not say.
     size_t levels = size_t(std::count(error.traceback.begin(), error.traceback.end(), '\n'));
-    bool deep = levels > 3 && error.kind != ErrorKind::interrupted && error.kind != ErrorKind::usage && error.kind != ErrorKind::config;
+    // Nor does that of a command of ours to who typed it.
+    bool deep = levels > 3 && !error.where.starts_with("lua/moe/commands/") && error.kind != ErrorKind::interrupted && error.kind != ErrorKind::usage && error.kind != ErrorKind::config;
     if (deep) text += "\n" + error.traceback;
     return text;
 }

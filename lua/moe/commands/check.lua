@@ -125,7 +125,7 @@ end
 
 local function show(list)
   local rows = {}
-  for i, r in ipairs(list) do rows[i] = { r.state, r.what, r.found, r.get } end
+  for i, r in ipairs(list) do rows[i] = { r.state, r.what, r.found, r.get or "" } end
   local text = tostring(moe.table(rows, { titles = { "state", "what", "found", "how to get it" } }))
   if moe.is_terminal() and not os.getenv("NO_COLOR") then
     text = ("\n" .. text):gsub("\n(%l+ ?%l*)(%s)", function(state, space)

@@ -17,7 +17,8 @@ local function experiments()
   for _, file in ipairs(moe.fs.list(home .. "/experiments", { recursive = true, suffix = "/README.md" })) do
     local name = file:sub(#home + #"/experiments/" + 1):match("^([^/]+)/README%.md$")
     if name and name:sub(1, 1) ~= "_" and moe.fs.exists(file:gsub("README%.md$", "run.lua") .. "") then
-      local line = moe.fs.read(file):match("[^\n]*"):gsub("^#+%s*", "")
+      local heading, rest = moe.fs.read(file):match("^#*%s*([^\n]*)\n*([^\n]*)")
+      local line = heading == name and rest or heading:gsub("^" .. name .. ":%s*", "")
       list[#list + 1] = { name = name, about = line, file = "experiments/" .. name .. "/run.lua" }
     end
   end

@@ -74,7 +74,7 @@ local function configuration(words, options, given)
   local cfg = next(changes) and named:with(changes) or named
   cfg = fit_to_steps(cfg, changes)
   local parent = inherited(source)
-  return { cfg = cfg, source = source, base = parent and moe.config(parent) or named, base_name = parent or source }
+  return { cfg = cfg, source = source, is_changed = cfg ~= named, base = parent and moe.config(parent) or named, base_name = parent or source }
 end
 
 -- --- what will run ---
@@ -171,7 +171,7 @@ local function dry_run(spec, plan, given)
   print("launch: " .. launch .. "\n")
   show_plan(spec, plan)
   if not ok then print("\nnot ready to run: " .. tostring(unbuilt)) end
-  print("\nresolved configuration (* differs from " .. (spec.base == spec.cfg and "nothing" or spec.source) .. ")")
+  print("\nresolved configuration (* differs from " .. (spec.is_changed and spec.source or "the defaults") .. ")")
   print(spec.cfg)
 end
 
@@ -202,9 +202,14 @@ local function show_validation(e)
   print(moe.table(rows, { title = "validation, in nats a token", titles = { "domain", "loss", "perplexity" }, formats = { false, "%.4f", "%.2f" } }))
 end
 
-local function show_next(source, steps)
-  print(("\nNext:\n  moelab train --config %s --steps %d                          # longer\n  moelab train --config %s training.learning_rate=1e-4 --dry-run    # with changes; --dry-run only shows them\n  moelab config %s                                             # every key")
-    :format(source, steps * 2, source, source))
+local function show_next(spec, run)
+  local source = spec and spec.source or run.folder .. "/config.json"
+  print()
+  print(moe.table({
+    { "  moelab train --resume " .. run.folder .. " --steps " .. run.num_steps * 2, "goes on from here" },
+    { "  moelab train --config " .. source .. " training.learning_rate=1e-4 --dry-run", "shows a run with changes" },
+    { "  moelab config " .. source, "every key" },
+  }, { title = "Next:" }))
 end
 
 local function finish(spec, run, last, skipped, secs, json)
@@ -221,7 +226,7 @@ local function finish(spec, run, last, skipped, secs, json)
   end
   print(("\ndone: final loss %.5f after %d steps, %s tokens, %s%s; folder %s"):format(last.loss, run.step, moe.format_count(last.tokens), moe.format_secs(secs),
     skipped > 0 and (", %d steps skipped"):format(skipped) or "", run.folder))
-  show_next(spec and spec.source or run.folder .. "/config.json", run.num_steps)
+  show_next(spec, run)
 end
 
 return function(words, options, given)
