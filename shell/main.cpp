@@ -111,6 +111,9 @@ CLI::App* add_command(CLI::App& app, CommandLine& c, const char* name, const cha
     return sub;
 }
 
+/// With a literal for its help, CLI11's own is ambiguous.
+CLI::Option* add_flag(CLI::App& command, const std::string& name, const std::string& what) { return command.add_flag(name, what); }
+
 void add_train(CLI::App& app, CommandLine& c) {
     auto* train = add_command(app, c, "train", "Trains a configuration: train --config NAME|FILE [key=value …]", "KEY=VALUE", "Changes of the configuration, such as training.learning_rate=1e-4");
     train->add_option("--config", "Ready name (moelab list) or JSON file")->type_name("NAME|FILE");
@@ -119,9 +122,9 @@ void add_train(CLI::App& app, CommandLine& c) {
     train->add_option("--name", "Name of the run's folder; default: experiment_name")->type_name("NAME");
     train->add_option("--init", "Start from these weights: a folder of safetensors")->type_name("DIR");
     train->add_option("--resume", "Go on from a checkpoint: its path, its name, or last")->type_name("PATH|last");
-    train->add_flag("--dry-run", "Print launch command, configuration, parameters and memory, and train nothing");
-    train->add_flag("--deepspeed", "Read the configuration's deepspeed section");
-    train->add_flag("--submit", "Submit to the cluster (not built yet)");
+    add_flag(*train, "--dry-run", "Print launch command, configuration, parameters and memory, and train nothing");
+    add_flag(*train, "--deepspeed", "Read the configuration's deepspeed section");
+    add_flag(*train, "--submit", "Submit to the cluster (not built yet)");
     train->add_option("--script-only", "Write the cluster's job script (not built yet)")->type_name("FILE");
 }
 
@@ -132,12 +135,12 @@ void add_commands(CLI::App& app, CommandLine& c) {
     run->add_option("FILE", c.file, "Lua file");
     add_train(app, c);
     auto* start = add_command(app, c, "quickstart", "Asks what to run, then runs it", nullptr, nullptr);
-    auto* check_flag = start->add_flag("--check", "As moelab check");
-    start->add_flag("--list", "As moelab list")->excludes(check_flag);
+    auto* check_flag = add_flag(*start, "--check", "As moelab check");
+    add_flag(*start, "--list", "As moelab list")->excludes(check_flag);
     add_command(app, c, "check", "Looks at this machine: what works, what is missing, how to get it", "KEY=VALUE", "output_dir=FOLDER: where runs will go");
     add_command(app, c, "list", "Ready configurations, experiments, benchmarks and commands", nullptr, nullptr);
-    add_command(app, c, "config", "Shows a configuration: config NAME|FILE [key=value …]", "NAME", "Ready name or JSON file, then changes as key=value")
-        ->add_flag("--keys", "A table of every key, its default and its meaning");
+    auto* config = add_command(app, c, "config", "Shows a configuration: config NAME|FILE [key=value …]", "NAME", "Ready name or JSON file, then changes as key=value");
+    add_flag(*config, "--keys", "A table of every key, its default and its meaning");
     add_command(app, c, "bench", "Measures a named job: cpu_quick_train, cpu_tiny_train [steps=12] [warmup=3]", "NAME", "Name, then key=value options");
 }
 
