@@ -59,10 +59,15 @@ int launched_rank() {
     return environment_integer({"OMPI_COMM_WORLD_RANK", "PMI_RANK"}, 0);
 }
 
-void become_ranks(int ranks, const std::vector<std::string>& arguments) {
+std::vector<std::string> rank_command(int ranks, const std::vector<std::string>& arguments) {
     std::string self = std::filesystem::read_symlink("/proc/self/exe").native();
     std::vector<std::string> words = {"mpirun", "--oversubscribe", "--mca", "btl", "self,vader", "--mca", "mpi_yield_when_idle", "1", "--bind-to", "none", "-n", std::to_string(ranks), self};
     words.insert(words.end(), arguments.begin(), arguments.end());
+    return words;
+}
+
+void become_ranks(int ranks, const std::vector<std::string>& arguments) {
+    auto words = rank_command(ranks, arguments);
     std::vector<char*> list;
     for (auto& word : words) list.push_back(word.data());
     list.push_back(nullptr);

@@ -11,7 +11,10 @@ void keep_memory();
 /// Threads for one rank: `wanted` where it is positive, else OMP_NUM_THREADS, else this rank's share of the physical cores.
 int choose_threads(int wanted);
 
-/// Becomes mpirun with `ranks` copies of this program and these arguments. Returns only by throwing moe::Error (dist).
+/// The words that start `ranks` copies of this program with these arguments: mpirun and its options.
+std::vector<std::string> rank_command(int ranks, const std::vector<std::string>& arguments);
+
+/// Becomes that command. Returns only by throwing moe::Error (dist).
 [[noreturn]] void become_ranks(int ranks, const std::vector<std::string>& arguments);
 
 /// Rank of this process among those that a launcher started, 0 for a single one.

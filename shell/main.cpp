@@ -1,4 +1,5 @@
 // moelab: runs Lua files and commands. The interactive prompt of `moelab` without arguments is not part of it yet: it prints the help.
+#include "core/base/log.h"
 #include "core/base/stop.h"
 #include "core/base/suggest.h"
 #include "core/base/version.h"
@@ -39,8 +40,13 @@ void on_stop(int) {
 struct CommandLine {
     std::string code, file, device;
     std::vector<std::string> words;      ///< arguments of the file or command
+    std::vector<std::pair<std::string, std::string>> given;    ///< the command's own options by name
     int ranks = 1, threads = 0;
-    bool json = false, keys = false, version = false;
+    bool json = false, version = false;
+    /// The command only looks: no ranks are started for it.
+    bool dry() const {
+        return std::any_of(given.begin(), given.end(), [](auto& g) { return g.first == "dry-run"; });
+    }
 };
 
 /// Throws (usage) for the first word that neither the program nor the chosen command (null: none) took.
@@ -85,9 +91,7 @@ std::vector<std::string> split_script(std::vector<std::string>& words) {
     return {};
 }
 
-/// The command line, parsed. `chosen` becomes the command's name, "" for none.
-CommandLine parse(CLI::App& app, std::vector<std::string> words, std::string& chosen) {
-    CommandLine c;
+void add_options(CLI::App& app, CommandLine& c) {
     app.description("A sandbox for mixture-of-experts language models, driven by Lua.");
     app.allow_extras();
     app.fallthrough();
@@ -97,17 +101,64 @@ CommandLine parse(CLI::App& app, std::vector<std::string> words, std::string& ch
     app.add_option("--device", c.device, "Where models run; default: cuda where there is one a rank")->check(CLI::IsMember({"cpu", "cuda"}));
     app.add_option("--threads", c.threads, "Threads of each rank; default: OMP_NUM_THREADS, or the physical cores")->check(CLI::PositiveNumber);
     app.add_flag("--json", c.json, "Results, log lines and errors as one JSON object a line");
+}
 
+/// A subcommand whose words go to its Lua file; what it has of options of its own reaches it as `given`.
+CLI::App* add_command(CLI::App& app, CommandLine& c, const char* name, const char* what, const char* words, const char* words_help) {
+    auto* sub = app.add_subcommand(name, what);
+    sub->allow_extras();
+    if (words) sub->add_option(words, c.words, words_help);
+    return sub;
+}
+
+/// With a literal for its help, CLI11's own is ambiguous.
+CLI::Option* add_flag(CLI::App& command, const std::string& name, const std::string& what) { return command.add_flag(name, what); }
+
+void add_train(CLI::App& app, CommandLine& c) {
+    auto* train = add_command(app, c, "train", "Trains a configuration: train --config NAME|FILE [key=value …]", "KEY=VALUE", "Changes of the configuration, such as training.learning_rate=1e-4");
+    train->add_option("--config", "Ready name (moelab list) or JSON file")->type_name("NAME|FILE");
+    train->add_option("-n,--ranks,--gpus", c.ranks, "Number of processes")->check(CLI::PositiveNumber);
+    train->add_option("--steps", "Optimizer steps, for training.train_steps")->check(CLI::PositiveNumber);
+    train->add_option("--name", "Name of the run's folder; default: experiment_name")->type_name("NAME");
+    train->add_option("--init", "Start from these weights: a folder of safetensors")->type_name("DIR");
+    train->add_option("--resume", "Go on from a checkpoint: its path, its name, or last")->type_name("PATH|last");
+    add_flag(*train, "--dry-run", "Print launch command, configuration, parameters and memory, and train nothing");
+    add_flag(*train, "--deepspeed", "Read the configuration's deepspeed section");
+    add_flag(*train, "--submit", "Submit to the cluster (not built yet)");
+    train->add_option("--script-only", "Write the cluster's job script (not built yet)")->type_name("FILE");
+}
+
+void add_commands(CLI::App& app, CommandLine& c) {
     auto* run = app.add_subcommand("run", "Runs an experiment: run [--ranks N] FILE.lua [arguments]; key=value reaches it as arg.options");
+    run->allow_extras();
     run->add_option("-n,--ranks", c.ranks, "Number of processes")->check(CLI::PositiveNumber);
     run->add_option("FILE", c.file, "Lua file");
-    auto* bench = app.add_subcommand("bench", "Measures a named job: cpu_quick_train, cpu_tiny_train [steps=12] [warmup=3]");
-    bench->add_option("NAME", c.words, "Name, then key=value options");
-    auto* config = app.add_subcommand("config", "Shows a configuration: config NAME|FILE [key=value …]");
-    config->add_option("NAME", c.words, "Ready name or JSON file, then changes as key=value");
-    config->add_flag("--keys", c.keys, "A table of every key, its default and its meaning");
-    for (auto* sub : {run, bench, config}) sub->allow_extras();
+    add_train(app, c);
+    auto* start = add_command(app, c, "quickstart", "Asks what to run, then runs it", nullptr, nullptr);
+    auto* check_flag = add_flag(*start, "--check", "As moelab check");
+    add_flag(*start, "--list", "As moelab list")->excludes(check_flag);
+    add_command(app, c, "check", "Looks at this machine: what works, what is missing, how to get it", "KEY=VALUE", "output_dir=FOLDER: where runs will go");
+    add_command(app, c, "list", "Ready configurations, experiments, benchmarks and commands", nullptr, nullptr);
+    auto* config = add_command(app, c, "config", "Shows a configuration: config NAME|FILE [key=value …]", "NAME", "Ready name or JSON file, then changes as key=value");
+    add_flag(*config, "--keys", "A table of every key, its default and its meaning");
+    add_command(app, c, "bench", "Measures a named job: cpu_quick_train, cpu_tiny_train [steps=12] [warmup=3]", "NAME", "Name, then key=value options");
+}
 
+/// What a command was given of options that go to its Lua file: all that fill no field of CommandLine.
+std::vector<std::pair<std::string, std::string>> given_options(const CLI::App& command) {
+    std::vector<std::pair<std::string, std::string>> given;
+    for (auto* option : command.get_options()) {
+        bool own = option->nonpositional() && option->count() > 0 && option->get_lnames()[0] != "help" && option->get_lnames()[0] != "ranks";
+        if (own) given.emplace_back(option->get_lnames()[0], option->get_items_expected_max() == 0 ? "true" : option->results().back());
+    }
+    return given;
+}
+
+/// The command line, parsed. `chosen` becomes the command's name, "" for none.
+CommandLine parse(CLI::App& app, std::vector<std::string> words, std::string& chosen) {
+    CommandLine c;
+    add_options(app, c);
+    add_commands(app, c);
     std::vector<std::string> script_words = split_script(words);
     std::reverse(words.begin(), words.end());
     app.parse(words);
@@ -117,6 +168,8 @@ CommandLine parse(CLI::App& app, std::vector<std::string> words, std::string& ch
     if (chosen == "run") {
         if (c.file.empty()) throw Error({ErrorKind::usage, "moelab run", "no file", "run [--ranks N] FILE.lua [arguments]", "", "", -1, ""});
         c.words = script_words;
+    } else if (!used.empty()) {
+        c.given = given_options(*used[0]);
     }
     return c;
 }
@@ -144,6 +197,22 @@ int finish(const lua::Result& result, bool json, bool print_values) {
     return 0;
 }
 
+/// The command that a person could type to start the same processes.
+std::string launch_text(int ranks, std::vector<std::string> words) {
+    std::erase(words, "--dry-run");
+    std::vector<std::string> all = {"moelab"};
+    if (ranks > 1) all = rank_command(ranks, words);
+    else all.insert(all.end(), words.begin(), words.end());
+    std::string text;
+    for (auto& word : all) {
+        bool plain = !word.empty() && word.find_first_of(" \t\"'\\$&|;<>()*?[]{}!#~`") == std::string::npos;
+        std::string quoted = word;
+        for (size_t at = 0; !plain && (at = quoted.find('\'', at)) != std::string::npos; at += 4) quoted.replace(at, 1, "'\\''");
+        text += (text.empty() ? "" : " ") + (plain ? word : "'" + quoted + "'");
+    }
+    return text;
+}
+
 int execute(const CommandLine& c, const std::string& command, const std::vector<std::string>& words) {
     std::string typed = "moelab";
     for (auto& word : words) typed += " " + word;
@@ -161,11 +230,15 @@ int execute(const CommandLine& c, const std::string& command, const std::vector<
     } else if (command == "run") {
         result = session.run_file(c.file, arguments);
     } else {
-        if (c.json) arguments.options.emplace_back("json", "true");
-        if (c.keys) arguments.options.emplace_back("keys", "true");
+        arguments.given = c.given;
+        if (c.json) arguments.given.emplace_back("json", "true");
+        if (!c.device.empty()) arguments.given.emplace_back("device", c.device);
+        arguments.given.emplace_back("ranks", std::to_string(c.ranks));
+        arguments.given.emplace_back("launch", launch_text(c.ranks, words));
         result = session.run_command(command, arguments);
     }
     running_session = nullptr;
+    log::status("");                // an error in the middle of training leaves it
     if (result.ok() && stop_requested()) return finish(result, c.json, !c.code.empty()), kInterruptedCode;
     return finish(result, c.json, !c.code.empty());
 }
@@ -188,7 +261,7 @@ int run_program(int argc, char** argv) {
             fmt::print("{}", app.help());
             return 0;
         }
-        if (c.ranks > 1 && launched_rank() == 0 && !std::getenv("OMPI_COMM_WORLD_SIZE")) become_ranks(c.ranks, words);
+        if (c.ranks > 1 && !c.dry() && launched_rank() == 0 && !std::getenv("OMPI_COMM_WORLD_SIZE")) become_ranks(c.ranks, words);
         at::set_num_threads(choose_threads(c.threads));
         return execute(c, command, words);
     } catch (const CLI::CallForHelp& help) {

@@ -17,11 +17,21 @@ struct State {
     std::FILE* file = nullptr;
     std::string path;
     Level level = kInfo;
+    std::string status;
     ~State() { if (file) std::fclose(file); }
 };
 State& state() {
     static State s;
     return s;
+}
+
+// The status line is taken away before other text and drawn again after a whole line. With the mutex held.
+void hide_status(const State& s) {
+    if (!s.status.empty()) std::fputs("\r\033[K", stdout);
+}
+void draw_status(const State& s) {
+    if (!s.status.empty()) std::fwrite(s.status.data(), 1, s.status.size(), stdout);
+    std::fflush(stdout);
 }
 
 /// With the mutex held.
@@ -43,7 +53,10 @@ void write(Level level, std::string_view message) {
     static const bool colour = isatty(STDERR_FILENO) && !std::getenv("NO_COLOR");
     const char* tag[] = {"debug: ", "", "warning: ", "error: "};
     const char* paint[] = {"\033[2m", "", "\033[33m", "\033[31m"};
+    hide_status(s);
+    if (!s.status.empty()) std::fflush(stdout);
     std::fprintf(stderr, "%s%s%.*s%s\n", colour ? paint[level] : "", tag[level], int(message.size()), message.data(), colour && *paint[level] ? "\033[0m" : "");
+    if (!s.status.empty()) draw_status(s);
     append(s, tag[level], message);
 }
 }  // namespace
@@ -72,6 +85,24 @@ void to_file(std::string_view line) {
     State& s = state();
     std::lock_guard lock(s.mutex);
     append(s, "", line);
+}
+
+void print(std::string_view text) {
+    State& s = state();
+    std::lock_guard lock(s.mutex);
+    hide_status(s);
+    std::fwrite(text.data(), 1, text.size(), stdout);
+    if (text.ends_with('\n') && !s.status.empty()) draw_status(s);
+}
+
+void status(std::string_view line) {
+    static const bool terminal = isatty(STDOUT_FILENO);
+    if (!terminal) return;
+    State& s = state();
+    std::lock_guard lock(s.mutex);
+    hide_status(s);
+    s.status = line;
+    draw_status(s);
 }
 
 void set_level(std::string_view level) {

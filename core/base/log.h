@@ -1,4 +1,4 @@
-// Messages to a person: coloured on a terminal's standard error, and to the run's log file once there is one.
+// Messages to a person: coloured on a terminal's standard error, and to the run's log file once there is one; the status line.
 #pragma once
 #include <string>
 #include <string_view>
@@ -11,6 +11,11 @@ void set_file(const std::string& path);
 void close_file(const std::string& path);
 /// A line for the file alone.
 void to_file(std::string_view line);
+/// Text for standard output, as it is: above the status line, where there is one.
+void print(std::string_view text);
+/// One line that stays at the bottom of a terminal while other lines scroll above it; "" removes it. Nothing happens where standard
+/// output is no terminal.
+void status(std::string_view line);
 /// Messages below this level are dropped: "debug", "info" (default), "warn", "error". Throws moe::Error (usage) for another word.
 void set_level(std::string_view level);
 void debug(std::string_view message);

@@ -2,6 +2,7 @@
 #include "core/param/param_store.h"
 
 #include "core/base/error.h"
+#include "core/base/host_memory.h"
 #include "core/base/random.h"
 #include "core/tensor/check.h"
 
@@ -41,6 +42,25 @@ const dist::Group& group_of(const dist::Mesh& mesh, BucketKind kind) {
         case BucketKind::tied: return mesh.tied;
         default: return mesh.stage;
     }
+}
+
+/// Bytes of a bucket of `total` elements that a rank allocates under this ZeRO stage.
+double bytes_of(const Bucket& bucket, int64_t total, int stage, const StoreOptions& options) {
+    const Precision& p = options.precision;
+    int64_t own = bucket.own_end - bucket.own_begin;
+    auto compute = compute_type(p, bucket.kind);
+    double bytes = double(stage >= 3 ? own : total) * c10::elementSize(compute);
+    if (!options.training) return bytes;
+    return bytes + double(stage >= 2 ? own : total) * c10::elementSize(p.grad) + double(own) * (c10::elementSize(p.master) * (compute != p.master) + c10::elementSize(p.moments) * size_t(options.num_moments));
+}
+
+constexpr const char* kSmaller = "a smaller model, bf16 weights, expert parallelism or zero_stage 1 over more ranks";
+
+/// A host gives out more memory than it has and kills who uses it: ask before.
+void check_host_memory(double bytes, int64_t num_elements, bool training) {
+    double available = double(host_memory().available);
+    MOE_CHECK(bytes <= available, memory, "parameters", fmt::format("{} available on this host", gib(available)),
+              fmt::format("{} for {} elements (weights{})", gib(bytes), num_elements, training ? ", gradients, optimizer state" : ""), kSmaller);
 }
 }  // namespace
 
@@ -98,10 +118,15 @@ std::vector<const ParamStore::Placed*> ParamStore::tensors_of(int bucket) const 
 
 void ParamStore::build() {
     MOE_CHECK(!built_, state, "build", "a second call", "one", "");
+    double bytes = 0;
+    int64_t num_elements = 0;
     for (int k = 0; k < kNumBuckets; ++k) {
         cut(buckets_[k], k);
-        allocate(buckets_[k]);
+        bytes += bytes_of(buckets_[k], sizes_[k], stage_of(buckets_[k].kind), options_);
+        num_elements += sizes_[k];
     }
+    if (options_.device.is_cpu()) check_host_memory(bytes, num_elements, options_.training);
+    for (Bucket& bucket : buckets_) allocate(bucket);
     initialise();
     fill_handles();
     built_ = true;
@@ -143,13 +168,11 @@ void ParamStore::allocate(Bucket& bucket) {
     int64_t values = stage >= 3 ? own : total, grads = stage >= 2 ? own : total;
     bucket.value_begin = stage >= 3 ? bucket.own_begin : 0;
     bucket.grad_begin = stage >= 2 ? bucket.own_begin : 0;
-    double bytes = double(values) * c10::elementSize(compute);
-    if (options_.training) bytes += double(grads) * c10::elementSize(p.grad) + double(own) * (c10::elementSize(p.master) * own_master + c10::elementSize(p.moments) * size_t(options_.num_moments));
     auto make = [&](int64_t n, at::ScalarType type) { return at::zeros({n}, at::TensorOptions().dtype(type).device(options_.device)); };
     auto failed = [&](const std::string& why) {
         MOE_THROW(memory, fmt::format("{} parameters", to_string(bucket.kind)), why.substr(0, why.find('\n')),
-                  fmt::format("{} on {} for {} elements (weights{})", gib(bytes), options_.device.str(), total, options_.training ? ", gradients, optimizer state" : ""),
-                  "a smaller model, bf16 weights, expert parallelism or zero_stage 1 over more ranks");
+                  fmt::format("{} on {} for {} elements (weights{})", gib(bytes_of(bucket, total, stage, options_)), options_.device.str(), total, options_.training ? ", gradients, optimizer state" : ""),
+                  kSmaller);
     };
     try {
         bucket.value = make(values, compute);

@@ -33,8 +33,9 @@ int64_t feed_forward(int64_t d_model, int64_t width) { return 3 * d_model * widt
 /// A norm of the residual stream: a layer norm has a bias, too.
 int64_t block_norm(const ModelConfig& model) { return model.mla.d_model * (model.norm_type == "layernorm" ? 2 : 1); }
 
-/// Parts of `num_dense` dense and `num_moe` mixture layers, without embedding, final norm and head.
-std::vector<Part> layers_of(const ModelConfig& model, int64_t num_dense, int64_t num_moe) {
+}  // namespace
+
+std::vector<Part> layer_parts(const ModelConfig& model, int64_t num_dense, int64_t num_moe) {
     const MoeConfig& e = model.moe;
     int64_t d = model.mla.d_model, num = num_dense + num_moe;
     Attention a = attention_of(model);
@@ -48,7 +49,6 @@ std::vector<Part> layers_of(const ModelConfig& model, int64_t num_dense, int64_t
             {"experts", expert * e.num_experts, expert * e.num_experts_per_token, expert * e.num_experts_per_token},
             {"shared", shared, shared, shared}};
 }
-}  // namespace
 
 const Part& Counts::part(const std::string& name) const {
     std::vector<std::string> names;
@@ -63,7 +63,7 @@ Counts count(const ModelConfig& model, int64_t mtp_depth) {
     int64_t d = model.mla.d_model, table = model.vocab() * d, num_moe = model.num_moe_layers();
     int64_t head = model.tie_word_embeddings ? 0 : table;
     Counts c;
-    c.parts = layers_of(model, model.num_layers - num_moe, num_moe);
+    c.parts = layer_parts(model, model.num_layers - num_moe, num_moe);
     c.parts[1].total += block_norm(model);      // the final norm
     c.parts[1].active += block_norm(model);
     c.parts.insert(c.parts.begin(), Part{"embedding", table, table, 0});
@@ -78,7 +78,7 @@ Counts count(const ModelConfig& model, int64_t mtp_depth) {
     if (model.moe.use_aux_loss_free) c.router_bias = num_moe * model.moe.num_experts;
 
     int64_t joint = 2 * d * d;                  // eh_proj
-    for (const Part& p : layers_of(model, 0, mtp_depth)) {
+    for (const Part& p : layer_parts(model, 0, mtp_depth)) {
         c.mtp += p.total;
         c.mtp_active += p.active;
         c.mtp_matmul += p.matmul;

@@ -36,6 +36,10 @@ struct Counts {
 /// Counts the parameters of `model` with `mtp_depth` MTP modules. Throws moe::Error (config) while vocab_size is null.
 Counts count(const ModelConfig& model, int64_t mtp_depth = 0);
 
+/// The parts of `num_dense` dense and `num_moe` mixture layers, without embedding, final norm and head. An MTP module has those of one
+/// mixture layer, and its joint and norms (see count()).
+std::vector<Part> layer_parts(const ModelConfig& model, int64_t num_dense, int64_t num_moe);
+
 /// What of the attention matrix is counted: causal is the lower half, which is what must be computed; full is all of it, which
 /// many published figures count.
 enum class FlopsRule { causal, full };

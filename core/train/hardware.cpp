@@ -79,6 +79,25 @@ double peak_memory_bytes(at::Device device) {
     return std::strtod(proc_field("/proc/self/status", "VmHWM").c_str(), nullptr) * 1024;
 }
 
+bool built_with_cuda() {
+#ifdef MOE_WITH_CUDA
+    return true;
+#else
+    return false;
+#endif
+}
+
+std::vector<Gpu> gpus() {
+    std::vector<Gpu> list;
+#ifdef MOE_WITH_CUDA
+    for (int i = 0; i < c10::cuda::device_count(); ++i) {
+        auto* p = at::cuda::getDeviceProperties(i);
+        list.push_back({p->name, int64_t(p->totalGlobalMem), p->major, p->minor});
+    }
+#endif
+    return list;
+}
+
 at::Device choose_device(const std::string& wanted) {
     MOE_CHECK(wanted.empty() || wanted == "cpu" || wanted == "cuda", config, "device", wanted, "cpu or cuda", "null takes cuda where there is a GPU");
     int gpus = 0;

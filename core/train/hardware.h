@@ -4,7 +4,9 @@
 
 #include <c10/core/Device.h>
 
+#include <cstdint>
 #include <string>
+#include <vector>
 
 namespace moe::train {
 
@@ -16,6 +18,16 @@ std::string device_name(at::Device device);
 double peak_flops(at::Device device, const Precision& precision);
 /// Peak memory in bytes: allocated by LibTorch on a GPU, resident on the CPU.
 double peak_memory_bytes(at::Device device);
+/// A GPU as LibTorch sees it.
+struct Gpu {
+    std::string name;
+    int64_t memory_bytes = 0;
+    int major = 0, minor = 0;             ///< compute capability
+};
+/// All of them; none in a build without CUDA and where no driver answers.
+std::vector<Gpu> gpus();
+/// True where this program was built with CUDA.
+bool built_with_cuda();
 /// The device of a single rank. `wanted` is "cpu", "cuda", or "" for cuda where LibTorch and this build see a GPU, else the CPU; a
 /// wish that cannot be met throws moe::Error (device), another word (config).
 at::Device choose_device(const std::string& wanted);

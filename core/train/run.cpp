@@ -238,7 +238,7 @@ void Run::validate_at_interval() {
 void Run::say(const std::string& line, const std::string& json) {
     if (!folder_.empty()) log::to_file(line);
     if (!options_.console || !config_.logging.console) return;
-    fmt::print("{}\n", options_.json ? json : line);
+    log::print((options_.json ? json : line) + "\n");
     std::fflush(stdout);
 }
 

@@ -11,6 +11,7 @@ void push_moe(lua_State* L);
 void open_help(lua_State* L);
 void open_json(lua_State* L);
 void open_system(lua_State* L);
+void open_machine(lua_State* L);
 void open_tensor(lua_State* L);
 void open_config(lua_State* L);
 void open_store(lua_State* L);

@@ -4,6 +4,7 @@
 #include "core/config/names.h"
 #include "core/data/tokenizer.h"
 #include "core/plan/count.h"
+#include "core/plan/memory.h"
 #include "lua/bind/bind.h"
 #include "lua/bind/control.h"
 #include "lua/bind/json.h"
@@ -128,9 +129,50 @@ int with(lua_State* L) {
     return 1;
 }
 
-int params(lua_State* L) {
-    Config c = *self<ConfigValue>(L).config;
+/// The first comment of a ready configuration's file: what it is, in a line.
+int about(lua_State* L) {
+    std::string name = check_string(L, 1, "name");
+    const std::string* text = embedded_config(name);
+    if (!text) named_config(name);      // throws with the nearest
+    size_t end = std::min(text->find('\n'), text->size());
+    push_string(L, text->starts_with("// ") ? text->substr(3, end - 3) : "");
+    return 1;
+}
+
+/// With the tokenizer's vocabulary where it is null.
+Config with_vocabulary(Config c) {
     if (!c.model.vocab_size) c.model.vocab_size = data::open_tokenizer(c.data.tokenizer)->vocab_size();
+    return c;
+}
+
+int num_steps(lua_State* L) {
+    Config c = with_vocabulary(*self<ConfigValue>(L).config);
+    auto steps = c.training.total_steps(plan::count(c.model).total);
+    if (!steps) return lua_pushnil(L), 1;
+    lua_pushinteger(L, *steps);
+    return 1;
+}
+
+int memory(lua_State* L) {
+    Config c = with_vocabulary(*self<ConfigValue>(L).config);
+    Options o(L, 2, {"ranks"});
+    validate(c);
+    plan::Memory m = plan::memory(c, o.integer("ranks", 1));
+    push_ordered_table(L, {"weights", "gradients", "optimizer", "activations", "total"});
+    auto set = [&](const char* name, double bytes) {
+        lua_pushinteger(L, lua_Integer(bytes));
+        lua_setfield(L, -2, name);
+    };
+    set("weights", m.weights);
+    set("gradients", m.gradients);
+    set("optimizer", m.optimizer);
+    set("activations", m.activations);
+    set("total", m.total());
+    return 1;
+}
+
+int params(lua_State* L) {
+    Config c = with_vocabulary(*self<ConfigValue>(L).config);
     int64_t depth = c.training.mtp_depth();
     auto counts = plan::count(c.model, depth);
     push_ordered_table(L, {"total", "active", "flops_per_token", "mtp", "router_bias"});
@@ -159,8 +201,9 @@ int save(lua_State* L) {
 }
 int check_values(lua_State* L) {
     auto& c = *self<ConfigValue>(L).config;
+    Options o(L, 2, {"built"});
     validate(c);
-    require_built(c);
+    if (o.boolean("built", true)) require_built(c);
     lua_settop(L, 1);
     return 1;
 }
@@ -201,14 +244,17 @@ const Binding kFunctions[] = {
     {"config", config,
      "moe.config(name), moe.config(\"file.json\"), moe.config { model = { … } }: a configuration: a ready one (moe.config_names() lists them), a file's, or a table's over the defaults. cfg.model.moe.num_experts reads a key."},
     {"config_names", names, "moe.config_names(): names of the ready configurations."},
+    {"config_about", about, "moe.config_about(name): what a ready configuration is, in a line."},
     {"config_keys", keys, "moe.config_keys(): a Markdown table of every key, its default and its meaning."},
 };
 const Binding kMethods[] = {
     {"with", with, "cfg:with { model = { moe = { num_experts = 16 } } }: a changed copy; dotted keys (\"model.moe.num_experts\") work too, moe.null is null. Printing it marks the differences."},
     {"params", params, "cfg:params(): {total, active (a token's, without the embedding), flops_per_token (forward and backward, causal rule, at training.seq_length), mtp, router_bias}."},
+    {"num_steps", num_steps, "cfg:num_steps(): optimizer steps of a run, by training.train_steps, total_training_tokens or tokens_per_parameter_ratio; nil where none is set."},
+    {"memory", memory, "cfg:memory {ranks = 1}: bytes that training needs on the fullest rank: {weights, gradients, optimizer (master weights and moments), activations (an estimate, within about a factor of two), total}."},
     {"to_table", to_table, "cfg:to_table(): all keys as nested tables."},
     {"save", save, "cfg:save(path): writes all keys as a JSON file. Returns cfg."},
-    {"validate", check_values, "cfg:validate(): raises one error that lists everything wrong, or not built yet. Returns cfg."},
+    {"validate", check_values, "cfg:validate {built = true}: raises one error that lists everything wrong, or not built yet; built = false asks for the first alone. Returns cfg."},
 };
 const Binding kMeta[] = {
     {"__tostring", text, "tostring(cfg): a tree of all keys; those that differ from the base are marked."},

@@ -22,7 +22,8 @@ local function show(self, always)
   if not always and now - self.shown < (self.terminal and TERMINAL_SECS or LINE_SECS) then return end
   self.shown = now
   if self.terminal then
-    moe.write("\r\27[K" .. line(self) .. (self.finished and "\n" or ""))
+    moe.status(self.finished and "" or line(self))
+    if self.finished then moe.write(line(self) .. "\n") end
   else
     moe.write(line(self) .. "\n")
   end

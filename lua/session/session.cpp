@@ -1,6 +1,7 @@
 #include "lua/session/session.h"
 
 #include "core/base/json.h"
+#include "core/base/log.h"
 #include "core/base/suggest.h"
 #include "lua/bind/bind.h"
 #include "lua/session/embedded.h"
@@ -90,6 +91,29 @@ int index_moe(lua_State* L) {
     MOE_THROW(usage, module, "no such function or module", "one of those that help(moe) lists", hint);
 }
 
+/// The first comment of a command's file is "-- moelab NAME arguments: what it does."
+int commands_of(lua_State* L) {
+    lua_newtable(L);
+    lua_Integer i = 0;
+    for (auto& m : embedded_modules()) {
+        if (!m.name.starts_with(kCommandPrefix)) continue;
+        std::string_view line = m.text.substr(0, m.text.find('\n'));
+        size_t at = line.find(": ");
+        MOE_CHECK(line.starts_with("-- ") && at != std::string_view::npos, internal, std::string(m.file), std::string(line), "-- moelab NAME arguments: what it does.", "");
+        push_ordered_table(L, {"name", "usage", "about"});
+        push_string(L, m.name.substr(kCommandPrefix.size()));
+        lua_setfield(L, -2, "name");
+        push_string(L, line.substr(3, at - 3));
+        lua_setfield(L, -2, "usage");
+        push_string(L, line.substr(at + 2));
+        lua_setfield(L, -2, "about");
+        lua_rawseti(L, -2, ++i);
+    }
+    return 1;
+}
+
+constexpr Binding kCommands = {"commands", commands_of, "moe.commands(): the commands that are written in Lua: a list of {name, usage, about}."};
+
 const Binding kGlobals[] = {
     {"print", print, "print(…): writes the values as tostring shows them, separated by tabs, and a line end. On several ranks only rank 0 prints."},
     {"pairs", sorted_pairs, "pairs(t): as in Lua, in a defined order: numbers ascending, then texts in byte order. moe's tables keep their own order."},
@@ -140,7 +164,7 @@ Session::Session(SessionOptions options) {
     control_.device = std::move(options.device);
     control_.json = options.json;
     if (!options.quiet) {
-        control_.print = options.print ? std::move(options.print) : [](std::string_view text) { std::fwrite(text.data(), 1, text.size(), stdout); };
+        control_.print = options.print ? std::move(options.print) : [](std::string_view text) { log::print(text); };
     }
     L_ = luaL_newstate();
     MOE_CHECK(L_, memory, "session", "no memory for a Lua state", "", "");
@@ -176,6 +200,8 @@ void Session::open() {
     }
     lua_pop(L_, 1);
     push_moe(L_);
+    push_function(L_, kCommands, "moe.commands");
+    lua_setfield(L_, -2, kCommands.name);
     lua_createtable(L_, 0, 1);
     push_function(L_, kIndexMoe, "moe.__index");
     lua_setfield(L_, -2, "__index");
@@ -281,8 +307,13 @@ Result Session::run_command(const std::string& name, const Arguments& arguments)
     }
     push_arguments(arguments, name);
     lua_getfield(L_, -1, "options");
+    lua_newtable(L_);
+    for (auto& [name, value] : arguments.given) {
+        push_string(L_, value);
+        lua_setfield(L_, -2, name.c_str());
+    }
     control_.ends_with_program = true;
-    result = call(2);
+    result = call(3);
     control_.ends_with_program = false;
     return result;
 }
@@ -313,7 +344,8 @@ std::string describe(const ErrorParts& error, bool colour) {
     if (!error.where.empty() && text.find(error.where) == std::string::npos) text += "\n  at " + error.where;
     // A traceback of the main chunk alone says nothing that `where` does not say.
     size_t levels = size_t(std::count(error.traceback.begin(), error.traceback.end(), '\n'));
-    bool deep = levels > 3 && error.kind != ErrorKind::interrupted && error.kind != ErrorKind::usage && error.kind != ErrorKind::config;
+    // Nor does that of a command of ours to who typed it.
+    bool deep = levels > 3 && !error.where.starts_with("lua/moe/commands/") && error.kind != ErrorKind::interrupted && error.kind != ErrorKind::usage && error.kind != ErrorKind::config;
     if (deep) text += "\n" + error.traceback;
     return text;
 }

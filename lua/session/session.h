@@ -29,10 +29,11 @@ struct Result {
     int exit_code() const { return error ? Error(*error).exit_code() : 0; }
 };
 
-/// Arguments of a script: positional ones, and key=value pairs.
+/// Arguments of a script or command: positional ones, and key=value pairs.
 struct Arguments {
     std::vector<std::string> positional;
     std::vector<std::pair<std::string, std::string>> options;
+    std::vector<std::pair<std::string, std::string>> given;    ///< a command's own options, "steps" of --steps; flags are "true"
     /// "a.b=1" is an option where the part before the first "=" is a name (letters, digits, "_", "."), else positional.
     static Arguments parse(const std::vector<std::string>& words);
 };
@@ -49,7 +50,8 @@ public:
     /// Runs a file with the global `arg`: positional arguments, arg[0] the path, arg.options the key=value ones, numbers and
     /// true/false converted.
     Result run_file(const std::string& path, const Arguments& arguments = {});
-    /// Runs the command in the embedded module moe.commands.<name>, a function of (positional, options).
+    /// Runs the command in the embedded module moe.commands.<name>, a function of (positional, options, given). The texts in `given`
+    /// stay texts.
     Result run_command(const std::string& name, const Arguments& arguments);
     /// Names of the embedded commands, sorted.
     static std::vector<std::string> commands();

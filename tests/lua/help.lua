@@ -16,7 +16,7 @@ test("help: every binding and every function of moe has a text", function()
     end
   end
   -- Modules written in Lua load on first use.
-  for _, module in ipairs { "plot", "table", "progress", "json", "fs" } do local _ = moe[module] end
+  for _, module in ipairs { "plot", "table", "progress", "benchmarks", "json", "fs" } do local _ = moe[module] end
   visit(moe, "moe")
   for _, name in ipairs { "tensor", "config", "config section", "model", "trace", "run" } do
     local type_table = moe.documented()[name]

@@ -1,9 +1,4 @@
 -- moelab bench NAME [steps=12] [warmup=3] [--json]: the speed of one named job.
-local BENCHMARKS = {
-  cpu_quick_train = { config = "cpu_quick", batch = 16, seq = 256 },
-  cpu_tiny_train = { config = "cpu_tiny", batch = 4, seq = 256 },
-}
-
 local function median(values)
   table.sort(values)
   local n = #values
@@ -30,16 +25,14 @@ local function train(name, b, steps, warmup)
   }
 end
 
-return function(words, options)
-  local names = {}
-  for name in pairs(BENCHMARKS) do names[name] = true end
-  if not words[1] then
-    moe.fail { op = "bench", got = "no name", want = "cpu_quick_train or cpu_tiny_train" }
-  end
-  moe.check_keys({ [words[1]] = true }, (function() local l = {} for k in pairs(names) do l[#l + 1] = k end return l end)(), "bench: name")
-  moe.check_keys(options, { "steps", "warmup", "json" }, "bench: options")
-  local result = train(words[1], BENCHMARKS[words[1]], options.steps or 12, options.warmup or 3)
-  if options.json then
+return function(words, options, given)
+  local names, by_name = {}, {}
+  for i, b in ipairs(moe.benchmarks) do names[i], by_name[b.name] = b.name, b end
+  if not words[1] then moe.fail { op = "bench", got = "no name", want = table.concat(names, " or ") } end
+  moe.check_keys({ [words[1]] = true }, names, "bench: name")
+  moe.check_keys(options, { "steps", "warmup" }, "bench: options")
+  local result = train(words[1], by_name[words[1]], options.steps or 12, options.warmup or 3)
+  if given.json then
     print(moe.json.encode(result))
   else
     print(("%s: %.0f %s (%s, %s on %s, commit %s)"):format(result.name, result.value, result.unit, result.shape, result.dtype, result.device, result.commit))

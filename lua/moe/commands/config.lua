@@ -1,8 +1,6 @@
 -- moelab config NAME|FILE [key=value …] [--json]: shows a configuration. --keys: every key with its default and meaning.
-return function(words, options)
-  local json, keys = options.json, options.keys
-  options.json, options.keys = nil, nil
-  if keys then
+return function(words, options, given)
+  if given.keys then
     print(moe.config_keys())
     return
   end
@@ -11,7 +9,7 @@ return function(words, options)
   end
   local cfg = moe.config(words[1])
   if next(options) then cfg = cfg:with(options) end
-  if json then
+  if given.json then
     print(moe.json.encode(cfg:to_table(), { indent = 2 }))
     return
   end
