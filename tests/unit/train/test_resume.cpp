@@ -42,7 +42,7 @@ RunOptions silent(const std::string& resume = "") {
     return o;
 }
 
-/// Two micro-batches a step, packed documents, workers, biases that move; in its own output folder.
+/// Two micro-batches a step, packed documents, workers, biases that move, MTP, dropouts, noise, capacity; in its own output folder.
 Config saved_often(const test::Folder& folder) {
     Config c = test::small_config();
     c.output_dir = folder.path();
@@ -51,6 +51,11 @@ Config saved_often(const test::Folder& folder) {
     c.training.global_batch_size = 4;
     c.training.micro_batch_size = 2;
     c.model.moe.bias_update_speed = 0.01;
+    c.training.use_mtp = true;
+    c.model.mla.attn_dropout = 0.1;
+    c.model.moe.dropout = 0.1;
+    c.model.moe.router_noise_std = 0.2;
+    c.model.moe.capacity_factor = 1.2;
     c.data.packing = true;
     c.data.preprocessing.num_workers = 2;
     c.training.save_interval = 10;
