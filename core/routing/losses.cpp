@@ -51,7 +51,7 @@ Tensor window_loss(const LossWindow& w, const LossWeights& weights, const Tensor
     MOE_CHECK(w.B * w.S == T && w.ids_TK.size(0) == T && w.counted_T.size(0) == T, shape, "router losses", fmt::format("{} tokens", T), fmt::format("{} sequences of {}", w.B, w.S), "");
     Tensor counted_T = w.counted_T.to(at::kDouble), scores = w.scores_TE.to(at::kDouble);
     Tensor p_TE = scores / scores.sum(-1, true).clamp_min(1e-300) * counted_T.unsqueeze(-1);
-    Tensor n = counted_T.sum().clamp_min(1), P_E = p_TE.sum(0) / n, total = at::zeros({}, p_TE.options());
+    Tensor n = counted_T.sum(), P_E = p_TE.sum(0) / n.clamp_min(1), total = at::zeros({}, p_TE.options());
     if (weights.switch_aux != 0) total = total + weights.switch_aux * switch_sum(p_TE.view({1, T, E}), w.ids_TK, counted_T.view({1, T}));
     if (weights.sequence != 0) total = total + weights.sequence * switch_sum(p_TE.view({w.B, w.S, E}), w.ids_TK, counted_T.view({w.B, w.S}));
     if (weights.global != 0) total = total + weights.global * n * (load_E * P_E).sum();

@@ -171,41 +171,36 @@ TEST_CASE("model and MTP: losses, decisions and counts equal a plain-loop refere
 }
 
 TEST_CASE("model and MTP: gradients of every parameter equal differences of the plain-loop reference to 1e-8", "[model][reference]") {
-    for (auto& c : cases()) {
-        INFO(c.name);
-        Config config = tiny();
-        c.change(config);
-        Twins t(config);
-        t.train();
-        t.plain.run();
-        t.plain.frozen = true;
-        auto gen = at::make_generator<at::CPUGeneratorImpl>(4);
-        int64_t with_gradient = 0;
-        for (auto& name : t.model.store().names()) {
-            Tensor g = t.model.store().grad(name).contiguous().view({-1});
-            double largest = g.abs().max().item<double>();
-            test::Vec& w = t.plain.weights.at(name);
-            test::Vec before = w;
-            auto along = [&](const Tensor& direction) {                  // of unit length
-                double slope = test::derivative([&](double step) {
-                    for (size_t i = 0; i < w.size(); ++i) w[i] = before[i] + step * direction.const_data_ptr<double>()[i];
-                    return t.plain.run().total();
-                }, 5e-4);
-                w = before;
-                return slope;
-            };
-            // A direction through all elements at once, and the element of the largest gradient.
-            Tensor all = at::randn(g.sizes(), gen, at::kDouble), one = at::zeros_like(g);
-            all /= all.norm();
-            one[g.abs().argmax().item<int64_t>()] = 1.0;
-            for (auto& direction : {all, one}) {
-                double want = along(direction), got = g.dot(direction).item<double>();
-                INFO(name << ": reference " << want << ", gradient " << got << ", largest " << largest);
-                REQUIRE(std::isfinite(got));
-                REQUIRE(std::abs(got - want) <= 1e-8 * largest + 1e-11);
-            }
-            with_gradient += largest > 1e-6;
-        }
-        REQUIRE(with_gradient > int64_t(t.model.store().names().size()) * 4 / 5);      // the rest: experts without a token
+    auto c = cases()[GENERATE(size_t(0), size_t(1), size_t(2), size_t(3))];
+    INFO(c.name);
+    Config config = tiny();
+    c.change(config);
+    Twins t(config);
+    t.train();
+    t.plain.run();
+    t.plain.frozen = true;
+    auto gen = at::make_generator<at::CPUGeneratorImpl>(4);
+    int64_t with_gradient = 0;
+    for (auto& name : t.model.store().names()) {
+        Tensor g = t.model.store().grad(name).contiguous().view({-1});
+        double largest = g.abs().max().item<double>();
+        // A direction of unit length through all elements, half of it along that of the largest gradient.
+        Tensor direction = at::randn(g.sizes(), gen, at::kDouble);
+        direction /= direction.norm();
+        direction[g.abs().argmax().item<int64_t>()] += 1;
+        direction /= direction.norm();
+        test::Vec& w = t.plain.weights.at(name);
+        test::Vec before = w;
+        double want = test::derivative([&](double step) {
+            for (size_t i = 0; i < w.size(); ++i) w[i] = before[i] + step * direction.const_data_ptr<double>()[i];
+            return t.plain.run().total();
+        }, 5e-4);
+        w = before;
+        double got = g.dot(direction).item<double>();
+        INFO(name << ": reference " << want << ", gradient " << got << ", largest " << largest);
+        REQUIRE(std::isfinite(got));
+        REQUIRE(std::abs(got - want) <= 1e-8 * largest + 1e-11);
+        with_gradient += largest > 1e-6;
     }
+    REQUIRE(with_gradient > int64_t(t.model.store().names().size()) * 4 / 5);      // the rest: experts without a token
 }
