@@ -107,6 +107,7 @@ void add_options(CLI::App& app, CommandLine& c) {
 CLI::App* add_command(CLI::App& app, CommandLine& c, const char* name, const char* what, const char* words, const char* words_help) {
     auto* sub = app.add_subcommand(name, what);
     sub->allow_extras();
+    sub->footer("As everywhere: --device cpu|cuda, --threads N, --json (one JSON object a line)");
     if (words) sub->add_option(words, c.words, words_help);
     return sub;
 }
@@ -117,8 +118,8 @@ CLI::Option* add_flag(CLI::App& command, const std::string& name, const std::str
 void add_train(CLI::App& app, CommandLine& c) {
     auto* train = add_command(app, c, "train", "Trains a configuration: train --config NAME|FILE [key=value …]", "KEY=VALUE", "Changes of the configuration, such as training.learning_rate=1e-4");
     train->add_option("--config", "Ready name (moelab list) or JSON file")->type_name("NAME|FILE");
-    train->add_option("-n,--ranks,--gpus", c.ranks, "Number of processes")->check(CLI::PositiveNumber);
-    train->add_option("--steps", "Optimizer steps, for training.train_steps")->check(CLI::PositiveNumber);
+    train->add_option("-n,--ranks,--gpus", c.ranks, "Number of processes")->type_name("N")->check(CLI::PositiveNumber);
+    train->add_option("--steps", "Optimizer steps, for training.train_steps")->type_name("N")->check(CLI::PositiveNumber);
     train->add_option("--name", "Name of the run's folder; default: experiment_name")->type_name("NAME");
     train->add_option("--init", "Start from these weights: a folder of safetensors")->type_name("DIR");
     train->add_option("--resume", "Go on from a checkpoint: its path, its name, or last")->type_name("PATH|last");
@@ -131,7 +132,7 @@ void add_train(CLI::App& app, CommandLine& c) {
 void add_commands(CLI::App& app, CommandLine& c) {
     auto* run = app.add_subcommand("run", "Runs an experiment: run [--ranks N] FILE.lua [arguments]; key=value reaches it as arg.options");
     run->allow_extras();
-    run->add_option("-n,--ranks", c.ranks, "Number of processes")->check(CLI::PositiveNumber);
+    run->add_option("-n,--ranks", c.ranks, "Number of processes")->type_name("N")->check(CLI::PositiveNumber);
     run->add_option("FILE", c.file, "Lua file");
     add_train(app, c);
     auto* start = add_command(app, c, "quickstart", "Asks what to run, then runs it", nullptr, nullptr);

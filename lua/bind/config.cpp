@@ -129,6 +129,20 @@ int with(lua_State* L) {
     return 1;
 }
 
+int assign(lua_State* L) {
+    auto& c = self<ConfigValue>(L);
+    check_table(L, 2, "assignments");
+    std::vector<std::string> texts;
+    for (lua_Integer i = 1, n = lua_Integer(lua_rawlen(L, 2)); i <= n; ++i) {
+        lua_rawgeti(L, 2, i);
+        texts.push_back(check_string(L, -1, "assignment"));
+        lua_pop(L, 1);
+    }
+    auto changed = std::make_shared<const Config>(with_overrides(*c.config, texts));
+    push<ConfigValue>(L, {changed, c.base ? c.base : c.config});
+    return 1;
+}
+
 /// The first comment of a ready configuration's file: what it is, in a line.
 int about(lua_State* L) {
     std::string name = check_string(L, 1, "name");
@@ -249,6 +263,7 @@ const Binding kFunctions[] = {
 };
 const Binding kMethods[] = {
     {"with", with, "cfg:with { model = { moe = { num_experts = 16 } } }: a changed copy; dotted keys (\"model.moe.num_experts\") work too, moe.null is null. Printing it marks the differences."},
+    {"assign", assign, "cfg:assign { \"model.moe.num_experts=16\", \"training.train_steps=null\" }: a changed copy by key=value texts as on the command line: a key's type says how its text is read."},
     {"params", params, "cfg:params(): {total, active (a token's, without the embedding), flops_per_token (forward and backward, causal rule, at training.seq_length), mtp, router_bias}."},
     {"num_steps", num_steps, "cfg:num_steps(): optimizer steps of a run, by training.train_steps, total_training_tokens or tokens_per_parameter_ratio; nil where none is set."},
     {"memory", memory, "cfg:memory {ranks = 1}: bytes that training needs on the fullest rank: {weights, gradients, optimizer (master weights and moments), activations (an estimate, within about a factor of two), total}."},

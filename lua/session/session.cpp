@@ -312,8 +312,14 @@ Result Session::run_command(const std::string& name, const Arguments& arguments)
         push_string(L_, value);
         lua_setfield(L_, -2, name.c_str());
     }
+    lua_newtable(L_);
+    lua_Integer i = 0;
+    for (auto& [key, value] : arguments.options) {
+        push_string(L_, key + "=" + value);
+        lua_rawseti(L_, -2, ++i);
+    }
     control_.ends_with_program = true;
-    result = call(3);
+    result = call(4);
     control_.ends_with_program = false;
     return result;
 }

@@ -50,8 +50,8 @@ public:
     /// Runs a file with the global `arg`: positional arguments, arg[0] the path, arg.options the key=value ones, numbers and
     /// true/false converted.
     Result run_file(const std::string& path, const Arguments& arguments = {});
-    /// Runs the command in the embedded module moe.commands.<name>, a function of (positional, options, given). The texts in `given`
-    /// stay texts.
+    /// Runs the command in the embedded module moe.commands.<name>, a function of (positional, options, given, assignments): `given`
+    /// and `assignments`, the key=value words as they were typed, stay texts.
     Result run_command(const std::string& name, const Arguments& arguments);
     /// Names of the embedded commands, sorted.
     static std::vector<std::string> commands();

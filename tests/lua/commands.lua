@@ -145,6 +145,43 @@ test("train: wrong usage names the nearest and exits with 2", function()
   contains(out, "none.json")
 end)
 
+test("train: --resume goes on, --init starts from weights", function()
+  local whole = lines_of((check.moelab(train .. "--steps 4 --name whole --json")))
+  local out, code = check.moelab(train .. "--steps 2 --name part --json training.train_steps=4 training.lr_warmup_steps=4")
+  equal(code, 0, out)
+  local first = lines_of(out)
+  equal(first[#first].summary.steps, 2)
+  local folder_of_part = first[#first].summary.folder
+  out, code = check.moelab("train --device cpu --json --resume '" .. folder_of_part .. "' training.train_steps=4 training.log_interval=1")
+  equal(code, 0, out)
+  local second = lines_of(out)
+  equal(second[1].step, 3)
+  equal(second[#second].summary.steps, 4)
+  equal(second[#second].summary.folder, folder_of_part)
+  out, code = check.moelab(train .. "--json --name part --resume last --steps 6")
+  equal(code, 0, out)
+  equal(lines_of(out)[#lines_of(out)].summary.steps, 6)
+  -- The same weights as a start: the first loss is what evaluation of them would give, far below that of new ones.
+  out, code = check.moelab(train .. "--json --steps 1 --name started --init '" .. folder_of_part .. "'")
+  equal(code, 0, out)
+  local function first_loss(list)
+    for _, line in ipairs(list) do if line.step then return line.loss end end
+  end
+  is(first_loss(lines_of(out)) < first_loss(whole), "not started from the weights")
+  out, code = check.moelab("train --device cpu --resume '" .. folder .. "/none'")
+  equal(code, 1, out)
+  contains(out, "none")
+  out, code = check.moelab("train --device cpu --resume last --dry-run")
+  equal(code, 2, out)
+end)
+
+test("train: values keep the type of their key", function()
+  local plan = moe.json.decode((check.moelab(train .. "--dry-run --json experiment_name=007 model.vocab_size=null training.recompute=norm"))).plan
+  equal(plan.resolved.experiment_name, "007")
+  equal(plan.resolved.model.vocab_size, nil)
+  equal(plan.resolved.training.recompute[1], "norm")
+end)
+
 test("train: an interrupt ends it with 130", function()
   local script = folder .. "/long.lua"
   moe.fs.write(script, ("moe.become { moe.executable(), 'train', '--config', %q, '--device', 'cpu', '--steps', '1000000', '--name', 'long' }"):format(file))

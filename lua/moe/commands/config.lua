@@ -1,5 +1,5 @@
 -- moelab config NAME|FILE [key=value …] [--json]: shows a configuration. --keys: every key with its default and meaning.
-return function(words, options, given)
+return function(words, options, given, assignments)
   if given.keys then
     print(moe.config_keys())
     return
@@ -8,7 +8,7 @@ return function(words, options, given)
     moe.fail { op = "config", got = "no name", want = "one of " .. table.concat(moe.config_names(), ", ") .. ", or a JSON file", hint = "--keys lists every key" }
   end
   local cfg = moe.config(words[1])
-  if next(options) then cfg = cfg:with(options) end
+  if #assignments > 0 then cfg = cfg:assign(assignments) end
   if given.json then
     print(moe.json.encode(cfg:to_table(), { indent = 2 }))
     return

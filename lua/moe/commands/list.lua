@@ -61,7 +61,7 @@ local function show(found)
   end
   section("Experiments (moelab run FILE)", found.experiments, "file")
   section("Benchmarks (moelab bench NAME)", found.benchmarks, "name")
-  section("Commands (moelab NAME --help explains one)", found.commands, "usage")
+  section("Commands (moelab NAME --help explains one)", found.commands, "name")
 end
 
 return function(words, options, given)

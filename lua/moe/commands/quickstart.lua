@@ -67,7 +67,7 @@ local function compare()
   print(moe.table(rows, { title = ("\nThe last of %d steps; MaxVio 0 is perfect balance"):format(steps), titles = { "balance", "loss", "MaxVio" }, formats = { false, "%.4f", "%.2f" } }))
 end
 
-local function run_command(name) return function() require("moe.commands." .. name)({}, {}, {}) end end
+local function run_command(name) return function() require("moe.commands." .. name)({}, {}, {}, {}) end end
 
 local MENU = {
   { "the quickstart experiment: five domains of this machine's files, about two minutes", experiment },
@@ -78,8 +78,8 @@ local MENU = {
   { "list configurations, experiments and commands", run_command "list" },
 }
 
-return function(words, options, given)
-  if given.check or given.list then return require("moe.commands." .. (given.check and "check" or "list"))(words, options, given) end
+return function(words, options, given, assignments)
+  if given.check or given.list then return require("moe.commands." .. (given.check and "check" or "list"))(words, options, given, assignments) end
   moe.check_keys(options, {}, "quickstart: options")
   print("What shall run?")
   for i, item in ipairs(MENU) do print(("  %d  %s"):format(i, item[1])) end

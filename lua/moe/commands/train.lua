@@ -43,36 +43,35 @@ local function refuse_cluster(given)
   end
 end
 
---- The changes of the command line: key=value words, and what options stand for.
-local function changes_of(options, given)
+--- What options stand for among the keys.
+local function keys_of(given)
   local changes = {}
-  for key, value in pairs(options) do changes[key] = value end
   if given.steps then changes["training.train_steps"] = math.tointeger(given.steps) end
   if given.init then changes["training.init_from"] = given.init end
   if given.deepspeed then changes["deepspeed.enabled"] = true end
   return changes
 end
 
---- A short run: its warm-up must fit, and each of its steps is worth a line.
-local function fit_to_steps(cfg, changes)
-  local steps, t, more = cfg:num_steps(), cfg.training, {}
-  if not steps then
-    moe.fail { kind = "config", op = "training.train_steps", got = "null", want = "a length of the run", hint = "add --steps N, or set training.train_steps, total_training_tokens or tokens_per_parameter_ratio" }
-  end
-  if changes["training.train_steps"] and not changes["training.lr_warmup_steps"] and t.lr_warmup_steps > steps then more["training.lr_warmup_steps"] = steps end
-  if steps <= FEW_STEPS and t.log_interval > 1 and not changes["training.log_interval"] and not changes["logging.log_interval"] then more["training.log_interval"] = 1 end
-  return next(more) and cfg:with(more) or cfg
+--- A run whose length the command line says: its warm-up must fit, and each of a few steps is worth a line.
+local function fit_to_steps(cfg, options)
+  local steps, t, more = cfg.training.train_steps, cfg.training, {}
+  if not options["training.lr_warmup_steps"] and t.lr_warmup_steps > steps then more["training.lr_warmup_steps"] = steps end
+  if steps <= FEW_STEPS and not options["training.log_interval"] and not options["logging.log_interval"] then more["training.log_interval"] = 1 end
+  return cfg:with(more)
 end
 
-local function configuration(words, options, given)
+local function configuration(words, options, given, assignments)
   local source = given.config or table.remove(words, 1)
   if #words > 0 then
     moe.fail { op = "moelab train", got = '"' .. words[1] .. '"', want = "key=value", hint = "a configuration is given once: --config NAME|FILE" }
   end
   if not source then return nil end
-  local named, changes = moe.config(source), changes_of(options, given)
-  local cfg = next(changes) and named:with(changes) or named
-  cfg = fit_to_steps(cfg, changes)
+  local named = moe.config(source)
+  local cfg = named:assign(assignments):with(keys_of(given))
+  if given.steps then cfg = fit_to_steps(cfg, options) end
+  if not cfg:num_steps() then
+    moe.fail { kind = "config", op = "training.train_steps", got = "null", want = "a length of the run", hint = "add --steps N, or set training.train_steps, total_training_tokens or tokens_per_parameter_ratio" }
+  end
   local parent = inherited(source)
   return { cfg = cfg, source = source, is_changed = cfg ~= named, base = parent and moe.config(parent) or named, base_name = parent or source }
 end
@@ -180,7 +179,9 @@ end
 local function open_run(spec, options, given)
   if not given.resume then return moe.run { config = spec.cfg, name = given.name } end
   if spec then return moe.run { config = spec.cfg, name = given.name, resume = given.resume } end
-  return moe.resume(given.resume, changes_of(options, given), { name = given.name, output_dir = options.output_dir })
+  local changes = keys_of(given)
+  for key, value in pairs(options) do changes[key] = value == "null" and moe.null or value end
+  return moe.resume(given.resume, changes, { name = given.name, output_dir = options.output_dir })
 end
 
 local function train(run, json)
@@ -229,9 +230,9 @@ local function finish(spec, run, last, skipped, secs, json)
   show_next(spec, run)
 end
 
-return function(words, options, given)
+return function(words, options, given, assignments)
   refuse_cluster(given)
-  local spec = configuration(words, options, given)
+  local spec = configuration(words, options, given, assignments)
   if not spec and not (given.resume and not given["dry-run"]) then
     moe.fail { op = "moelab train", got = "no configuration", want = "--config NAME|FILE", hint = "ready ones: " .. table.concat(moe.config_names(), ", ") }
   end
