@@ -56,7 +56,7 @@ void check_batches(const Config& c, Problems& out) {
     const TrainingConfig& t = c.training;
     int64_t dp = std::max<int64_t>(c.distributed.data_parallel_size, 1);
     std::string ranks = c.distributed.data_parallel_size > 0 ? fmt::format(" × distributed.data_parallel_size = {}", dp) : "";
-    need(out, divides(t.micro_batch_size * dp, t.global_batch_size), "training.global_batch_size", str(t.global_batch_size), fmt::format("a multiple of micro_batch_size = {}{}", t.micro_batch_size, ranks), "change micro_batch_size, or the global batch to the nearest multiple");
+    need(out, t.dynamic_batch_tokens || divides(t.micro_batch_size * dp, t.global_batch_size), "training.global_batch_size", str(t.global_batch_size), fmt::format("a multiple of micro_batch_size = {}{}", t.micro_batch_size, ranks), "change micro_batch_size, or the global batch to the nearest multiple");
     need(out, !t.batch_size_ramp || !t.dynamic_batch_tokens, "training.dynamic_batch_tokens", fmt::format("{} with a batch_size_ramp", t.dynamic_batch_tokens.value_or(0)), "null, or batch_size_ramp = null", "both say how many sequences a step has");
     if (t.batch_size_ramp) {
         int64_t start = t.batch_size_ramp->start;

@@ -37,7 +37,6 @@ const std::vector<NotBuilt>& not_built() {
         refused("model.mla.indexer_head_dim", "A2"),
         refused("model.mla.use_fp8_kv", "F2"),
         refused("model.mla.use_flash_mla", "A2"),
-        refused("distributed.timeout_secs", "D5"),
         refused("distributed.overlap_grad_reduce", "D2"),
         refused("distributed.overlap_param_gather", "D2"),
         refused("model.moe.use_deep_ep", "D3"),

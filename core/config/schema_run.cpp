@@ -7,7 +7,7 @@ const Schema& schema<CheckpointingConfig>() {
     using C = CheckpointingConfig;
     static const Schema s("checkpointing", {
         field("enabled", &C::enabled).row("E1").help("Save checkpoints every training.save_interval steps."),
-        field("dir", &C::dir).row("E1").help("Where; null is checkpoints/ in the run's folder."),
+        field("dir", &C::dir).row("E1").help("Where: DIR/NAME/START TIME; null is checkpoints/ in the run's folder."),
         field("keep_last", &C::keep_last).min(1).unit("checkpoints").row("E1").help("Older ones are deleted, named ones never."),
         field("async", &C::async).row("E1").help("Write in the background while training goes on."),
         field("save_on_exit", &C::save_on_exit).row("E1").help("Save when the run ends, is interrupted or preempted."),
@@ -42,7 +42,7 @@ template <>
 const Schema& schema<TensorboardConfig>() {
     using C = TensorboardConfig;
     static const Schema s("tensorboard", {
-        field("enabled", &C::enabled).row("G2").help("Write TensorBoard event files."),
+        field("enabled", &C::enabled).row("G2").help("Write TensorBoard event files (nothing is written yet: they come with monitoring)."),
         field("log_dir", &C::log_dir).row("G2").help("Where; null is tb/ in the run's folder."),
     });
     return s;
@@ -110,7 +110,7 @@ const Schema& schema<DistributedConfig>() {
         field("pipeline_schedule", &C::pipeline_schedule).one_of({"gpipe", "1f1b", "interleaved", "zero_bubble", "dualpipev"}).row("D1").help("Order of micro-batches over the stages."),
         field("pipeline_chunks", &C::pipeline_chunks).min(1).row("D1").help("Pieces of the model on each stage."),
         field("dispatcher", &C::dispatcher).one_of({"auto", "padded", "symmetric", "host_sized"}).row("D3").help("How tokens travel to their experts' ranks."),
-        field("timeout_secs", &C::timeout_secs).alias("init_timeout_seconds").min(1).unit("seconds").row("D1").help("A collective that waits longer than this is an error; raise it when start-up is slow."),
+        field("timeout_secs", &C::timeout_secs).alias("init_timeout_seconds").min(1).unit("seconds").row("D1").help("How long rank 0 waits for the other ranks' parts of a checkpoint before the save is an error."),
     });
     return s;
 }

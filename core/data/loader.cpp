@@ -35,7 +35,7 @@ struct RowView {
 /// Turns pieces into a row. Holds nothing that changes, so that workers share it.
 class RowMaker {
 public:
-    RowMaker(const Mixture& mixture, bool document_mask) : domains_(mixture.domains()), seq_length_(mixture.options().seq_length), document_mask_(document_mask) {}
+    explicit RowMaker(const Mixture& mixture) : domains_(mixture.domains()), seq_length_(mixture.options().seq_length) {}
 
     void make(const std::vector<Piece>& pieces, Row& row) const {
         row.ids.resize(size_t(seq_length_));
@@ -56,26 +56,25 @@ public:
             std::copy_n(buffer.begin(), p.length, row.ids + p.position);
             std::copy_n(buffer.begin() + 1, got - 1, row.targets + p.position);
             std::fill_n(row.domain + p.position, p.length, p.domain);
-            std::fill_n(row.doc_start + p.position, p.length, document_mask_ ? int32_t(p.position) : 0);
+            std::fill_n(row.doc_start + p.position, p.length, int32_t(p.position));
             used = p.position + p.length;
         }
         std::fill(row.ids + used, row.ids + seq_length_, 0);
         std::fill(row.domain + used, row.domain + seq_length_, -1);
         // Padding sees only padding.
-        std::fill(row.doc_start + used, row.doc_start + seq_length_, document_mask_ ? int32_t(used) : 0);
+        std::fill(row.doc_start + used, row.doc_start + seq_length_, int32_t(used));
     }
 
 private:
     const std::vector<std::unique_ptr<Domain>>& domains_;
     int64_t seq_length_;
-    bool document_mask_;
 };
 
 /// The mixture runs ahead of what was given: planned_ holds what lies between.
 class MixtureLoader final : public Loader {
 public:
-    MixtureLoader(Mixture mixture, bool document_mask, int64_t num_workers, std::string data_set)
-        : mixture_(std::move(mixture)), maker_(mixture_, document_mask), num_workers_(num_workers), data_set_(std::move(data_set)), given_(mixture_.cursors()) {
+    MixtureLoader(Mixture mixture, int64_t num_workers, std::string data_set)
+        : mixture_(std::move(mixture)), maker_(mixture_), num_workers_(num_workers), data_set_(std::move(data_set)), given_(mixture_.cursors()) {
         for (const auto& d : mixture_.domains()) names_.push_back(d->name());
     }
     const std::vector<std::string>& domains() const override { return names_; }
@@ -237,7 +236,7 @@ std::unique_ptr<Loader> open_loader(const Config& config, bool validation) {
     MOE_CHECK(data.fim_rate == 0, config, "data.fim_rate", fmt::format("{}", data.fim_rate), "0", "fill-in-the-middle is not built in this version");
     Sources sources = open_sources(config, validation);
     MixtureOptions options{config.training.seq_length, data.packing, data.preprocessing.shuffle && !validation, uint64_t(data.preprocessing.shuffle_seed)};
-    return std::make_unique<MixtureLoader>(Mixture(std::move(sources.domains), std::move(sources.weights), options), data.document_mask, data.preprocessing.num_workers,
+    return std::make_unique<MixtureLoader>(Mixture(std::move(sources.domains), std::move(sources.weights), options), data.preprocessing.num_workers,
                                            fmt::format("{} {}", data.dataset_name.value_or(""), data.dataset_version.value_or("")));
 }
 

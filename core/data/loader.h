@@ -17,7 +17,7 @@ struct Batch {
     at::Tensor ids;           ///< int64 [B, S]
     at::Tensor targets;       ///< int64 [B, S]: the next token of the document; −100 where there is none (its last token, padding)
     at::Tensor domain;        ///< int32 [B, S]: index into Loader::domains(), of the input token; −1 for padding
-    at::Tensor doc_start;     ///< int32 [B, S]: position in the sequence where the token's document starts; 0 without data.document_mask
+    at::Tensor doc_start;     ///< int32 [B, S]: position in the sequence where the token's piece of a document starts, whether or not data.document_mask hides what is before
     int64_t first_sequence = 0;
     int64_t num_valid() const;    ///< targets that count
 };

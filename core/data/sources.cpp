@@ -38,12 +38,16 @@ std::vector<Place> places_of_folder(const std::string& path, const std::string& 
         for (; !code && it != end; it.increment(code)) {
             std::string name = it->path().filename().string();
             if (name.starts_with('.')) continue;
-            if (it->is_directory()) places.push_back({name, it->path().string(), key, {}});
+            if (it->is_directory(code)) places.push_back({name, it->path().string(), key, {}});
             else ++num_loose;
         }
     }
     MOE_CHECK(!code, io, key, fmt::format("{}: {}", path, code.message()), "a readable file or folder of data", "check the path and its permissions");
-    if (places.empty()) return {{fs::path(path).lexically_normal().filename().string(), path, key, {}}};
+    if (places.empty()) {
+        fs::path last = fs::path(path).lexically_normal();
+        if (!last.has_filename()) last = last.parent_path();        // a "/" at the end names the same folder
+        return {{last.filename().string(), path, key, {}}};
+    }
     std::sort(places.begin(), places.end(), [](const auto& a, const auto& b) { return a.name < b.name; });
     if (num_loose > 0) log::warn(fmt::format("{}: {} files beside the domains' folders in {} are not read", key, num_loose, path));
     return places;

@@ -159,7 +159,7 @@ void Group::send(const at::Tensor& data, int to) const {
     MOE_CHECK(to >= 0 && to < size() && to != rank(), dist, "dist.send", fmt::format("to rank {}", to), fmt::format("another of {} ranks", size()), "");
     on_rank(*this, "dist.send", [&] {
         check_buffer("dist.send", {"data", data});
-        backend_->send(data.data_ptr(), data.numel(), dtype_of("dist.send", data), to);
+        backend_->send(data.data_ptr(), data.numel(), moved_dtype_of("dist.send", data), to);
     });
 }
 
@@ -167,7 +167,7 @@ void Group::receive(at::Tensor data, int from) const {
     MOE_CHECK(from >= 0 && from < size() && from != rank(), dist, "dist.receive", fmt::format("from rank {}", from), fmt::format("another of {} ranks", size()), "");
     on_rank(*this, "dist.receive", [&] {
         check_buffer("dist.receive", {"data", data});
-        backend_->receive(data.data_ptr(), data.numel(), dtype_of("dist.receive", data), from);
+        backend_->receive(data.data_ptr(), data.numel(), moved_dtype_of("dist.receive", data), from);
     });
 }
 

@@ -42,6 +42,7 @@ Tensor gather_rows(const Group& group, const Tensor& x) {
 }
 /// The sum over the ranks, cut into as many runs of rows.
 Tensor scatter_rows(const Group& group, const Tensor& x) {
+    if (x.scalar_type() == at::kHalf) return scatter_rows(group, x.to(at::kFloat)).to(at::kHalf);      // libraries sum no halves on the host
     auto sizes = x.sizes().vec();
     MOE_CHECK(sizes[0] % group.size() == 0, shape, "tp.exit", fmt::format("{} tokens on {} ranks", sizes[0], group.size()), "tokens that divide evenly", "change training.micro_batch_size or seq_length");
     sizes[0] /= group.size();

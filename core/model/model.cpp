@@ -399,24 +399,28 @@ void MicroBatch::add_loss(const std::string& name, const Tensor& value) {
 }
 
 namespace {
-/// targets [B, S] moved k to the left: what stands k positions on, kIgnore past the end.
-Tensor ahead_of(const Tensor& targets_BS, int64_t k) {
-    int64_t S = targets_BS.size(1);
-    Tensor out = at::full_like(targets_BS, kernels::kIgnore);
-    if (k < S) out.narrow(1, 0, S - k).copy_(targets_BS.narrow(1, k, S - k));
+/// x [B, S] moved k to the left: what stands k positions on, `fill` past the end.
+Tensor ahead_of(const Tensor& x_BS, int64_t k, int64_t fill = kernels::kIgnore) {
+    int64_t S = x_BS.size(1);
+    Tensor out = at::full_like(x_BS, fill);
+    if (k < S) out.narrow(1, 0, S - k).copy_(x_BS.narrow(1, k, S - k));
     return out;
 }
-/// Where the token k ahead is of the same document: every target on the way there is one.
-Tensor reaches(const Tensor& targets_BS, int64_t k) {
+/// Where the token k ahead is of the same piece of a document: positions 0 … k − 1 on are in the piece, and each has a target. A valid
+/// target alone does not say so: a piece that was cut ends with one.
+Tensor reaches(const Tensor& targets_BS, const Tensor& doc_start_BS, int64_t k) {
     Tensor all = at::ones_like(targets_BS, at::kBool);
-    for (int64_t j = 0; j < k; ++j) all = all.logical_and(ahead_of(targets_BS, j).ge(0));
+    for (int64_t j = 0; j < k; ++j) {
+        all = all.logical_and(ahead_of(targets_BS, j).ge(0));
+        if (j > 0 && doc_start_BS.defined()) all = all.logical_and(ahead_of(doc_start_BS, j, -1).eq(doc_start_BS));
+    }
     return all;
 }
 }  // namespace
 
-int64_t Model::num_mtp_targets(const Tensor& targets_BS, int64_t k) { return reaches(targets_BS, k + 1).sum().item<int64_t>(); }
+int64_t Model::num_mtp_targets(const Tensor& targets_BS, const Tensor& doc_start_BS, int64_t k) { return reaches(targets_BS, doc_start_BS, k + 1).sum().item<int64_t>(); }
 
-MicroBatch Model::micro_batch(const Tensor& ids, const Tensor& targets, const Tensor& domain, const Tensor& doc_start) const {
+MicroBatch Model::micro_batch(const Tensor& ids, const Tensor& targets, const Tensor& domain, const Tensor& doc_start, bool mask_documents) const {
     MOE_CHECK(ids.dim() == 2 && ids.scalar_type() == at::kLong && ids.numel() > 0, shape, "model: ids", fmt::format("{} dims of {}", ids.dim(), c10::toString(ids.scalar_type())), "int64 [batch, time], not empty", "");
     MOE_CHECK(ids.size(1) <= config_.model.mla.max_context_length, shape, "model: sequence length", std::to_string(ids.size(1)),
               fmt::format("at most {}", config_.model.mla.max_context_length), "raise model.mla.max_context_length");
@@ -430,12 +434,12 @@ MicroBatch Model::micro_batch(const Tensor& ids, const Tensor& targets, const Te
     b.ids_T = move(ids);
     b.targets_T = move(target);
     b.domain_T = move(label);
-    if (doc_start.defined()) b.doc_start_BS = doc_start.to(options_.device).contiguous();
+    if (doc_start.defined() && mask_documents) b.doc_start_BS = doc_start.to(options_.device).contiguous();
     b.first_token = layout_.tp.group.rank() * b.ids_T.numel();
-    Tensor host = target.to(at::kCPU);
+    Tensor host = target.to(at::kCPU), starts = doc_start.defined() ? doc_start.to(at::kCPU) : doc_start, domains = label.to(at::kCPU);
     for (int64_t k = 1; k <= config_.training.mtp_depth() && mesh_.is_last(); ++k) {
-        Tensor there = reaches(host, k), next = ahead_of(host, k - 1), known = label.to(at::kCPU);
-        b.mtp.push_back({move(next.masked_fill(there.logical_not(), 0)), move(ahead_of(host, k).masked_fill(there.logical_not(), kernels::kIgnore)), move(known.masked_fill(there.logical_not(), -1)), 0});
+        Tensor no_token = reaches(host, starts, k).logical_not(), no_target = reaches(host, starts, k + 1).logical_not();
+        b.mtp.push_back({move(ahead_of(host, k - 1).masked_fill(no_token, 0)), move(ahead_of(host, k).masked_fill(no_target, kernels::kIgnore)), move(domains.masked_fill(no_token, -1)), 0});
     }
     return b;
 }

@@ -39,12 +39,13 @@ public:
     /// Every handle of this rank's segments, each once.
     std::vector<WeightPtr> weights() const;
 
-    /// Micro-batch from host tensors: ids, targets int64 [B, S]; domain int32 [B, S] or undefined (0); doc_start int32 [B, S] or undefined.
-    /// Under tensor parallel every rank of tp gives the same and gets its part of the tokens. Throws moe::Error (shape; data for ids
+    /// Micro-batch from host tensors: ids, targets int64 [B, S]; domain int32 [B, S] or undefined (0); doc_start int32 [B, S], the first
+    /// position of each token's piece of a document, or undefined (0): MTP looks ahead within a piece only, and with `mask_documents`
+    /// attention sees only the piece. Under tensor parallel every rank of tp gives the same and gets its part of the tokens. Throws moe::Error (shape; data for ids
     /// outside the vocabulary).
-    MicroBatch micro_batch(const Tensor& ids, const Tensor& targets, const Tensor& domain, const Tensor& doc_start) const;
-    /// Valid targets of MTP module k (from 1) in host targets int64 [B, S].
-    static int64_t num_mtp_targets(const Tensor& targets_BS, int64_t k);
+    MicroBatch micro_batch(const Tensor& ids, const Tensor& targets, const Tensor& domain, const Tensor& doc_start, bool mask_documents = true) const;
+    /// Valid targets of MTP module k (from 1) in host targets int64 [B, S] and doc_start int32 [B, S] or undefined.
+    static int64_t num_mtp_targets(const Tensor& targets_BS, const Tensor& doc_start_BS, int64_t k);
 
     /// All segments in one ordinary autograd graph: the losses of head and MTP modules, 0-d float64, scaled. One pipeline stage only.
     /// What routers add hangs on the graph and is in batch.losses.

@@ -89,7 +89,7 @@ struct StoreOptions {
     at::Device device = at::kCPU;
     int zero_stage = 0;                       ///< 0 to 3
     uint64_t seed = 0;
-    int num_moments = 2;                      ///< optimizer's state tensors: AdamW 2, SGD 0
+    int num_moments = 2;                      ///< optimizer's state tensors: AdamW 2, SGD with momentum 1, without 0
     bool training = true;                     ///< false: no gradients and no state
     bool whole_tensors = false;               ///< ZeRO cuts at tensor starts only: for an optimizer that needs whole matrices
 };

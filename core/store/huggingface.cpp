@@ -212,6 +212,8 @@ NamedTensors hf_tensors(const std::string& folder, int64_t num_layers) {
     for (const auto& name : files.names()) {
         if (name.ends_with(".rotary_emb.inv_freq")) continue;
         if (num_layers >= 0 && layer_of(name) >= num_layers) continue;
+        bool copy = layer_of(name) >= 0 && (name.ends_with(".embed_tokens.weight") || name.ends_with(".shared_head.head.weight"));
+        if (copy) continue;                              // an MTP module's copies of the main ones
         if (name.ends_with(kStackedGateUp) || name.ends_with(kStackedDown)) unstack(name, files.get(name), out);
         else out.emplace_back(name, files.get(name));
     }

@@ -53,7 +53,7 @@ std::string StepMetrics::json() const {
 Run::Run(const Config& config, const RunOptions& options, const dist::Group& world)
     : config_(resolved(config)), options_(options), mesh_(dist::make_mesh(config_.distributed, world)) {
     bool alone = mesh_.world.size() == 1;
-    config_.training.micro_batches(mesh_.dp.size());                     // throws where it does not divide
+    if (!config_.training.dynamic_batch_tokens) config_.training.micro_batches(mesh_.dp.size());      // throws where it does not divide
     MOE_CHECK(alone || config_.device.value_or("cpu") == "cpu", device, "device", fmt::format("cuda on {} ranks", mesh_.world.size()), "one rank on a GPU, or device=cpu",
               "several GPUs need a communication library that is not built yet (row D1)");
     at::Device device = choose_device(alone ? config_.device.value_or("") : "cpu");
@@ -99,7 +99,7 @@ std::vector<MicroBatch> Run::load_batch() {
     Tensor totals = at::zeros({2 + depth}, at::kLong);                     // valid targets, tokens that count, valid targets of each MTP module
     totals[0] = batch.num_valid();
     totals[1] = batch.domain.ge(0).sum();
-    for (int64_t k = 1; k <= depth; ++k) totals[1 + k] = Model::num_mtp_targets(batch.targets, k);
+    for (int64_t k = 1; k <= depth; ++k) totals[1 + k] = Model::num_mtp_targets(batch.targets, batch.doc_start, k);
     mesh_.dp.all_reduce(totals);
     auto total = [&](int64_t i) { return double(totals[i].item<int64_t>()); };
     MOE_CHECK(total(0) > 0, data, "training data", "a step without a single target", "at least one token with a next token", "are all documents one token long?");
@@ -107,7 +107,7 @@ std::vector<MicroBatch> Run::load_batch() {
     std::vector<MicroBatch> out;
     for (int64_t row = 0; row < mine; row += per) {
         auto rows = [&](const Tensor& x) { return x.narrow(0, row, per); };
-        out.push_back(model_->micro_batch(rows(batch.ids), rows(batch.targets), rows(batch.domain), config_.data.packing && config_.data.document_mask ? rows(batch.doc_start) : Tensor()));
+        out.push_back(model_->micro_batch(rows(batch.ids), rows(batch.targets), rows(batch.domain), rows(batch.doc_start), config_.data.packing && config_.data.document_mask));
         MicroBatch& b = out.back();
         b.first_token += (first + row) * t.seq_length;
         b.step = uint32_t(step_);
@@ -143,14 +143,31 @@ void Run::balance(const Tensor& counts_LE) {
     for (int64_t layer : model_->routed_layers()) routing::update_bias(model_->bias(layer), counts_LE[layer], c.bias_update_speed, c.bias_update_rule);
 }
 
+/// A step that is not updated from: a warning and an event that name the first tensor with a gradient that is not finite. Under ZeRO, pipeline
+/// and expert parallel it may be on another rank only, which then names it in its own log.
+void Run::report_skip(const StepMetrics& m) {
+    std::string name = model_->store().first_non_finite();
+    int64_t ranks = mesh_.world.size(), rank = mesh_.world.rank(), first = mesh_.world.all_reduce(name.empty() ? ranks : rank, dist::ReduceOp::min);
+    std::string where = first == rank ? name : first < ranks ? fmt::format("a tensor of rank {}, see its log", first) : "";
+    if (rank == 0 || rank == first) log::warn(fmt::format("step {}: loss {} and gradient norm {}: skipped{}", step_ + 1, m.loss, m.grad_norm, where.empty() ? "" : "; first in " + where));
+    add_event("skip", {{"first", where}});
+}
+
 StepMetrics Run::step() {
     MOE_CHECK(!is_closed_, state, "run", "a step of a run that was closed", "a live one", "moe.resume takes over the folder of a run of the same session");
     auto start = std::chrono::steady_clock::now();
     ParamStore& store = model_->store();
     StepMetrics m;
     m.lr = learning_rate(config_.training, step_, num_steps_);
-    auto batches = load_batch();
-    compute(batches);
+    auto position = loader_->state();
+    std::vector<MicroBatch> batches;
+    try {
+        batches = load_batch();
+        compute(batches);
+    } catch (...) {                                    // the step's data comes again
+        loader_->restore(position);
+        throw;
+    }
     Tensor losses = at::zeros({4}, at::kDouble);
     const char* names[] = {"loss", "mtp", "balance", "z"};
     for (auto& batch : batches)
@@ -170,10 +187,9 @@ StepMetrics Run::step() {
     ledger_->clear();
     m.drop_rate = double(last_dropped_.sum().item<int64_t>()) / double(std::max<int64_t>(1, last_counts_.sum().item<int64_t>()));
     m.skipped = !std::isfinite(m.loss + m.mtp_loss + m.balance_loss) || !std::isfinite(m.grad_norm);
-    if (loss_scale_.update(std::isfinite(m.grad_norm))) log::warn(fmt::format("step {}: the loss scale is lowered from {} to {}", step_ + 1, scale, loss_scale_.value()));
+    if (loss_scale_.update(std::isfinite(m.grad_norm)) && mesh_.world.rank() == 0) log::warn(fmt::format("step {}: the loss scale is lowered from {} to {}", step_ + 1, scale, loss_scale_.value()));
     if (m.skipped) {
-        std::string where = store.first_non_finite();
-        log::warn(fmt::format("step {}: loss {} and gradient norm {}: skipped{}", step_ + 1, m.loss, m.grad_norm, where.empty() ? "" : "; first in " + where));
+        report_skip(m);
         store.zero_grads();
         ++skipped_in_a_row_;
         ++skipped_;
@@ -231,7 +247,9 @@ void Run::validate_at_interval() {
         line += fmt::format(" mtp_acceptance_{}: {:.3f}", k + 1, e.acceptance[k]);
     }
     if (metrics_) metrics_->scalars(step_, attempt_, values);
-    say(line, nlohmann::ordered_json(values).dump());
+    nlohmann::ordered_json json = {{"step", step_}};
+    for (auto& [key, value] : values) json[key] = value;
+    say(line, json.dump());
 }
 
 /// A line for the run's log file, and for standard output where the console is on.
@@ -258,7 +276,7 @@ Evaluation Run::evaluate(routing::Trace* trace, int64_t max_batches) {
     if (trace) trace->set_domains(loader->domains());
     for (int64_t i = 0; i < (max_batches > 0 ? max_batches : config_.validation.max_batches); ++i) {
         data::Batch b = loader->next(per * ranks, per * mesh_.dp.rank(), per);
-        MicroBatch batch = model_->micro_batch(b.ids, b.targets, b.domain, config_.data.packing && config_.data.document_mask ? b.doc_start : Tensor());
+        MicroBatch batch = model_->micro_batch(b.ids, b.targets, b.domain, b.doc_start, config_.data.packing && config_.data.document_mask);
         Tensor losses;
         std::vector<Tensor> predicted;
         batch.token_loss = &losses;

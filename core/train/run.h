@@ -108,6 +108,7 @@ private:
     std::vector<MicroBatch> load_batch();
     void compute(std::vector<MicroBatch>& batches);
     void balance(const Tensor& counts);
+    void report_skip(const StepMetrics& m);
     std::vector<int64_t> routed_layers() const;
     void record(const StepMetrics& m);
     void validate_at_interval();

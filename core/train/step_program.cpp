@@ -14,6 +14,8 @@ namespace moe::train {
 namespace {
 constexpr const char* kBoundary = "residual";        ///< the slot that crosses from stage to stage
 constexpr const char* kLoss = "loss";
+/// Every kind of segment that a model may have.
+const std::vector<std::string> kKinds = {"embed", "attention", "feed_forward", "route", "dispatch", "experts", "shared_experts", "combine", "final_norm", "head", "join", "norm"};
 
 /// Programs of one stage, appended to.
 struct Builder {
@@ -90,12 +92,11 @@ std::vector<int> recompute_spans(const Model& model, const std::string& mode, co
     }
     std::set<std::string> known, wanted(kinds.begin(), kinds.end());
     for (auto& s : segments) known.insert(kind_of(s.name));
+    if (model.mesh().num_stages() > 1) known.insert(kKinds.begin(), kKinds.end());      // some live on another stage only
     if (wanted.empty()) wanted = {"feed_forward", "experts", "shared_experts"};
     std::vector<std::string> all(known.begin(), known.end());
     for (auto& kind : kinds) {
-        // On several stages a kind may live on another rank only: embed and head.
-        bool elsewhere = model.mesh().num_stages() > 1 && (kind == "embed" || kind == "head" || kind == "feed_forward" || kind == "shared_experts");
-        if (!known.contains(kind) && !elsewhere) MOE_THROW(config, "training.recompute", '"' + kind + '"', "the kind of a segment", did_you_mean(kind, all));
+        if (!known.contains(kind)) MOE_THROW(config, "training.recompute", '"' + kind + '"', "the kind of a segment", did_you_mean(kind, all));
     }
     for (size_t s = 0; s < segments.size(); ++s)
         if (wanted.contains(kind_of(segments[s].name))) spans[s] = int(s);
@@ -119,7 +120,6 @@ Tensor Executor::run(const Program& program, std::vector<MicroBatch>& batches) {
             e.slots_.clear();
             e.grads_.clear();
             e.kept_.clear();
-            e.sent_.clear();
             e.model_.store().sink().reset();
             for (auto& s : e.model_.segments()) e.model_.store().drop(s.weights);
         }
@@ -136,6 +136,7 @@ Tensor Executor::run(const Program& program, std::vector<MicroBatch>& batches) {
         default: message(op);
     }
     model_.mesh().pp.flush();
+    sent_.clear();
     return main_loss(batches.data(), batches.size());
 }
 

@@ -77,7 +77,7 @@ private:
     std::vector<Tape> tapes_;                        ///< [micro-batch][segment]
     std::vector<Slots> slots_, grads_;               ///< by micro-batch: what the next forward and backward read
     std::map<std::pair<int, int>, Slots> kept_;      ///< (span, micro-batch): what a span reads from outside
-    Tensors sent_;                                   ///< alive until flush
+    Tensors sent_;                                   ///< alive until the next flush that succeeds, whatever failed before
 };
 
 }  // namespace moe::train

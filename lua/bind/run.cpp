@@ -242,6 +242,7 @@ int evaluate(lua_State* L) {
 int make_trace(lua_State* L) {
     auto r = run(L);
     Options o(L, 2, {"batches", "tokens"});
+    MOE_CHECK(r->model().mesh().world.size() == 1, state, "run:trace", fmt::format("{} ranks", r->model().mesh().world.size()), "one rank", "each rank sees its own tokens and layers only");
     MOE_CHECK(!(o.has("batches") && o.has("tokens")), usage, "run:trace", "batches and tokens", "one of them", "");
     auto& t = r->config().training;
     int64_t per_batch = t.micro_batch_size * t.seq_length, batches = o.integer("batches", 0);

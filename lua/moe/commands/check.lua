@@ -119,7 +119,7 @@ local function rows_of(output_dir)
   add { tool("Slurm", "on a cluster's login node; apt: slurm-client", { "sinfo", "--version" }), tool("sbatch", "with Slurm", { "sbatch", "--version" }),
     tool("Python", "apt: python3-venv (for the LibTorch wheel)", { "python3", "--version" }),
     tool("Jupyter", "pip install jupyterlab (for notebooks)", { "jupyter-lab", "--version" }, { "jupyter", "--version" }),
-    tool("TensorBoard", "pip install tensorboard (to look at tb/ of a run)", { "tensorboard", "--version" }) }
+    tool("TensorBoard", "pip install tensorboard (event files come with monitoring)", { "tensorboard", "--version" }) }
   return list
 end
 

@@ -207,14 +207,15 @@ local function show_next(spec, run)
   local source = spec and spec.source or run.folder .. "/config.json"
   print()
   print(moe.table({
-    { "  moelab train --resume " .. run.folder .. " --steps " .. run.num_steps * 2, "goes on from here" },
+    { "  moelab train --resume " .. run.folder .. (run.stopping and "" or " --steps " .. run.num_steps * 2), "goes on from here" },
     { "  moelab train --config " .. source .. " training.learning_rate=1e-4 --dry-run", "shows a run with changes" },
     { "  moelab config " .. source, "every key" },
   }, { title = "Next:" }))
 end
 
 local function finish(spec, run, last, skipped, secs, json)
-  local e = run.config.validation.enabled and run:evaluate() or nil
+  -- Asked to stop, it has saved; whatever else takes time would be cut off.
+  local e = not run.stopping and run.config.validation.enabled and run:evaluate() or nil
   local summary = { steps = run.step, loss = last and last.loss, tokens = last and last.tokens, secs = secs, folder = run.folder, skipped = skipped, validation = e }
   if json then
     print(moe.json.encode { summary = summary })
@@ -225,7 +226,7 @@ local function finish(spec, run, last, skipped, secs, json)
     print(("nothing to do: step %d of %d is done; folder %s"):format(run.step, run.num_steps, run.folder))
     return
   end
-  print(("\ndone: final loss %.5f after %d steps, %s tokens, %s%s; folder %s"):format(last.loss, run.step, moe.format_count(last.tokens), moe.format_secs(secs),
+  print(("\n%s loss %.5f after %d steps, %s tokens, %s%s; folder %s"):format(run.stopping and "stopped and saved:" or "done: final", last.loss, run.step, moe.format_count(last.tokens), moe.format_secs(secs),
     skipped > 0 and (", %d steps skipped"):format(skipped) or "", run.folder))
   show_next(spec, run)
 end
