@@ -108,7 +108,7 @@ struct Twins {
         b.loss_scale = 1 / double(plain.num_tokens(1));
         b.token_share = 1 / double(plain.num_tokens(0));
         for (int64_t k = 1; k <= t.mtp_depth(); ++k) {
-            REQUIRE(Model::num_mtp_targets(targets, k) == plain.num_tokens(k + 1));
+            REQUIRE(Model::num_mtp_targets(targets, doc_start, k) == plain.num_tokens(k + 1));
             b.mtp[size_t(k - 1)].loss_scale = t.mtp_loss_weight / double(t.mtp_depth() * plain.num_tokens(k + 1));
         }
         b.ledger = &ledger;

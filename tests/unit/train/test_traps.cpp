@@ -76,7 +76,7 @@ struct Rows {
             b.loss_scale = 1 / double((targets >= 0).sum().item<int64_t>());
             b.token_share = 1 / double((domain >= 0).sum().item<int64_t>());
             b.noise_std = config.model.moe.router_noise_std;
-            for (int64_t k = 1; k <= depth; ++k) b.mtp[size_t(k - 1)].loss_scale = config.training.mtp_loss_weight / double(depth * Model::num_mtp_targets(targets, k));
+            for (int64_t k = 1; k <= depth; ++k) b.mtp[size_t(k - 1)].loss_scale = config.training.mtp_loss_weight / double(depth * Model::num_mtp_targets(targets, doc_start, k));
             b.ledger = &ledger;
         }
         return out;
