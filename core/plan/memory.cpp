@@ -9,6 +9,9 @@
 
 namespace moe::plan {
 namespace {
+/// Of the gradient of a head's logits; above it they are computed again (kernels/head/head_loss.h).
+constexpr double kKeptLogitBytes = 256 << 20;
+
 /// Bytes of an element.
 struct Sizes {
     double compute = 4, master = 4, grad = 4, moments = 4;
@@ -110,8 +113,9 @@ double activations_of(const Config& c, const Axes& axes, const Sizes& s) {
     }
     int64_t micro_batches = std::max<int64_t>(1, c.training.global_batch_size / axes.dp / c.training.micro_batch_size);
     int64_t in_flight = axes.pp == 1 ? 1 : c.distributed.pipeline_schedule == "gpipe" ? micro_batches : std::min(axes.pp, micro_batches);
+    double head = double(1 + c.training.mtp_depth()) * std::min(kKeptLogitBytes, tokens * double(m.vocab()) * s.compute);
     // One more layer: the gradients of the one that backward is at.
-    return tokens * s.compute / double(axes.tp) * (double(in_flight) * kept / double(axes.pp) + largest);
+    return tokens * s.compute / double(axes.tp) * (double(in_flight) * kept / double(axes.pp) + largest) + head;
 }
 }  // namespace
 
