@@ -342,8 +342,9 @@ int new_run(lua_State* L) {
     return push_run(L, *c.config, options);
 }
 
-/// The checkpoint that a name means: of this session's latest run that has it, else of the runs in output_dir.
-std::string find_saved(const std::string& what, const std::string& output_dir, const std::string& name) {
+/// The checkpoint that a name means where nothing says in which runs to look: of this session's latest run that has it, else of the
+/// newest in the default output_dir.
+std::string find_saved(const std::string& what) {
     auto& runs = live_runs();
     for (auto it = runs.rbegin(); what.find('/') == std::string::npos && it != runs.rend(); ++it) {
         auto r = it->lock();
@@ -354,7 +355,7 @@ std::string find_saved(const std::string& what, const std::string& output_dir, c
         for (auto& saved : store::complete_checkpoints(folder))
             if (saved.name == what) return saved.path;
     }
-    return train::find_checkpoint(what, output_dir, name);
+    return train::find_checkpoint(what, Config().output_dir, "");
 }
 
 int resume(lua_State* L) {
@@ -367,7 +368,11 @@ int resume(lua_State* L) {
         for (auto& r : live_runs())
             if (auto live = r.lock()) live->wait_here();
     });
-    train::on_rank_0(world, [&] { path = std::filesystem::absolute(find_saved(what, o.string("output_dir", Config().output_dir), options.name)).string(); });
+    train::on_rank_0(world, [&] {
+        bool says_where = o.has("output_dir") || o.has("name");
+        path = says_where ? train::find_checkpoint(what, o.string("output_dir", Config().output_dir), options.name) : find_saved(what);
+        path = std::filesystem::absolute(path).string();
+    });
     options.resume = train::shared_text(path, world);
     Config config;
     train::agree(world, [&] {
@@ -403,7 +408,7 @@ const Binding kFunctions[] = {
      "resume = a path, the name of a save or \"last\": goes on from that checkpoint; keys that differ from the saved ones and may not are one error."},
     {"resume", resume,
      "moe.resume(what, {changes}, {name =, output_dir =, console = true, log = true}): a run that goes on bit for bit from a checkpoint, in the same folder with attempt + 1. what: a path (with a \"/\") of a checkpoint or of a run's folder, the name of a save, "
-     "or \"last\", the newest complete one; names are looked for in this session's latest runs, then in the newest runs of output_dir. changes: keys as for cfg:with, such as { training = { learning_rate = 1e-4 } }; another output_dir or experiment_name "
+     "or \"last\", the newest complete one; names are looked for in the newest runs of output_dir (called name), or where neither is given in this session's latest runs, then in the newest of \"outputs\". changes: keys as for cfg:with, such as { training = { learning_rate = 1e-4 } }; another output_dir or experiment_name "
      "makes a folder of its own. A run of this session that has the folder is closed."},
 };
 const Binding kMethods[] = {

@@ -89,7 +89,7 @@ local function signalled(name, signal, script)
 end
 
 test("signals: TERM, USR1 and an interrupt end a script with 130 after a save", function()
-  for signal in ("TERM USR1 INT"):gmatch("%a+") do
+  for signal in ("TERM USR1 INT"):gmatch("%w+") do
     local out, code = signalled("by_" .. signal, signal, [[
       local r = moe.run { config = "CONFIG", console = false }
       r:train(2)
