@@ -82,6 +82,8 @@ Held held_by_fullest_stage(const Config& c, const Axes& axes) {
     double in_layers = 0;
     for (const Part& p : modules) in_layers += double(p.total);
     end.dense += double(counts.mtp) - in_layers + double(counts.part("head").total);
+    for (const Part& p : layer_parts(m, m.num_layers - num_moe, num_moe))
+        if (p.name == "norms") end.dense += double(counts.part("norms").total - p.total);      // the final norm
     double table = double(counts.part("embedding").total);
     bool embedding_too = axes.pp == 1 || depth > 0 || m.tie_word_embeddings;      // the last stage has it, too
     held.dense += end.dense + (embedding_too ? table : 0);

@@ -30,7 +30,7 @@ check.test("sketch: a run, stepped, watched and looked into", function()
   check.is(tr:specialization()[1].domain)
   check.is(run.model:bias(layer):is_finite())
   run:save "mid"
-  local again = moe.resume("mid", { training = { learning_rate = 1e-4 } })
+  local again = moe.resume("mid", { training = { learning_rate = 1e-4, min_learning_rate = 1e-5 } })
   check.equal(again.step, run.step)
   again:train(2)
 end)

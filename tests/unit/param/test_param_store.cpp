@@ -240,5 +240,5 @@ TEST_CASE("param: a model that does not fit says how many bytes it wants", "[par
     CHECK(e.kind() == ErrorKind::memory);
     // 2^50 elements of 2 (value) + 4 (gradient) + 12 (master, two moments) bytes.
     CHECK(e.parts().want.find("18874368.00 GiB") != std::string::npos);
-    CHECK(e.parts().op == "expert parameters");
+    CHECK(e.parts().op == "parameters");
 }
