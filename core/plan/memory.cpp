@@ -69,22 +69,25 @@ void add(Held& held, const std::vector<Part>& parts, double num_layers, const Mo
     held.router += of["router"];
 }
 
+int64_t sum(const std::vector<Part>& parts) {
+    int64_t total = 0;
+    for (const Part& p : parts) total += p.total;
+    return total;
+}
+
 Held held_by_fullest_stage(const Config& c, const Axes& axes) {
     const ModelConfig& m = c.model;
     int64_t depth = c.training.mtp_depth(), num_moe = m.num_moe_layers();
     Counts counts = count(m, depth);
     Held held;
     int64_t most = (m.num_layers + axes.pp - 1) / axes.pp;      // layers of the stage that has most
-    add(held, layer_parts(m, m.num_layers - num_moe, num_moe), double(m.num_layers), m, axes, double(most) / double(m.num_layers));
+    auto layers = layer_parts(m, m.num_layers - num_moe, num_moe), modules = layer_parts(m, 0, depth);
+    add(held, layers, double(m.num_layers), m, axes, double(most) / double(m.num_layers));
     Held end;
-    auto modules = layer_parts(m, 0, depth);
     add(end, modules, double(depth), m, axes, 1);
-    double in_layers = 0;
-    for (const Part& p : modules) in_layers += double(p.total);
-    end.dense += double(counts.mtp) - in_layers + double(counts.part("head").total);
-    for (const Part& p : layer_parts(m, m.num_layers - num_moe, num_moe))
-        if (p.name == "norms") end.dense += double(counts.part("norms").total - p.total);      // the final norm
+    // Outside of layers: the last norm and the head, and the joints and norms of MTP modules.
     double table = double(counts.part("embedding").total);
+    end.dense += double(counts.total_with_mtp() - sum(layers) - sum(modules)) - table;
     bool embedding_too = axes.pp == 1 || depth > 0 || m.tie_word_embeddings;      // the last stage has it, too
     held.dense += end.dense + (embedding_too ? table : 0);
     held.tensor += end.tensor;
