@@ -161,5 +161,5 @@ TEST_CASE("dynamic batches: a step takes the sequences that hold the tokens, wit
     }
     REQUIRE(several > 0);                                         // there was padding
     REQUIRE(num_steps(c, 1, 1) == 4);
-    REQUIRE_THROWS_AS(padded->sequences_for_tokens(0, 1), Error);
+    REQUIRE_THROWS_AS(padded->sequences_for_tokens(-1, 1), Error);
 }
