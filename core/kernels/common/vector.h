@@ -6,11 +6,13 @@
 #include <cstdint>
 
 namespace moe::kernels {
-/// e^x for float within 2 ulp, x clamped to [−87, 88]; a NaN stays one. Written so that loops over it vectorise.
-/// Source: Cody and Waite's reduction, Cephes' polynomial (Moshier).
+/// e^x for float within 2 ulp, x clamped to [−87, 87]; a NaN stays one. Source: Cody and Waite's reduction, Cephes' polynomial
+/// (Moshier). The clamp and the NaN go through the bits: comparisons of floats become branches that the compiler follows to
+/// the end of a loop's body, and the vector code then computes every way and blends.
 inline float vexp(float x) {
-    x = x < -87.0f ? -87.0f : x;
-    x = x > 88.0f ? 88.0f : x;
+    constexpr int kSign = int(0x80000000), k87 = 0x42ae0000, kInf = 0x7f800000;
+    int bits = std::bit_cast<int>(x), size = bits & ~kSign, nan = -int(size > kInf);
+    x = std::bit_cast<float>((bits & kSign) | std::min(size, k87));
     float n = std::floor(x * 1.44269504f + 0.5f);
     float r = x - n * 0.693359375f + n * 2.12194440e-4f;
     float p = 1.9875691500e-4f;
@@ -20,7 +22,7 @@ inline float vexp(float x) {
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * r * r + r + 1.0f;
-    return p * std::bit_cast<float>((int(n) + 127) << 23);
+    return std::bit_cast<float>(nan | std::bit_cast<int>(p * std::bit_cast<float>((int(n) + 127) << 23)));
 }
 inline double vexp(double x) { return std::exp(x); }
 
@@ -36,6 +38,24 @@ constexpr int kTileRows = 6, kTileVectors = kVectorBytes == 64 ? 4 : 2;
 
 template <class T> struct VectorOf { typedef T type __attribute__((vector_size(kVectorBytes), aligned(4), may_alias)); };
 template <class T> constexpr int64_t kLanes = kVectorBytes / int64_t(sizeof(T));
+
+/// The largest of x[0 … n), n > 0. A reduction over max is left in scalars by the compiler, which may not reorder NaNs.
+template <class T> T largest(const T* x, int64_t n) {
+    using V = typename VectorOf<T>::type;
+    constexpr int64_t W = kLanes<T>;
+    T top = x[0];
+    int64_t j = 0;
+    if (n >= W) {
+        V tops = *reinterpret_cast<const V*>(x);
+        for (j = W; j + W <= n; j += W) {
+            V next = *reinterpret_cast<const V*>(x + j);
+            tops = next > tops ? next : tops;
+        }
+        for (int64_t i = 0; i < W; ++i) top = std::max(top, T(tops[i]));
+    }
+    for (; j < n; ++j) top = std::max(top, x[j]);
+    return top;
+}
 
 /// C [MR, NR vectors] (+)= A [MR, K] B [K, NR vectors], all of C in registers.
 template <class T, int MR, int NR> void tile(int64_t K, const T* A, int64_t am, int64_t ak, const T* B, int64_t ldb, T* C, int64_t ldc, bool add) {
@@ -60,6 +80,7 @@ template <class T, int MR, int NR> void tile(int64_t K, const T* A, int64_t am, 
 template <class T, int NR> void strip(int64_t M, int64_t K, const T* A, int64_t am, int64_t ak, const T* B, int64_t ldb, T* C, int64_t ldc, bool add) {
     int64_t m = 0;
     for (; m + kTileRows <= M; m += kTileRows) tile<T, kTileRows, NR>(K, A + m * am, am, ak, B, ldb, C + m * ldc, ldc, add);
+    for (; m + 4 <= M; m += 4) tile<T, 4, NR>(K, A + m * am, am, ak, B, ldb, C + m * ldc, ldc, add);
     for (; m + 2 <= M; m += 2) tile<T, 2, NR>(K, A + m * am, am, ak, B, ldb, C + m * ldc, ldc, add);
     for (; m < M; ++m) tile<T, 1, NR>(K, A + m * am, am, ak, B, ldb, C + m * ldc, ldc, add);
 }

@@ -2,7 +2,9 @@
 #include "core/kernels/linear/linear_kernels.h"
 
 #include "core/kernels/common/dtype.h"
+#include "core/kernels/common/parallel.h"
 
+#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/mm.h>
 
@@ -29,11 +31,22 @@ void multiply_add(const Tensor& a, const Tensor& b, Tensor out) {
     else out.add_(at::mm(a.to(dtype), b.to(dtype)));
 }
 
-/// f(e, first row, rows) of every group that has rows.
+/// f(e, first row, rows) of every group that has rows: where there are enough of them, each group on one thread (MKL's own
+/// threads would meet after every product), else one after the other, each on all threads.
 template <class F> void each_group(const Tensor& offsets_E1, F f) {
-    const int64_t* offset = offsets_E1.const_data_ptr<int64_t>();
-    for (int64_t e = 0; e + 1 < offsets_E1.numel(); ++e)
+    constexpr int64_t kGroupsPerThread = 4;         // fewer would leave threads idle at the end
+    const int64_t *offset = offsets_E1.const_data_ptr<int64_t>(), groups = offsets_E1.numel() - 1;
+    auto one = [&](int64_t e) {
         if (int64_t n = offset[e + 1] - offset[e]; n > 0) f(e, offset[e], n);
+    };
+    if (groups < kGroupsPerThread * at::get_num_threads()) {
+        for (int64_t e = 0; e < groups; ++e) one(e);
+        return;
+    }
+    share_out(groups, [&](auto take) {
+        at::AutoDispatchBelowADInplaceOrView guard;  // the caller is below autograd, its other threads must be told
+        for (int64_t e; (e = take()) < groups;) one(e);
+    });
 }
 }  // namespace
 

@@ -1,12 +1,12 @@
-// Attention on the CPU: blocks of 64 query rows against the key columns that they can see, one (sequence, key head) a task.
+// Attention on the CPU: blocks of query rows against the key columns that they can see, one (sequence, key head) a task.
 // Widths: k = nope + rope, v; letters as in attention.h. Rotated and scaled queries, rotated keys and their transposes exist
 // for one task at a time.
 #include "core/kernels/mla/attention_kernels.h"
 
 #include "core/kernels/common/dtype.h"
+#include "core/kernels/common/parallel.h"
 #include "core/kernels/common/vector.h"
 
-#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 
@@ -14,10 +14,13 @@
 
 namespace moe::kernels {
 namespace {
-constexpr int64_t kBlock = 64;
-int64_t round_up(int64_t n) { return (n + kBlock - 1) / kBlock * kBlock; }
+/// Query rows of a block: whole tiles (vector.h); more would compute more columns that the causal mask throws away.
+constexpr int64_t kBlock = 8 * kTileRows;
+/// Key columns of a panel: one tile's width.
+template <class T> constexpr int64_t kPanel = kTileVectors * kLanes<T>;
+template <class T> int64_t round_up(int64_t n) { return (n + kPanel<T> - 1) / kPanel<T> * kPanel<T>; }
 
-/// Query rows i0 … i0 + n and the key columns c0 … end that at least one of them sees; c0 is a multiple of the block.
+/// Query rows i0 … i0 + n and the key columns c0 … end that at least one of them sees; c0 is the first of a panel.
 struct Rows {
     int64_t i0, n, c0, end;
     int64_t columns() const { return end - c0; }
@@ -58,7 +61,7 @@ template <class T> struct Job {
     Rows rows(int64_t i0) const {
         int64_t n = std::min(kBlock, m.S - i0), first = i0;
         for (int64_t i = i0; i < i0 + n; ++i) first = std::min(first, first_seen(i));
-        return {i0, n, first / kBlock * kBlock, i0 + n};
+        return {i0, n, first / kPanel<T> * kPanel<T>, i0 + n};
     }
 
     /// k [S, k] rotated, and v [S, v].
@@ -82,63 +85,68 @@ template <class T> struct Job {
     }
 };
 
-/// x [S, width] as panels of 64 columns, each [width, 64] and contiguous: far rows of a plain transpose would share cache sets.
+/// x [S, width] as panels of columns, each [width, kPanel] and contiguous: far rows of a plain transpose would share cache sets.
 template <class T> void transpose_to_panels(const T* x, T* y, int64_t S, int64_t width) {
-    for (int64_t j0 = 0; j0 < S; j0 += kBlock) {
+    for (int64_t j0 = 0; j0 < S; j0 += kPanel<T>) {
         T* panel = y + j0 * width;
-        int64_t n = std::min(kBlock, S - j0);
+        int64_t n = std::min(kPanel<T>, S - j0);
         for (int64_t j = 0; j < n; ++j)
-            for (int64_t d = 0; d < width; ++d) panel[d * kBlock + j] = x[(j0 + j) * width + d];
+            for (int64_t d = 0; d < width; ++d) panel[d * kPanel<T> + j] = x[(j0 + j) * width + d];
     }
 }
 
-/// out [n, columns] (rows ld apart) = a [n, width] times the panels of the columns seen. Panels are padded to whole blocks.
+/// out [n, columns] (rows ld apart) = a [n, width] times the panels of the columns seen. Panels are padded to whole tiles.
 template <class T> void times_panels(const Rows& r, const T* a, int64_t width, const T* panels, T* out, int64_t ld) {
-    for (int64_t j0 = r.c0; j0 < r.end; j0 += kBlock)
-        product(r.n, kBlock, width, a, width, int64_t(1), panels + j0 * width, kBlock, out + j0 - r.c0, ld, false);
+    for (int64_t j0 = r.c0; j0 < r.end; j0 += kPanel<T>)
+        product(r.n, kPanel<T>, width, a, width, int64_t(1), panels + j0 * width, kPanel<T>, out + j0 - r.c0, ld, false);
 }
+
+/// Zeros outside [lo, hi) of a row.
+template <class T> void keep_only(T* x, int64_t lo, int64_t hi, int64_t columns) {
+    std::fill(x, x + lo, T(0));
+    std::fill(x + hi, x + columns, T(0));
+}
+
+// The loops below go over whole vectors, up to a vector's width outside [lo, hi): those scores exist (a block is computed whole)
+// and become 0 afterwards.
 
 /// Scores of one row become e^(score − max), 0 outside [lo, hi); returns {max, sum}.
 template <class T> std::pair<T, T> exponentials(T* x, int64_t lo, int64_t hi, int64_t columns) {
-    T top = x[lo], sum = 0;
-    #pragma omp simd reduction(max:top)
-    for (int64_t j = lo; j < hi; ++j) top = std::max(top, x[j]);
+    int64_t first = lo / kLanes<T> * kLanes<T>, last = (hi + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
+    T top = largest(x + lo, hi - lo), sum = 0;
+    #pragma omp simd
+    for (int64_t j = first; j < last; ++j) x[j] = vexp(x[j] - top);
+    keep_only(x, lo, hi, std::max(columns, last));
     #pragma omp simd reduction(+:sum)
-    for (int64_t j = lo; j < hi; ++j) {
-        x[j] = vexp(x[j] - top);
-        sum += x[j];
-    }
-    std::fill(x, x + lo, T(0));
-    std::fill(x + hi, x + columns, T(0));
+    for (int64_t j = first; j < last; ++j) sum += x[j];
     return {top, sum};
 }
 
 /// Scores become probabilities, dp becomes the scores' gradient; both 0 outside [lo, hi).
 template <class T> void score_gradients(T* x, T* dp, T lse, T delta, int64_t lo, int64_t hi, int64_t columns) {
+    int64_t first = lo / kLanes<T> * kLanes<T>, last = (hi + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
     #pragma omp simd
-    for (int64_t j = lo; j < hi; ++j) {
+    for (int64_t j = first; j < last; ++j) {
         x[j] = vexp(x[j] - lse);
         dp[j] = x[j] * (dp[j] - delta);
     }
-    for (T* row : {x, dp}) {
-        std::fill(row, row + lo, T(0));
-        std::fill(row + hi, row + columns, T(0));
-    }
+    keep_only(x, lo, hi, std::max(columns, last));
+    keep_only(dp, lo, hi, std::max(columns, last));
 }
 
-/// Distance of score rows: whole blocks and a line more, so that rows do not share cache sets.
-int64_t score_stride(const MlaShape& m) { return round_up(m.S) + 16; }
+/// Distance of score rows: whole panels and a line more, so that rows do not share cache sets.
+template <class T> int64_t score_stride(const MlaShape& m) { return round_up<T>(m.S) + 16; }
 
 template <class T> struct ForwardBuffers {
     std::vector<T> k, v, k_panels, queries, scores;
     explicit ForwardBuffers(const MlaShape& m)
-        : k(m.S * (m.nope + m.rope)), v(m.S * m.v), k_panels(round_up(m.S) * (m.nope + m.rope)), queries(kBlock * (m.nope + m.rope)), scores(kBlock * score_stride(m)) {}
+        : k(m.S * (m.nope + m.rope)), v(m.S * m.v), k_panels(round_up<T>(m.S) * (m.nope + m.rope)), queries(kBlock * (m.nope + m.rope)), scores(kBlock * score_stride<T>(m)) {}
 };
 
 /// One head: out rows are H·v apart; lse [S].
 template <class T> void head_forward(const Job<T>& job, int64_t h, ForwardBuffers<T>& buf, T* out, T* lse) {
     const MlaShape& m = job.m;
-    int64_t ld = score_stride(m), ldo = m.H * m.v;
+    int64_t ld = score_stride<T>(m), ldo = m.H * m.v;
     for (int64_t i0 = 0; i0 < m.S; i0 += kBlock) {
         Rows r = job.rows(i0);
         job.load_queries(r, h, buf.queries.data());
@@ -159,7 +167,7 @@ template <class T> void head_forward(const Job<T>& job, int64_t h, ForwardBuffer
 template <class T> struct BackwardBuffers : ForwardBuffers<T> {
     std::vector<T> v_panels, dout, dqueries, dscores, dk, dv;
     explicit BackwardBuffers(const MlaShape& m)
-        : ForwardBuffers<T>(m), v_panels(round_up(m.S) * m.v), dout(kBlock * m.v), dqueries(kBlock * (m.nope + m.rope)), dscores(kBlock * score_stride(m)),
+        : ForwardBuffers<T>(m), v_panels(round_up<T>(m.S) * m.v), dout(kBlock * m.v), dqueries(kBlock * (m.nope + m.rope)), dscores(kBlock * score_stride<T>(m)),
           dk(m.S * (m.nope + m.rope)), dv(m.S * m.v) {}
 };
 
@@ -184,7 +192,7 @@ template <class T> void store_queries(const Job<T>& job, const Rows& r, int64_t 
 /// One head: writes dq, adds to buf.dk (rotated keys' gradient) and buf.dv.
 template <class T> void head_backward(const Job<T>& job, int64_t h, BackwardBuffers<T>& buf, const HeadGradients<T>& grads) {
     const MlaShape& m = job.m;
-    int64_t ld = score_stride(m), ldo = m.H * m.v, K = job.k_width();
+    int64_t ld = score_stride<T>(m), ldo = m.H * m.v, K = job.k_width();
     T *scores = buf.scores.data(), *dscores = buf.dscores.data(), *dout = buf.dout.data();
     for (int64_t i0 = 0; i0 < m.S; i0 += kBlock) {
         Rows r = job.rows(i0);
@@ -227,9 +235,9 @@ template <class T> Job<T> job_at(const MlaInputs& in, int64_t index) {
 template <class T> void forward_jobs(const MlaInputs& in, Tensor& out, Tensor& lse_BHS) {
     const MlaShape& m = in.shape;
     T *o = mutable_data<T>(out), *lse = mutable_data<T>(lse_BHS);
-    at::parallel_for(0, m.B * m.G, 1, [&](int64_t lo, int64_t hi) {
+    share_out(m.B * m.G, [&](auto take) {
         ForwardBuffers<T> buf(m);
-        for (int64_t index = lo; index < hi; ++index) {
+        for (int64_t index; (index = take()) < m.B * m.G;) {
             auto job = job_at<T>(in, index);
             job.load_keys(buf.k.data(), buf.v.data());
             transpose_to_panels(buf.k.data(), buf.k_panels.data(), m.S, job.k_width());
@@ -240,9 +248,9 @@ template <class T> void forward_jobs(const MlaInputs& in, Tensor& out, Tensor& l
 
 template <class T> void backward_jobs(const MlaInputs& in, const Tensor& out, const Tensor& lse_BHS, const Tensor& dout, Tensor& dq, Tensor& dkv, Tensor& dk_rope_BGSR) {
     const MlaShape& m = in.shape;
-    at::parallel_for(0, m.B * m.G, 1, [&](int64_t lo, int64_t hi) {
+    share_out(m.B * m.G, [&](auto take) {
         BackwardBuffers<T> buf(m);
-        for (int64_t index = lo; index < hi; ++index) {
+        for (int64_t index; (index = take()) < m.B * m.G;) {
             auto job = job_at<T>(in, index);
             job.load_keys(buf.k.data(), buf.v.data());
             transpose_to_panels(buf.k.data(), buf.k_panels.data(), m.S, job.k_width());
