@@ -74,10 +74,6 @@ void check_optimizer(const Config& c, Problems& out) {
     need(out, count <= 1, "training." + on.substr(0, on.find(',')), on + " together", "at most one precision", "set the others to false; none is fp32");
     need(out, t.min_learning_rate <= t.learning_rate || t.lr_decay_style == "constant", "training.min_learning_rate", fmt::format("{}", t.min_learning_rate), fmt::format("at most learning_rate = {}", t.learning_rate), "it is where the decay ends");
     need(out, !t.train_steps || t.lr_warmup_steps <= *t.train_steps, "training.lr_warmup_steps", str(t.lr_warmup_steps), fmt::format("at most train_steps = {}", t.train_steps.value_or(0)));
-    const DistributedConfig& d = c.distributed;
-    need(out, t.optimizer != "muon" || (d.tensor_parallel_size == 1 && d.expert_tensor_parallel_size == 1), "training.optimizer",
-         fmt::format("muon with tensor_parallel_size = {}, expert_tensor_parallel_size = {}", d.tensor_parallel_size, d.expert_tensor_parallel_size), "muon with both 1",
-         "Muon needs whole matrices: use adamw, or data and expert parallelism");
     need(out, !t.use_mtp || t.num_predict_tokens >= 2, "training.num_predict_tokens", str(t.num_predict_tokens), "2 or more with use_mtp", "1 is plain next-token prediction: use_mtp = false");
     need(out, !t.use_mtp || t.num_predict_tokens < t.seq_length, "training.num_predict_tokens", str(t.num_predict_tokens), fmt::format("less than seq_length = {}", t.seq_length));
     need(out, t.recompute.empty() || t.gradient_checkpointing == "selective", "training.recompute", fmt::format("segments with gradient_checkpointing = {}", t.gradient_checkpointing), "gradient_checkpointing = selective");

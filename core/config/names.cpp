@@ -1,8 +1,8 @@
 #include "core/config/names.h"
 
+#include "core/base/embedded.h"
 #include "core/base/json.h"
 #include "core/base/suggest.h"
-#include "core/config/embedded.h"
 #include "core/config/load.h"
 
 #include <nlohmann/json.hpp>
@@ -11,11 +11,21 @@
 #include <map>
 
 namespace moe {
+/// The files of configs/, in a source file that the build writes.
+const std::vector<EmbeddedFile>& embedded_configs();
+
 namespace {
+/// "models/moonlight_16b.json" → "moonlight_16b", "train_config_tiny.json" → "tiny".
+std::string ready_name(std::string_view path) {
+    constexpr std::string_view kPrefix = "train_config_";
+    std::string name = std::filesystem::path(path).stem().string();
+    return name.starts_with(kPrefix) ? name.substr(kPrefix.size()) : name;
+}
+
 const std::map<std::string, std::string>& all() {
     static const std::map<std::string, std::string> map = [] {
         std::map<std::string, std::string> out;
-        for (const EmbeddedFile& file : embedded_files()) out[file.name] = file.text;
+        for (const EmbeddedFile& file : embedded_configs()) out[ready_name(file.path)] = file.text;
         return out;
     }();
     return map;

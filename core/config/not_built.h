@@ -12,8 +12,6 @@ struct NotBuilt {
     std::string path;                      ///< a key, or a section: all keys in it
     std::string row;                       ///< identifier of the feature
     std::vector<std::string> values;       ///< refused values as JSON; empty: all but the default
-    bool (*when)(const Config&) = nullptr; ///< refused only then; null: always
-    std::string want;                      ///< what to set instead, with `when`; else the default is named
 };
 
 const std::vector<NotBuilt>& not_built();

@@ -16,11 +16,16 @@ class Group {
 public:
     Group() = default;                                     ///< one rank
     explicit Group(std::shared_ptr<Backend> backend) : backend_(std::move(backend)) {}
+    /// This process's place in the group, from 0, and how many there are.
     int rank() const { return backend_ ? backend_->rank() : 0; }
     int size() const { return backend_ ? backend_->size() : 1; }
+    /// The ranks that give the same colour as a group of their own, in the order of their keys. A collective, as all below.
     Group split(int colour, int key) const;
+    /// Returns when every rank has called it.
     void barrier() const;
+    /// The root's data on every rank, in place.
     void broadcast(at::Tensor data, int root) const;
+    /// Sum, smallest or largest over the ranks, element by element, in place or of a number.
     void all_reduce(at::Tensor data, ReduceOp op = ReduceOp::sum) const;
     double all_reduce(double value, ReduceOp op = ReduceOp::sum) const;
     int64_t all_reduce(int64_t value, ReduceOp op = ReduceOp::sum) const;
@@ -34,6 +39,7 @@ public:
     void send(const at::Tensor& data, int to) const;
     /// Fills `data` with the next message of a rank.
     void receive(at::Tensor data, int from) const;
+    /// Returns when the tensors of all send() calls may change again.
     void flush() const;
 
 private:

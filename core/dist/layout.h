@@ -39,6 +39,7 @@ struct TensorParallel {
 /// Context parallel: keys and values of the whole sequence. One rank until that axis is built.
 struct ContextParallel {
     Group group;
+    /// [t, …] of this rank → [T, …] of all. Throws moe::Error (internal) for more than one rank.
     at::Tensor gather(const at::Tensor& x) const;
 };
 

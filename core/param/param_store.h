@@ -108,6 +108,7 @@ public:
     void build();
 
     const StoreOptions& options() const { return options_; }
+    const dist::Mesh& mesh() const { return mesh_; }
     GradSink& sink() { return sink_; }
     std::vector<Bucket>& buckets() { return buckets_; }
     /// Logical names in declaration order.

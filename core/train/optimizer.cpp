@@ -57,9 +57,10 @@ Piece piece(const Bucket& b, int64_t begin, int64_t end) {
     return p;
 }
 
-/// Neighbouring matrices of one shape: elements [begin, begin + count · rows · cols) of a bucket.
+/// Neighbouring matrices of one shape, or this rank's parts of them: elements [begin, begin + count · rows · cols) of a bucket.
 struct Matrices {
     int64_t begin, count, rows, cols;
+    int cut_dim;                               ///< 0 rows, 1 columns: cut over tp; −1: whole
     int64_t end() const { return begin + count * rows * cols; }
 };
 
@@ -69,13 +70,13 @@ std::array<std::vector<Matrices>, kNumBuckets> hidden_matrices(ParamStore& store
     for (auto& name : store.names()) {
         if (!is_hidden_matrix(store, name)) continue;
         int kind = int(store.bucket_of(name));
-        auto& shape = store.spec(name).shape;
+        auto shape = store.spec(name).local_shape();
         const Bucket& b = store.buckets()[size_t(kind)];
-        Matrices next{store.offset_of(name), 1, shape[0], shape[1]};
+        Matrices next{store.offset_of(name), 1, shape[0], shape[1], store.spec(name).cut_dim};
         if (next.end() <= b.own_begin || next.begin >= b.own_end) continue;
         MOE_CHECK(next.begin >= b.own_begin && next.end() <= b.own_end, internal, "muon: " + name, "a part of the matrix on this rank", "the whole matrix", "");
         auto& list = out[size_t(kind)];
-        bool joins = !list.empty() && list.back().end() == next.begin && list.back().rows == next.rows && list.back().cols == next.cols &&
+        bool joins = !list.empty() && list.back().end() == next.begin && list.back().rows == next.rows && list.back().cols == next.cols && list.back().cut_dim == next.cut_dim &&
                      (list.back().count + 1) * next.rows * next.cols <= kMuonElements;
         if (joins) ++list.back().count;
         else list.push_back(next);
@@ -83,9 +84,10 @@ std::array<std::vector<Matrices>, kNumBuckets> hidden_matrices(ParamStore& store
     return out;
 }
 
-/// What an update needs besides the store.
+/// What an update needs besides the buckets.
 struct Step {
     const TrainingConfig& config;
+    const dist::Group& tp;
     double lr, scale;
     int64_t number;
 };
@@ -110,10 +112,22 @@ at::ScalarType muon_products(const Bucket& b) {
     return b.value.is_cuda() && at::isReducedFloatingType(b.value.scalar_type()) ? at::kBFloat16 : at::kFloat;
 }
 
+/// The whole matrices of which every rank of tp has a part [N, R, C]. A collective.
+Tensor gathered(const Tensor& part_NRC, int cut_dim, const dist::Group& tp) {
+    Tensor flat = part_NRC.contiguous().view(-1), all = at::empty({tp.size(), part_NRC.size(0), part_NRC.size(1), part_NRC.size(2)}, flat.options());
+    tp.all_gather(flat, all.view(-1), std::vector<int64_t>(size_t(tp.size()), flat.numel()));
+    return at::cat(all.unbind(0), cut_dim + 1);
+}
+
 void muon_matrices(const Bucket& b, const Matrices& x, const Range& r, const Step& s) {
     Piece p = piece(b, x.begin, x.end());
     auto view = [&](const Tensor& t) { return t.defined() ? t.view({x.count, x.rows, x.cols}) : t; };
-    kernels::MuonOptions o{s.lr * r.lr_scale, s.config.momentum, r.decay ? s.config.weight_decay : 0, s.scale, muon_products(b)};
+    kernels::MuonOptions o{s.lr * r.lr_scale, s.config.momentum, r.decay ? s.config.weight_decay : 0, s.scale, muon_products(b), {}, {}};
+    if (x.cut_dim >= 0) {
+        int64_t size = x.cut_dim ? x.cols : x.rows;
+        o.whole = [&](const Tensor& part) { return gathered(part, x.cut_dim, s.tp); };
+        o.part = [&s, &x, size](const Tensor& whole) { return whole.narrow(x.cut_dim + 1, s.tp.rank() * size, size); };
+    }
     kernels::muon(view(p.master), view(p.grad), view(p.m), view(p.value), o);
 }
 
@@ -134,7 +148,7 @@ void muon_range(const Bucket& b, const std::vector<Matrices>& matrices, size_t& 
 void update(ParamStore& store, const TrainingConfig& c, double lr, double norm, int64_t step, double loss_scale) {
     at::NoGradGuard no_grad;
     double clip = c.grad_clip > 0 && norm > c.grad_clip ? c.grad_clip / norm : 1;
-    Step s{c, lr, clip / loss_scale, step};
+    Step s{c, store.mesh().tp, lr, clip / loss_scale, step};
     std::array<std::vector<Matrices>, kNumBuckets> matrices;
     if (c.optimizer == "muon") matrices = hidden_matrices(store);
     for (auto& b : store.buckets()) {

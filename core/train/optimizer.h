@@ -21,7 +21,8 @@ double grad_norm(ParamStore& store, const dist::Group& world);
 
 /// One pass over every bucket's own part: clip (scale = min(1, clip / norm) where clip > 0), update, then gather compute weights
 /// and zero the gradients. step counts from 1. Main gradients are `loss_scale` times the loss's; `norm` is of the loss's.
-/// Under muon the store must be built with whole_tensors, else moe::Error (internal) where a matrix is cut.
+/// Under muon the store must be built with whole_tensors, else moe::Error (internal) where ZeRO has cut a matrix; what tensor
+/// parallelism has cut is gathered, and every rank of tp makes the whole step.
 void update(ParamStore& store, const TrainingConfig& config, double lr, double norm, int64_t step, double loss_scale = 1);
 
 }  // namespace moe::train

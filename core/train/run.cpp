@@ -90,20 +90,34 @@ std::vector<int64_t> Run::routed_layers() const {
     return layers;
 }
 
-/// This rank's micro-batches of the next step, their losses scaled so that the sum over micro-batches and ranks is the mean.
-std::vector<MicroBatch> Run::load_batch() {
-    auto& t = config_.training;
-    int64_t ranks = mesh_.dp.size(), sequences = sequences_of_step(t, tokens_, ranks, *loader_), mine = sequences / ranks, first = mesh_.dp.rank() * mine, per = t.micro_batch_size, depth = t.mtp_depth();
-    step_tokens_ = sequences * t.seq_length;
-    data::Batch batch = loader_->next(sequences, first, mine);
-    Tensor totals = at::zeros({2 + depth}, at::kLong);                     // valid targets, tokens that count, valid targets of each MTP module
+/// What a step's losses are divided by, over all ranks: valid targets, tokens that count, valid targets of each MTP module.
+/// Throws moe::Error (data) where no token has a next one.
+std::vector<double> Run::count_targets(const data::Batch& batch) const {
+    int64_t depth = config_.training.mtp_depth();
+    Tensor totals = at::zeros({2 + depth}, at::kLong);
     totals[0] = batch.num_valid();
     totals[1] = batch.domain.ge(0).sum();
     for (int64_t k = 1; k <= depth; ++k) totals[1 + k] = Model::num_mtp_targets(batch.targets, batch.doc_start, k);
     mesh_.dp.all_reduce(totals);
-    auto total = [&](int64_t i) { return double(totals[i].item<int64_t>()); };
-    MOE_CHECK(total(0) > 0, data, "training data", "a step without a single target", "at least one token with a next token", "are all documents one token long?");
-    double anneal = double(config_.model.moe.router_noise_anneal_steps.value_or(num_steps_)), noise = config_.model.moe.router_noise_std * std::max(0.0, 1 - double(step_) / std::max(anneal, 1.0));
+    MOE_CHECK(totals[0].item<int64_t>() > 0, data, "training data", "a step without a single target", "at least one token with a next token", "are all documents one token long?");
+    totals = totals.to(at::kDouble);
+    return {totals.const_data_ptr<double>(), totals.const_data_ptr<double>() + totals.numel()};
+}
+
+/// Deviation of the router's noise in the next step: falls linearly to 0.
+double Run::noise_std() const {
+    auto& c = config_.model.moe;
+    double steps = double(c.router_noise_anneal_steps.value_or(num_steps_));
+    return c.router_noise_std * std::max(0.0, 1 - double(step_) / std::max(steps, 1.0));
+}
+
+/// This rank's micro-batches of the next step, their losses scaled so that the sum over micro-batches and ranks is the mean.
+std::vector<MicroBatch> Run::load_batch() {
+    auto& t = config_.training;
+    int64_t sequences = sequences_of_step(t, tokens_, mesh_.dp.size(), *loader_), mine = sequences / mesh_.dp.size(), first = mesh_.dp.rank() * mine, per = t.micro_batch_size;
+    step_tokens_ = sequences * t.seq_length;
+    data::Batch batch = loader_->next(sequences, first, mine);
+    std::vector<double> totals = count_targets(batch);
     std::vector<MicroBatch> out;
     for (int64_t row = 0; row < mine; row += per) {
         auto rows = [&](const Tensor& x) { return x.narrow(0, row, per); };
@@ -113,10 +127,10 @@ std::vector<MicroBatch> Run::load_batch() {
         b.step = uint32_t(step_);
         b.training = true;
         b.gradient_scale = loss_scale_.value();
-        b.loss_scale = b.gradient_scale / total(0);
-        b.token_share = 1 / total(1);
-        b.noise_std = noise;
-        for (size_t k = 0; k < b.mtp.size(); ++k) b.mtp[k].loss_scale = b.gradient_scale * t.mtp_loss_weight / (double(depth) * std::max(1.0, total(2 + int64_t(k))));
+        b.loss_scale = b.gradient_scale / totals[0];
+        b.token_share = 1 / totals[1];
+        b.noise_std = noise_std();
+        for (size_t k = 0; k < b.mtp.size(); ++k) b.mtp[k].loss_scale = b.gradient_scale * t.mtp_loss_weight / (double(b.mtp.size()) * std::max(1.0, totals[2 + k]));
         b.ledger = ledger_.get();
         b.global_load = global_load_.get();
     }
@@ -153,10 +167,52 @@ void Run::report_skip(const StepMetrics& m) {
     add_event("skip", {{"first", where}});
 }
 
+/// The losses of all ranks' micro-batches.
+void Run::sum_losses(const std::vector<MicroBatch>& batches, StepMetrics& m) {
+    const char* names[] = {"loss", "mtp", "balance", "z"};
+    Tensor sums = at::zeros({4}, at::kDouble);
+    for (auto& batch : batches)
+        for (int i = 0; i < 4; ++i)
+            if (auto it = batch.losses.find(names[i]); it != batch.losses.end()) sums[i] += it->second.to(at::kCPU);
+    mesh_.world.all_reduce(sums);
+    auto sum = [&](int i) { return sums[i].item<double>(); };
+    m.loss = sum(0);
+    m.mtp_loss = sum(1);
+    m.balance_loss = sum(2) + sum(3);
+}
+
+/// The step's counts, summed over the ranks, out of the ledger.
+void Run::take_counts(StepMetrics& m) {
+    ledger_->reduce(mesh_.world);
+    last_counts_by_domain_ = ledger_->counts_by_domain();
+    last_counts_ = last_counts_by_domain_.sum(1);
+    last_dropped_ = ledger_->dropped();
+    ledger_->clear();
+    m.drop_rate = double(last_dropped_.sum().item<int64_t>()) / double(std::max<int64_t>(1, last_counts_.sum().item<int64_t>()));
+    m.max_vio = max_vio(last_counts_, routed_layers());
+}
+
+/// Moves weights and selection biases, or skips the step where loss or norm is not finite.
+void Run::apply(StepMetrics& m) {
+    double scale = loss_scale_.value();
+    m.grad_norm = grad_norm(model_->store(), mesh_.world) / scale;
+    m.skipped = !std::isfinite(m.loss + m.mtp_loss + m.balance_loss) || !std::isfinite(m.grad_norm);
+    if (loss_scale_.update(std::isfinite(m.grad_norm)) && mesh_.world.rank() == 0) log::warn(fmt::format("step {}: the loss scale is lowered from {} to {}", step_ + 1, scale, loss_scale_.value()));
+    if (m.skipped) {
+        report_skip(m);
+        model_->store().zero_grads();
+        ++skipped_in_a_row_;
+        ++skipped_;
+    } else {
+        skipped_in_a_row_ = 0;
+        update(model_->store(), config_.training, m.lr, m.grad_norm, ++updates_, scale);
+        balance(last_counts_);
+    }
+}
+
 StepMetrics Run::step() {
     MOE_CHECK(!is_closed_, state, "run", "a step of a run that was closed", "a live one", "moe.resume takes over the folder of a run of the same session");
     auto start = std::chrono::steady_clock::now();
-    ParamStore& store = model_->store();
     StepMetrics m;
     m.lr = learning_rate(config_.training, step_, num_steps_);
     auto position = loader_->state();
@@ -168,40 +224,12 @@ StepMetrics Run::step() {
         loader_->restore(position);
         throw;
     }
-    Tensor losses = at::zeros({4}, at::kDouble);
-    const char* names[] = {"loss", "mtp", "balance", "z"};
-    for (auto& batch : batches)
-        for (int i = 0; i < 4; ++i)
-            if (auto it = batch.losses.find(names[i]); it != batch.losses.end()) losses[i] += it->second.to(at::kCPU);
-    mesh_.world.all_reduce(losses);
-    m.loss = losses[0].item<double>();
-    m.mtp_loss = losses[1].item<double>();
-    m.balance_loss = losses[2].item<double>() + losses[3].item<double>();
-    store.reduce_grads();
-    double scale = loss_scale_.value();
-    m.grad_norm = grad_norm(store, mesh_.world) / scale;
-    ledger_->reduce(mesh_.world);
-    last_counts_by_domain_ = ledger_->counts_by_domain();
-    last_counts_ = last_counts_by_domain_.sum(1);
-    last_dropped_ = ledger_->dropped();
-    ledger_->clear();
-    m.drop_rate = double(last_dropped_.sum().item<int64_t>()) / double(std::max<int64_t>(1, last_counts_.sum().item<int64_t>()));
-    m.skipped = !std::isfinite(m.loss + m.mtp_loss + m.balance_loss) || !std::isfinite(m.grad_norm);
-    if (loss_scale_.update(std::isfinite(m.grad_norm)) && mesh_.world.rank() == 0) log::warn(fmt::format("step {}: the loss scale is lowered from {} to {}", step_ + 1, scale, loss_scale_.value()));
-    if (m.skipped) {
-        report_skip(m);
-        store.zero_grads();
-        ++skipped_in_a_row_;
-        ++skipped_;
-    } else {
-        skipped_in_a_row_ = 0;
-        update(store, config_.training, m.lr, m.grad_norm, ++updates_, scale);
-        balance(last_counts_);
-    }
+    sum_losses(batches, m);
+    model_->store().reduce_grads();
+    take_counts(m);
+    apply(m);
     m.step = ++step_;
-    tokens_ += step_tokens_;
-    m.tokens = tokens_;
-    m.max_vio = max_vio(last_counts_, routed_layers());
+    m.tokens = tokens_ += step_tokens_;
     m.memory_gib = peak_memory_bytes(model_->options().device) / double(1 << 30);
     m.step_secs = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     m.tokens_per_sec = double(step_tokens_) / m.step_secs;
@@ -217,7 +245,7 @@ StepMetrics Run::step() {
 
 void Run::record(const StepMetrics& m) {
     if (mesh_.world.rank() != 0) return;
-    if (metrics_) {
+    if (metrics_) write_on_rank_0([&] {
         metrics_->scalars(m.step, attempt_, {{"loss", m.loss}, {"grad_norm", m.grad_norm}, {"lr", m.lr}, {"tps", m.tokens_per_sec}, {"tflops", m.tflops}, {"mfu", m.mfu},
                                       {"memory_gib", m.memory_gib}, {"max_vio", m.max_vio}, {"mtp_loss", m.mtp_loss}, {"balance_loss", m.balance_loss}, {"drop_rate", m.drop_rate}, {"tokens", double(m.tokens)}, {"step_secs", m.step_secs}, {"skipped", double(m.skipped)}});
         auto& s = config_.logging.statistics;
@@ -225,7 +253,7 @@ void Run::record(const StepMetrics& m) {
             Tensor c = last_counts_.contiguous();
             metrics_->matrix(m.step, attempt_, "counts", c.size(0), c.size(1), std::span(c.const_data_ptr<int64_t>(), size_t(c.numel())));
         }
-    }
+    });
     if (m.step % config_.training.log_interval && m.step != 1) return;
     say(m.line(), m.json());
 }
@@ -246,7 +274,7 @@ void Run::validate_at_interval() {
         values.emplace_back(fmt::format("mtp_acceptance/{}", k + 1), e.acceptance[k]);
         line += fmt::format(" mtp_acceptance_{}: {:.3f}", k + 1, e.acceptance[k]);
     }
-    if (metrics_) metrics_->scalars(step_, attempt_, values);
+    if (metrics_) write_on_rank_0([&] { metrics_->scalars(step_, attempt_, values); });
     nlohmann::ordered_json json = {{"step", step_}};
     for (auto& [key, value] : values) json[key] = value;
     say(line, json.dump());

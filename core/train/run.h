@@ -11,6 +11,7 @@
 
 #include <nlohmann/json_fwd.hpp>
 
+#include <exception>
 #include <functional>
 #include <memory>
 #include <string>
@@ -66,8 +67,8 @@ public:
     Run(const Config& config, const RunOptions& options, const dist::Group& world = dist::world());
     ~Run();
 
-    /// One optimizer step, and what is due after it: validation, a checkpoint. Throws moe::Error (state) after max_skipped_steps
-    /// skipped in a row, (io) where a checkpoint could not be written.
+    /// One optimizer step, and what is due after it: validation, a checkpoint. Throws moe::Error on all ranks: (state) after
+    /// max_skipped_steps skipped in a row, (io) where a checkpoint, an event or the metrics could not be written.
     StepMetrics step();
     /// Steps until `num_steps` more are done; `on_step` may return false to stop. Ends early when is_stopping().
     void train(int64_t num_steps, const std::function<bool(const StepMetrics&)>& on_step = {});
@@ -105,8 +106,13 @@ public:
     void set_defer(bool defer) { defer_ = defer; }
 
 private:
+    std::vector<double> count_targets(const data::Batch& batch) const;
+    double noise_std() const;
     std::vector<MicroBatch> load_batch();
     void compute(std::vector<MicroBatch>& batches);
+    void sum_losses(const std::vector<MicroBatch>& batches, StepMetrics& m);
+    void take_counts(StepMetrics& m);
+    void apply(StepMetrics& m);
     void balance(const Tensor& counts);
     void report_skip(const StepMetrics& m);
     std::vector<int64_t> routed_layers() const;
@@ -121,6 +127,8 @@ private:
     void begin_periodic_save();
     void at_edge();
     void add_event(const std::string& event, const nlohmann::ordered_json& facts);
+    void write_on_rank_0(const std::function<void()>& f);
+    void settle_writes();
     Config config_;
     RunOptions options_;
     StopListener stop_listener_;
@@ -134,6 +142,7 @@ private:
     std::unique_ptr<Executor> executor_;
     std::unique_ptr<store::FolderLock> lock_;               ///< rank 0's; outlives what writes to the folder
     std::unique_ptr<metrics::Writer> metrics_;
+    std::exception_ptr write_error_;                        ///< rank 0's, until all ranks know
     std::unique_ptr<store::Checkpoint> resumed_;            ///< while the run is being built
     std::unique_ptr<Checkpointing> checkpoints_;
     int64_t attempt_ = 0, saved_step_ = -1;

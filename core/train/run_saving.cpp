@@ -12,6 +12,7 @@
 #include <chrono>
 #include <ctime>
 #include <filesystem>
+#include <utility>
 
 namespace fs = std::filesystem;
 
@@ -19,7 +20,7 @@ namespace moe::train {
 namespace {
 using Json = nlohmann::json;
 // What a rank may want at a step's edge; all ranks act on the largest.
-enum EdgeWish : int64_t { kNothing = 0, kStop = 1, kSaveFailed = 2 };
+enum EdgeWish : int64_t { kNothing = 0, kStop = 1, kSaveFailed = 2, kWriteFailed = 3 };
 
 /// f with a checkpoint's meta: what is missing or of another type there is one error.
 template <class F>
@@ -87,11 +88,12 @@ void Run::open_folder(const std::string& device) {
         });
         attempt_ = world.all_reduce(attempt_, dist::ReduceOp::max);
         log_path_ = fmt::format("{}/log.rank{}.txt", folder_, world.rank());
-        log::set_file(log_path_);
+        agree(world, [&] { log::set_file(log_path_); });
     }
     std::string id = shared_text(fmt::format("{} {} {}", folder_, attempt_, std::chrono::system_clock::now().time_since_epoch().count()), world);
     checkpoints_ = std::make_unique<Checkpointing>(config_, folder_.empty() ? "" : checkpoint_folder(config_, folder_), attempt_, id, world);
     if (resumed_) add_event("resume", {{"from", resumed_->path()}, {"changes", changes(saved_config(*resumed_), config_)}});
+    settle_writes();
 }
 
 Json Run::state() const {
@@ -110,6 +112,7 @@ std::string Run::save(const std::string& name) {
     if (path.empty()) saved_step_ = step_;
     path = fs::absolute(path.empty() ? folder + "/" + store::checkpoint_name(step_) : path).lexically_normal().string();
     add_event("save", {{"path", path}});
+    settle_writes();
     return path;
 }
 
@@ -127,8 +130,10 @@ void Run::save_on_exit() {
 /// What happens between steps: a checkpoint where one is due, and the end where somebody wants it.
 void Run::at_edge() {
     const auto& world = mesh_.world;
-    bool stop_file = world.rank() == 0 && !folder_.empty() && fs::exists(folder_ + "/stop");
-    int64_t wish = world.all_reduce(int64_t(checkpoints_->has_failed() ? kSaveFailed : stop_file || stop_requested() ? kStop : kNothing), dist::ReduceOp::max);
+    std::error_code ignored;
+    bool stop_file = world.rank() == 0 && !folder_.empty() && fs::exists(folder_ + "/stop", ignored);
+    int64_t mine = write_error_ ? kWriteFailed : checkpoints_->has_failed() ? kSaveFailed : stop_file || stop_requested() ? kStop : kNothing, wish = world.all_reduce(mine, dist::ReduceOp::max);
+    if (wish == kWriteFailed) settle_writes();                              // throws
     if (wish == kSaveFailed) checkpoints_->finish();                        // throws
     bool stops_now = wish == kStop && !is_stopping_, ends = stops_now || step_ == num_steps_;
     if (!folder_.empty() && config_.checkpointing.enabled) {
@@ -139,8 +144,8 @@ void Run::at_edge() {
     if (!stops_now) return;
     is_stopping_ = true;
     add_event("stop", {{"saved", saved_step_ == step_}});
+    settle_writes();
     if (world.rank() == 0) log::info(fmt::format("stopped after step {}{}", step_, saved_step_ == step_ ? "; it is saved" : ""));
-    std::error_code ignored;
     if (stop_file) fs::remove(folder_ + "/stop", ignored);
 }
 
@@ -149,7 +154,24 @@ void Run::add_event(const std::string& event, const nlohmann::ordered_json& fact
     nlohmann::ordered_json line = {{"step", step_}, {"attempt", attempt_}, {"time", std::time(nullptr)}, {"event", event}};
     line.update(facts);
     events_.push_back(line.dump(-1, ' ', false, Json::error_handler_t::replace));
-    if (!folder_.empty() && mesh_.world.rank() == 0) append_event(folder_, events_.back());
+    if (!folder_.empty()) write_on_rank_0([&] { append_event(folder_, events_.back()); });
+}
+
+/// Rank 0 writes to the run's folder. An error waits until all ranks can be told: at the step's edge, or in settle_writes().
+void Run::write_on_rank_0(const std::function<void()>& f) {
+    if (mesh_.world.rank() != 0) return;
+    try {
+        f();
+    } catch (const Error&) {
+        if (!write_error_) write_error_ = std::current_exception();
+    }
+}
+
+/// Throws on all ranks what went wrong in write_on_rank_0(). A collective.
+void Run::settle_writes() {
+    agree(mesh_.world, [&] {
+        if (write_error_) std::rethrow_exception(std::exchange(write_error_, nullptr));
+    });
 }
 
 void Run::close() {

@@ -51,6 +51,13 @@ int64_t ramped(const TrainingConfig& c, int64_t tokens_seen, int64_t unit) {
     return n / unit * unit;
 }
 
+/// Tokens that a step of dynamic_batch_tokens counts as.
+int64_t dynamic_step(const Config& config, int64_t unit) {
+    const TrainingConfig& c = config.training;
+    if (!config.data.packing) return *c.dynamic_batch_tokens;
+    return round_up(round_up(*c.dynamic_batch_tokens, c.seq_length) / c.seq_length, unit) * c.seq_length;
+}
+
 int64_t steps_of_ramp(const TrainingConfig& c, double tokens, int64_t unit) {
     int64_t steps = 0, seen = 0;
     for (; seen < c.batch_size_ramp->tokens && double(seen) < tokens; ++steps) seen += ramped(c, seen, unit) * c.seq_length;
@@ -85,9 +92,15 @@ std::optional<int64_t> num_steps(const Config& config, int64_t parameters, int64
     double tokens = c.total_training_tokens ? double(*c.total_training_tokens) : c.tokens_per_parameter_ratio.value_or(0) * double(parameters);
     if (tokens <= 0) return std::nullopt;
     if (c.batch_size_ramp) return steps_of_ramp(c, tokens, unit);
-    int64_t a_step = *c.dynamic_batch_tokens;
-    if (config.data.packing) a_step = round_up(round_up(a_step, c.seq_length) / c.seq_length, unit) * c.seq_length;
-    return int64_t(std::ceil(tokens / double(a_step)));
+    return int64_t(std::ceil(tokens / double(dynamic_step(config, unit))));
+}
+
+int64_t num_tokens(const Config& config, int64_t steps, int64_t data_parallel) {
+    const TrainingConfig& c = config.training;
+    int64_t unit = sequences_at_once(c, data_parallel), seen = 0;
+    if (c.dynamic_batch_tokens) return steps * dynamic_step(config, unit);
+    for (; c.batch_size_ramp && steps > 0 && seen < c.batch_size_ramp->tokens; --steps) seen += ramped(c, seen, unit) * c.seq_length;
+    return seen + steps * c.tokens_per_step();
 }
 
 }  // namespace moe::train

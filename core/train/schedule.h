@@ -30,4 +30,8 @@ int64_t sequences_of_step(const TrainingConfig& config, int64_t tokens_seen, int
 /// Throws moe::Error (config) as sequences_of_step.
 std::optional<int64_t> num_steps(const Config& config, int64_t parameters, int64_t data_parallel);
 
+/// Positions that the first `steps` steps see, sequences × seq_length, a ramp's smaller steps as they are. With dynamic_batch_tokens
+/// what num_steps() counts for a step. Throws moe::Error (config) as sequences_of_step.
+int64_t num_tokens(const Config& config, int64_t steps, int64_t data_parallel);
+
 }  // namespace moe::train

@@ -5,6 +5,7 @@
 #include "core/data/tokenizer.h"
 #include "core/plan/count.h"
 #include "core/plan/memory.h"
+#include "core/train/schedule.h"
 #include "lua/bind/bind.h"
 #include "lua/bind/control.h"
 #include "lua/bind/json.h"
@@ -161,9 +162,17 @@ Config with_vocabulary(Config c) {
 
 int num_steps(lua_State* L) {
     Config c = with_vocabulary(*self<ConfigValue>(L).config);
-    auto steps = c.training.total_steps(plan::count(c.model).total);
+    auto steps = train::num_steps(c, plan::count(c.model).total, 1);
     if (!steps) return lua_pushnil(L), 1;
     lua_pushinteger(L, *steps);
+    return 1;
+}
+
+int num_tokens(lua_State* L) {
+    Config c = with_vocabulary(*self<ConfigValue>(L).config);
+    auto steps = train::num_steps(c, plan::count(c.model).total, 1);
+    if (!steps) return lua_pushnil(L), 1;
+    lua_pushinteger(L, train::num_tokens(c, *steps, 1));
     return 1;
 }
 
@@ -266,6 +275,7 @@ const Binding kMethods[] = {
     {"assign", assign, "cfg:assign { \"model.moe.num_experts=16\", \"training.train_steps=null\" }: a changed copy by key=value texts as on the command line: a key's type says how its text is read."},
     {"params", params, "cfg:params(): {total, active (a token's, without the embedding), flops_per_token (forward and backward, causal rule, at training.seq_length), mtp, router_bias}."},
     {"num_steps", num_steps, "cfg:num_steps(): optimizer steps of a run, by training.train_steps, total_training_tokens or tokens_per_parameter_ratio; nil where none is set."},
+    {"num_tokens", num_tokens, "cfg:num_tokens(): tokens that those steps see, a batch ramp's smaller steps as they are; nil where no length is set."},
     {"memory", memory, "cfg:memory {ranks = 1}: bytes that training needs on the fullest rank: {weights, gradients, optimizer (master weights and moments), activations (an estimate, within about a factor of two), total}."},
     {"to_table", to_table, "cfg:to_table(): all keys as nested tables."},
     {"save", save, "cfg:save(path): writes all keys as a JSON file. Returns cfg."},

@@ -1,10 +1,10 @@
 #include "lua/session/session.h"
 
+#include "core/base/embedded.h"
 #include "core/base/json.h"
 #include "core/base/log.h"
 #include "core/base/suggest.h"
 #include "lua/bind/bind.h"
-#include "lua/session/embedded.h"
 
 #include <nlohmann/json.hpp>
 
@@ -13,7 +13,28 @@
 #include <filesystem>
 
 namespace moe::lua {
+/// The files of lua/moe, in a source file that the build writes.
+const std::vector<EmbeddedFile>& embedded_files();
+
 namespace {
+/// name as require knows it ("moe.plot", "moe.commands.bench"); file for messages ("lua/moe/plot.lua").
+struct EmbeddedModule {
+    std::string name, file;
+    std::string_view text;
+};
+const std::vector<EmbeddedModule>& embedded_modules() {
+    static const std::vector<EmbeddedModule> modules = [] {
+        std::vector<EmbeddedModule> out;
+        for (auto& file : embedded_files()) {
+            std::string name(file.path.substr(0, file.path.rfind('.')));
+            std::replace(name.begin(), name.end(), '/', '.');
+            out.push_back({name, "lua/" + std::string(file.path), file.text});
+        }
+        return out;
+    }();
+    return modules;
+}
+
 constexpr std::string_view kCommandPrefix = "moe.commands.";
 
 /// Message handler of every evaluation: makes the error object while the stack that raised it is still there.
@@ -57,7 +78,7 @@ int guarded_ipairs(lua_State* L) {
 
 int load_embedded(lua_State* L) {
     auto* module = static_cast<const EmbeddedModule*>(lua_touserdata(L, lua_upvalueindex(1)));
-    std::string chunk = "@" + std::string(module->file);
+    std::string chunk = "@" + module->file;
     if (luaL_loadbufferx(L, module->text.data(), module->text.size(), chunk.c_str(), "t")) return lua_error(L);
     push_string(L, module->name);
     lua_call(L, 1, 1);
@@ -99,7 +120,7 @@ int commands_of(lua_State* L) {
         if (!m.name.starts_with(kCommandPrefix)) continue;
         std::string_view line = m.text.substr(0, m.text.find('\n'));
         size_t at = line.find(": ");
-        MOE_CHECK(line.starts_with("-- ") && at != std::string_view::npos, internal, std::string(m.file), std::string(line), "-- moelab NAME arguments: what it does.", "");
+        MOE_CHECK(line.starts_with("-- ") && at != std::string_view::npos, internal, m.file, std::string(line), "-- moelab NAME arguments: what it does.", "");
         push_ordered_table(L, {"name", "usage", "about"});
         push_string(L, m.name.substr(kCommandPrefix.size()));
         lua_setfield(L, -2, "name");
@@ -196,7 +217,7 @@ void Session::open() {
     for (auto& module : embedded_modules()) {
         lua_pushlightuserdata(L_, const_cast<EmbeddedModule*>(&module));
         lua_pushcclosure(L_, load_embedded, 1);
-        lua_setfield(L_, -2, std::string(module.name).c_str());
+        lua_setfield(L_, -2, module.name.c_str());
     }
     lua_pop(L_, 1);
     push_moe(L_);

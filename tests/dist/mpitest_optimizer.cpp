@@ -18,15 +18,20 @@ Config config(const std::string& optimizer) {
     c.model.moe.num_experts = 8;
     c.training.optimizer = optimizer;
     c.training.learning_rate = 0.02;
+    c.model.mla.num_heads = 4;
     c.training.global_batch_size = 8;
-    c.training.micro_batch_size = 1;
+    c.training.micro_batch_size = 2;
     return c;
 }
-Config over_ranks(Config c, int64_t ep, int64_t zero) {
+Config over_ranks(Config c, int64_t ep, int64_t zero, int64_t tp = 1, int64_t pp = 1) {
     c.distributed.expert_parallel_size = ep;
     c.distributed.zero_stage = zero;
+    c.distributed.tensor_parallel_size = tp;
+    c.distributed.pipeline_parallel_size = pp;
     return c;
 }
+struct Layout { int64_t ep, zero, tp, pp; };
+std::string name_of(const Layout& l) { return fmt::format("EP{} ZeRO-{} TP{} PP{}", l.ep, l.zero, l.tp, l.pp); }
 
 struct Outcome {
     std::vector<double> losses, norms;
@@ -39,7 +44,7 @@ Outcome five_steps(Run& run) {
         o.norms.push_back(m.grad_norm);
         return true;
     });
-    for (auto& name : run.model().store().names()) o.weights[name] = run.model().store().value(name).clone();
+    for (auto& name : run.model().store().names()) o.weights[name] = run.model().store().master(name);
     return o;
 }
 std::unique_ptr<Run> open(const Config& c, const dist::Group& world) {
@@ -54,23 +59,22 @@ double apart(const std::vector<double>& a, const std::vector<double>& b) {
 }
 }  // namespace
 
-TEST_CASE("optimizers: replicated and ZeRO-1 ranks, with and without EP, give one process's weights", "[dist]") {
+TEST_CASE("optimizers: every layout gives one process's weights, also where a matrix is cut over ranks", "[dist]") {
     const auto& world = dist::world();
     for (std::string optimizer : {"muon", "adam", "sgd"}) {
         Outcome want = five_steps(*open(config(optimizer), dist::Group()));
-        for (int64_t ep : {1, 2})
-            for (int64_t zero : {0, 1}) {
-                INFO(optimizer << " ep " << ep << " zero " << zero);
-                auto run = open(over_ranks(config(optimizer), ep, zero), world);
-                Outcome got = five_steps(*run);
-                double weight = 0;
-                for (auto& [name, w] : got.weights) weight = std::max(weight, (w - want.weights.at(name)).abs().max().item<double>());
-                weight = world.all_reduce(weight, dist::ReduceOp::max);
-                if (world.rank() == 0) fmt::print("{:<6} EP{} ZeRO-{}: loss {:.1e} norm {:.1e} weight {:.1e}\n", optimizer, ep, zero, apart(got.losses, want.losses), apart(got.norms, want.norms), weight);
-                CHECK(apart(got.losses, want.losses) <= 1e-9);
-                CHECK(apart(got.norms, want.norms) <= 1e-9);
-                CHECK(weight <= 1e-9);
-            }
+        for (Layout l : {Layout{1, 0, 1, 1}, {1, 1, 1, 1}, {2, 0, 1, 1}, {2, 1, 1, 1}, {1, 0, 2, 1}, {2, 1, 2, 1}, {1, 0, 1, 2}}) {
+            INFO(optimizer << " " << name_of(l));
+            auto run = open(over_ranks(config(optimizer), l.ep, l.zero, l.tp, l.pp), world);
+            Outcome got = five_steps(*run);
+            double weight = 0;
+            for (auto& [name, w] : got.weights) weight = std::max(weight, (w - want.weights.at(name)).abs().max().item<double>());
+            weight = world.all_reduce(weight, dist::ReduceOp::max);
+            if (world.rank() == 0) fmt::print("{:<6} {}: loss {:.1e} norm {:.1e} weight {:.1e}\n", optimizer, name_of(l), apart(got.losses, want.losses), apart(got.norms, want.norms), weight);
+            CHECK(apart(got.losses, want.losses) <= 1e-9);
+            CHECK(apart(got.norms, want.norms) <= 1e-9);
+            CHECK(weight <= 1e-9);
+        }
     }
 }
 
@@ -91,16 +95,52 @@ TEST_CASE("muon: under ZeRO-1 every rank has whole tensors, and all together eac
     CHECK(matrices > 0);                                          // every rank has some: the case tests something
 }
 
-TEST_CASE("fp16: ranks agree on the scale and follow one process", "[dist]") {
+TEST_CASE("fp16: in every layout ranks agree on the scale and on a step that overflows, and follow one process", "[dist]") {
     Config c = config("adamw");
     c.training.use_fp64 = false;
     c.training.use_fp16 = true;
     Outcome want = five_steps(*open(c, dist::Group()));
-    auto run = open(over_ranks(c, 2, 1), dist::world());
-    Outcome got = five_steps(*run);
-    CHECK(apart(got.losses, want.losses) < 0.02);
-    double scale = run->loss_scale().value();
-    CHECK(dist::world().all_reduce(scale) == scale * dist::world().size());
+    for (Layout l : {Layout{2, 1, 1, 1}, {1, 0, 2, 1}, {2, 0, 2, 1}, {1, 0, 1, 2}, {1, 3, 1, 1}}) {
+        INFO(name_of(l));
+        auto run = open(over_ranks(c, l.ep, l.zero, l.tp, l.pp), dist::world());
+        Outcome got = five_steps(*run);
+        CHECK(apart(got.losses, want.losses) < 0.02);
+        CHECK(apart(got.norms, want.norms) < 0.05 * want.norms[0]);
+        double scale = run->loss_scale().value();
+        CHECK(dist::world().all_reduce(scale) == scale * dist::world().size());
+        if (dist::world().rank() == dist::world().size() - 1)                 // one rank alone overflows
+            for (auto& b : run->model().store().buckets()) b.value.fill_(INFINITY);
+        StepMetrics m = run->step();
+        CHECK(m.skipped);
+        CHECK(dist::world().all_reduce(run->loss_scale().value()) == run->loss_scale().value() * dist::world().size());
+        CHECK(run->loss_scale().value() < scale);
+    }
+}
+
+TEST_CASE("validation: every layout gives one process's loss by domain and acceptance, and moves nothing", "[dist]") {
+    Config c = config("adamw");
+    c.training.use_mtp = true;
+    c.validation.enabled = true;
+    c.validation.max_batches = 2;
+    auto one = open(c, dist::Group());
+    one->train(2);
+    Evaluation want;
+    for (Layout l : {Layout{1, 0, 1, 1}, {2, 3, 1, 1}, {2, 0, 2, 1}, {1, 0, 1, 2}}) {
+        INFO(name_of(l));
+        Config ranks = over_ranks(c, l.ep, l.zero, l.tp, l.pp);
+        bool halves = l.tp * l.pp == 1;                       // data parallel: the same sequences, half on each rank
+        if (halves) ranks.training.micro_batch_size = 1;
+        auto run = open(ranks, dist::world());
+        run->train(2);
+        want = one->evaluate();
+        Evaluation got = run->evaluate();
+        CHECK(got.num_tokens == want.num_tokens);
+        REQUIRE(got.by_domain.size() == want.by_domain.size());
+        for (size_t d = 0; d < want.by_domain.size(); ++d) CHECK(std::abs(got.by_domain[d].second - want.by_domain[d].second) <= 1e-9);
+        REQUIRE(got.acceptance.size() == 1);
+        CHECK(std::abs(got.acceptance[0] - want.acceptance[0]) <= 1e-9);
+        CHECK(std::abs(run->evaluate().loss - want.loss) <= 1e-9);
+    }
 }
 
 TEST_CASE("batch ramp: all ranks take the same number of sequences, a multiple of theirs", "[dist]") {

@@ -7,9 +7,11 @@
 
 #include <ATen/ATen.h>
 
+#include <csignal>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <sys/resource.h>
 #include <unistd.h>
 
 using namespace moe;
@@ -153,6 +155,41 @@ TEST_CASE("checkpointing: what fails on one rank is an error on all, and leaves 
         }
     }
     dist::world().barrier();
+}
+
+TEST_CASE("run folder: a full disk under rank 0's metrics or events is one error on all ranks, and the run can go on") {
+    SharedFolder folder;
+    Run run(base(folder, kLayouts[1]), in(""));
+    run.train(1);
+    bool writes = dist::world().rank() == 0;
+    std::signal(SIGXFSZ, SIG_IGN);
+    rlimit before{};
+    getrlimit(RLIMIT_FSIZE, &before);
+    auto fails = [&](auto f) {
+        try {
+            f();
+        } catch (const Error& e) {
+            return e.kind() == ErrorKind::io && e.parts().rank == 0;
+        }
+        return false;
+    };
+    if (writes) {
+        rlimit full{8, before.rlim_max};
+        setrlimit(RLIMIT_FSIZE, &full);
+    }
+    REQUIRE(fails([&] { run.step(); }));
+    if (writes) setrlimit(RLIMIT_FSIZE, &before);
+    REQUIRE(run.current_step() == 2);
+    run.train(1);
+    fs::path events = fs::path(run.folder()) / "events.jsonl";
+    if (writes) {
+        fs::remove(events);
+        fs::create_symlink("/dev/full", events);
+    }
+    dist::world().barrier();
+    REQUIRE(fails([&] { run.save("three"); }));
+    run.train(1);
+    REQUIRE(run.current_step() == 4);
 }
 
 TEST_CASE("checkpointing: a wish to stop on one rank stops all of them after a save") {

@@ -58,8 +58,10 @@ void muon(Tensor master_NRC, const Tensor& grad_NRC, Tensor buffer_NRC, Tensor v
     Tensor buffer = buffer_NRC.to(wide);                                 // the state itself where dtypes agree
     buffer.mul_(options.momentum).add_(grad);
     if (!buffer.is_same(buffer_NRC)) buffer_NRC.copy_(buffer);
-    Tensor update = newton_schulz(grad.add_(buffer, options.momentum), options.products);
-    double size = kUpdateRms * std::sqrt(double(std::max(master_NRC.size(1), master_NRC.size(2))));
+    Tensor direction = grad.add_(buffer, options.momentum);
+    Tensor update = newton_schulz(options.whole ? options.whole(direction) : direction, options.products);
+    double size = kUpdateRms * std::sqrt(double(std::max(update.size(1), update.size(2))));
+    if (options.part) update = options.part(update);
     master_NRC.mul_(1 - options.lr * options.weight_decay).sub_(update, options.lr * size);
     if (value_NRC.defined()) value_NRC.copy_(master_NRC);
 }

@@ -2,6 +2,8 @@
 #pragma once
 #include "core/tensor/weight.h"
 
+#include <functional>
+
 namespace moe::kernels {
 
 /// Each matrix of g [N, R, C] divided by its Frobenius norm (at least 1e-7), then five steps X ← aX + (bA + cA²)X with A = XXᵀ and
@@ -15,12 +17,15 @@ struct MuonOptions {
     double lr = 0, momentum = 0.95, weight_decay = 0;
     double grad_scale = 1;                    ///< clipping and the loss scale
     at::ScalarType products = at::kFloat;     ///< dtype of Newton–Schulz
+    /// Where the views are parts of larger matrices (tensor parallel): the whole of what the ranks have of an [N, R, C], and this
+    /// rank's part of a whole. Both or neither.
+    std::function<Tensor(const Tensor&)> whole, part;
 };
 
-/// One step of N whole matrices, views [N, R, C], contiguous, on one device: buffer = momentum · buffer + grad_scale · grad;
+/// One step of N matrices, views [N, R, C], contiguous, on one device: buffer = momentum · buffer + grad_scale · grad;
 /// u = newton_schulz(grad_scale · grad + momentum · buffer); master −= lr · (0.2 · sqrt(max(R, C)) · u + weight_decay · master).
 /// master fp32 or fp64, grad and buffer fp64, fp32 or bf16 (rounded to nearest); where `value` is defined it becomes master rounded.
-/// The factor gives u the size of an AdamW step, so that AdamW's learning rate and decay carry over.
+/// with R and C of the whole matrices in max(). The factor gives u the size of an AdamW step, so that AdamW's learning rate and decay carry over.
 /// Throws moe::Error: shape, dtype, device. Source: Liu et al., "Muon is scalable for LLM training", 2502.16982.
 void muon(Tensor master_NRC, const Tensor& grad_NRC, Tensor buffer_NRC, Tensor value_NRC, const MuonOptions& options);
 

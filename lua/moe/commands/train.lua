@@ -99,7 +99,7 @@ local function plan_of(cfg, given)
   local steps, device = cfg:num_steps(), moe.default_device()
   local bytes, where = available_memory()
   return {
-    steps = steps, tokens_per_step = t.global_batch_size * t.seq_length, tokens = steps * t.global_batch_size * t.seq_length,
+    steps = steps, tokens_per_step = t.global_batch_size * t.seq_length, tokens = cfg:num_tokens(),
     parameters = p.total, active = p.active, mtp = p.mtp, flops_per_token = p.flops_per_token,
     device = device, ranks = ranks, ranks_needed = least, planned_ranks = planned, memory = cfg:memory { ranks = planned },
     available = bytes, available_where = where,
@@ -128,7 +128,7 @@ local function show_plan(spec, plan)
   local t = cfg.training
   print(("%s: %s parameters%s, %s active a token; %.4g GFLOPs a token at %d tokens (causal rule)"):format(spec.source, moe.format_count(plan.parameters),
     plan.mtp > 0 and (" and %s of MTP"):format(moe.format_count(plan.mtp)) or "", moe.format_count(plan.active), plan.flops_per_token / 1e9, t.seq_length))
-  print(("%d steps of %d sequences x %d tokens: %s tokens; %s on %s, %d rank%s"):format(plan.steps, t.global_batch_size, t.seq_length, moe.format_count(plan.tokens),
+  print(("%d steps of %s%d sequences x %d tokens: %s tokens; %s on %s, %d rank%s"):format(plan.steps, t.batch_size_ramp and "up to " or "", t.global_batch_size, t.seq_length, moe.format_count(plan.tokens),
     plan.dtype, plan.device, plan.ranks, plan.ranks == 1 and "" or "s"))
   local changed = differences(spec.base, cfg)
   if #changed == 0 then
@@ -247,6 +247,11 @@ return function(words, options, given, assignments)
   end
   local clock = moe.clock()
   local run <close> = open_run(spec, options, given)
+  if not spec then                             -- resumed by its own configuration, which only the checkpoint knows
+    local resumed = { cfg = run.config, source = run.folder .. "/config.json", is_changed = false, base = run.config, base_name = "that of the checkpoint" }
+    local plan = plan_of(resumed.cfg, given)
+    if given.json then print(moe.json.encode { plan = plan_json(resumed, plan) }) else show_plan(resumed, plan) end
+  end
   if not given.json then print(("\n%s\n"):format(tostring(run))) end
   local last, skipped = train(run, given.json)
   finish(spec, run, last, skipped, moe.clock() - clock, given.json)

@@ -1,13 +1,10 @@
 #include "lua/bind/lua.h"
 #include "lua/session/session.h"
 #include "tests/catch.h"
+#include "tests/folder.h"
 
 #include <chrono>
-#include <cstdio>
-#include <fstream>
 #include <thread>
-
-#include <unistd.h>
 
 using namespace moe;
 using moe::lua::Arguments;
@@ -28,14 +25,6 @@ struct Quiet {
     }
 };
 
-std::string file_with(const std::string& text) {
-    char name[] = "/tmp/moe_session_XXXXXX";
-    int descriptor = mkstemp(name);
-    REQUIRE(descriptor >= 0);
-    REQUIRE(write(descriptor, text.data(), text.size()) == ssize_t(text.size()));
-    close(descriptor);
-    return name;
-}
 }  // namespace
 
 TEST_CASE("session: expressions give values, statements run, globals stay", "[session]") {
@@ -93,18 +82,20 @@ TEST_CASE("session: syntax errors name the line", "[session]") {
     REQUIRE(r.error);
     CHECK(r.error->kind == ErrorKind::lua);
     CHECK(r.error->where == "input:2");
-    std::string path = file_with("#!/usr/bin/env moelab\nlocal a = 1\nlocal b = )\n");
+    test::Folder folder;
+    folder.write("script.lua", "#!/usr/bin/env moelab\nlocal a = 1\nlocal b = )\n");
+    std::string path = folder / "script.lua";
     r = q.session.run_file(path);
     REQUIRE(r.error);
     CHECK(r.error->where == path + ":3");
-    std::remove(path.c_str());
 }
 
 TEST_CASE("session: files get arg with positional arguments and converted options", "[session]") {
     Quiet q;
-    std::string path = file_with("print(arg[0] ~= nil, #arg, arg[1], arg[2])\nfor k, v in pairs(arg.options) do print(k, v, math.type(v) or type(v)) end\nreturn 7");
+    test::Folder folder;
+    folder.write("script.lua", "print(arg[0] ~= nil, #arg, arg[1], arg[2])\nfor k, v in pairs(arg.options) do print(k, v, math.type(v) or type(v)) end\nreturn 7");
+    std::string path = folder / "script.lua";
     Result r = q.session.run_file(path, Arguments::parse({"first", "a.b=2", "c=1.5", "d=true", "e=x=y", "=z", "f="}));
-    std::remove(path.c_str());
     REQUIRE(r.ok());
     CHECK(r.values == std::vector<std::string>{"7"});
     CHECK(q.out == "true\t2\tfirst\t=z\na.b\t2\tinteger\nc\t1.5\tfloat\nd\ttrue\tboolean\ne\tx=y\tstring\nf\t\tstring\n");

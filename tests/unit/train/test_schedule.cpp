@@ -118,9 +118,13 @@ TEST_CASE("length of the run: tokens of a ramp are counted step by step", "[trai
     REQUIRE_FALSE(num_steps(c, 100, 1));
     c.training.total_training_tokens = 401;
     REQUIRE(num_steps(c, 100, 1) == 11);
+    REQUIRE(num_tokens(c, 11, 1) == 440);
     c.training.batch_size_ramp = BatchSizeRamp{1, 90};
     // 1 sequence at 0, 10 and 20 tokens, 2 at 30 and 50, 3 at 70 tokens: 100 after six steps, then 4 a step.
     REQUIRE(num_steps(c, 100, 1) == 6 + 8);
+    REQUIRE(num_tokens(c, 4, 1) == 50);
+    REQUIRE(num_tokens(c, 6, 1) == 100);
+    REQUIRE(num_tokens(c, 14, 1) == 100 + 8 * 40);
     c.training.total_training_tokens = 50;
     REQUIRE(num_steps(c, 100, 1) == 4);
     c.training.total_training_tokens = 51;
