@@ -13,6 +13,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <charconv>
 #include <csignal>
 #include <cstdio>
 #include <iostream>
@@ -91,6 +92,15 @@ std::vector<std::string> split_script(std::vector<std::string>& words) {
     return {};
 }
 
+CLI::Validator whole_number() {
+    return CLI::Validator([](std::string& text) {
+        int64_t n = 0;
+        auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), n);
+        bool is_one = error == std::errc() && end == text.data() + text.size() && n >= 1;
+        return is_one ? "" : fmt::format("got \"{}\", want a whole number of 1 or more", text);
+    }, "");
+}
+
 void add_options(CLI::App& app, CommandLine& c) {
     app.description("A sandbox for mixture-of-experts language models, driven by Lua.");
     app.allow_extras();
@@ -99,7 +109,7 @@ void add_options(CLI::App& app, CommandLine& c) {
     app.add_option("-e", c.code, "Runs one piece of Lua and prints its values")->type_name("CODE");
     app.add_flag("--version", c.version, "Prints version, commit and LibTorch's version");
     app.add_option("--device", c.device, "Where models run; default: cuda where there is one a rank")->check(CLI::IsMember({"cpu", "cuda"}));
-    app.add_option("--threads", c.threads, "Threads of each rank; default: OMP_NUM_THREADS, or the physical cores")->check(CLI::PositiveNumber);
+    app.add_option("--threads", c.threads, "Threads of each rank; default: OMP_NUM_THREADS, or the physical cores")->check(whole_number());
     app.add_flag("--json", c.json, "Results, log lines and errors as one JSON object a line");
 }
 
@@ -118,8 +128,8 @@ CLI::Option* add_flag(CLI::App& command, const std::string& name, const std::str
 void add_train(CLI::App& app, CommandLine& c) {
     auto* train = add_command(app, c, "train", "Trains a configuration: train --config NAME|FILE [key=value …]", "KEY=VALUE", "Changes of the configuration, such as training.learning_rate=1e-4");
     train->add_option("--config", "Ready name (moelab list) or JSON file")->type_name("NAME|FILE");
-    train->add_option("-n,--ranks,--gpus", c.ranks, "Number of processes")->type_name("N")->check(CLI::PositiveNumber);
-    train->add_option("--steps", "Optimizer steps, for training.train_steps")->type_name("N")->check(CLI::PositiveNumber);
+    train->add_option("-n,--ranks,--gpus", c.ranks, "Number of processes")->type_name("N")->check(whole_number());
+    train->add_option("--steps", "Optimizer steps, for training.train_steps")->type_name("N")->check(whole_number());
     train->add_option("--name", "Name of the run's folder; default: experiment_name")->type_name("NAME");
     train->add_option("--init", "Start from these weights: a folder of safetensors")->type_name("DIR");
     train->add_option("--resume", "Go on from a checkpoint: its path, its name, or last")->type_name("PATH|last");
@@ -132,7 +142,7 @@ void add_train(CLI::App& app, CommandLine& c) {
 void add_commands(CLI::App& app, CommandLine& c) {
     auto* run = app.add_subcommand("run", "Runs an experiment: run [--ranks N] FILE.lua [arguments]; key=value reaches it as arg.options");
     run->allow_extras();
-    run->add_option("-n,--ranks", c.ranks, "Number of processes")->type_name("N")->check(CLI::PositiveNumber);
+    run->add_option("-n,--ranks", c.ranks, "Number of processes")->type_name("N")->check(whole_number());
     run->add_option("FILE", c.file, "Lua file");
     add_train(app, c);
     auto* start = add_command(app, c, "quickstart", "Asks what to run, then runs it", nullptr, nullptr);

@@ -19,7 +19,7 @@ public:
     /// This process's place in the group, from 0, and how many there are.
     int rank() const { return backend_ ? backend_->rank() : 0; }
     int size() const { return backend_ ? backend_->size() : 1; }
-    /// The ranks that give the same colour as a group of their own, in the order of their keys. A collective, as all below.
+    /// The ranks that give the same colour as a group of their own, in the order of their keys. A collective, as what follows up to all_to_all_rows().
     Group split(int colour, int key) const;
     /// Returns when every rank has called it.
     void barrier() const;

@@ -12,7 +12,7 @@
 
 namespace moe::train {
 namespace {
-/// Matrices of one handle go through Muon together, at most this many elements at a time: what a call holds besides them is a
+/// Matrices of one handle go through Muon together, at most this many elements (of the whole matrices) at a time: what a call holds besides them is a
 /// few copies in the type of its products.
 constexpr int64_t kMuonElements = int64_t(1) << 28;
 }  // namespace
@@ -77,7 +77,7 @@ std::array<std::vector<Matrices>, kNumBuckets> hidden_matrices(ParamStore& store
         MOE_CHECK(next.begin >= b.own_begin && next.end() <= b.own_end, internal, "muon: " + name, "a part of the matrix on this rank", "the whole matrix", "");
         auto& list = out[size_t(kind)];
         bool joins = !list.empty() && list.back().end() == next.begin && list.back().rows == next.rows && list.back().cols == next.cols && list.back().cut_dim == next.cut_dim &&
-                     (list.back().count + 1) * next.rows * next.cols <= kMuonElements;
+                     (list.back().count + 1) * next.rows * next.cols * (next.cut_dim < 0 ? 1 : store.mesh().tp.size()) <= kMuonElements;
         if (joins) ++list.back().count;
         else list.push_back(next);
     }

@@ -74,7 +74,12 @@ Run::Run(const Config& config, const RunOptions& options, const dist::Group& wor
     peak_flops_ = peak_flops(device, precision) * mesh_.world.size();
     if (resumed_) restore();
     else if (config_.training.init_from) load_weights(*model_, *config_.training.init_from);
-    open_folder(device_name(device));
+    try {
+        open_folder(device_name(device));
+    } catch (...) {                                    // there will be no ~Run
+        log::close_file(log_path_);
+        throw;
+    }
     resumed_.reset();
 }
 

@@ -78,8 +78,9 @@ public:
     /// Saves the state and waits until it is on the disk: "" as checkpoints/step_N, a name as checkpoints/<name>, which is never
     /// pruned, a path where there is a "/". Returns the checkpoint's folder. Throws moe::Error (usage, io).
     std::string save(const std::string& name = "");
-    /// Saves where checkpointing.save_on_exit wants it and this step is not saved yet: for a run that is interrupted between steps.
-    void save_on_exit();
+    /// Saves where checkpointing.save_on_exit wants it and this step is not saved yet, and says whether it did: for a run that is
+    /// interrupted between steps.
+    bool save_on_exit();
     /// True once a stop was asked for (request_stop(), or a file `stop` in the run's folder) and the state was saved.
     bool is_stopping() const { return is_stopping_; }
     /// Waits for the last save and gives the folder free for another run; no step is possible afterwards. Throws the save's moe::Error.

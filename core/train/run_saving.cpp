@@ -7,6 +7,7 @@
 #include "core/train/run.h"
 #include "core/train/run_folder.h"
 
+#include <ATen/ATen.h>
 #include <nlohmann/json.hpp>
 
 #include <chrono>
@@ -19,9 +20,6 @@ namespace fs = std::filesystem;
 namespace moe::train {
 namespace {
 using Json = nlohmann::json;
-// What a rank may want at a step's edge; all ranks act on the largest.
-enum EdgeWish : int64_t { kNothing = 0, kStop = 1, kSaveFailed = 2, kWriteFailed = 3 };
-
 /// f with a checkpoint's meta: what is missing or of another type there is one error.
 template <class F>
 void with_meta(const store::Checkpoint& checkpoint, F&& f) {
@@ -121,10 +119,11 @@ void Run::begin_periodic_save() {
     saved_step_ = step_;
 }
 
-void Run::save_on_exit() {
-    if (is_closed_ || folder_.empty() || !config_.checkpointing.enabled || !config_.checkpointing.save_on_exit || saved_step_ == step_) return;
+bool Run::save_on_exit() {
+    if (is_closed_ || folder_.empty() || !config_.checkpointing.enabled || !config_.checkpointing.save_on_exit || saved_step_ == step_) return false;
     begin_periodic_save();
     checkpoints_->finish();
+    return true;
 }
 
 /// What happens between steps: a checkpoint where one is due, and the end where somebody wants it.
@@ -132,21 +131,25 @@ void Run::at_edge() {
     const auto& world = mesh_.world;
     std::error_code ignored;
     bool stop_file = world.rank() == 0 && !folder_.empty() && fs::exists(folder_ + "/stop", ignored);
-    int64_t mine = write_error_ ? kWriteFailed : checkpoints_->has_failed() ? kSaveFailed : stop_file || stop_requested() ? kStop : kNothing, wish = world.all_reduce(mine, dist::ReduceOp::max);
-    if (wish == kWriteFailed) settle_writes();                              // throws
-    if (wish == kSaveFailed) checkpoints_->finish();                        // throws
-    bool stops_now = wish == kStop && !is_stopping_, ends = stops_now || step_ == num_steps_;
+    // What any rank met or wants, all ranks act on.
+    Tensor any = at::zeros({3}, at::kLong);
+    bool mine[] = {bool(write_error_), checkpoints_->has_failed(), stop_file || stop_requested()};
+    for (int i = 0; i < 3; ++i) any[i] = int64_t(mine[i]);
+    world.all_reduce(any, dist::ReduceOp::max);
+    bool write_failed = any[0].item<int64_t>(), save_failed = any[1].item<int64_t>(), stops_now = any[2].item<int64_t>() && !is_stopping_, ends = stops_now || step_ == num_steps_;
+    if (save_failed) checkpoints_->finish();                                // throws
     if (!folder_.empty() && config_.checkpointing.enabled) {
         if (step_ % config_.training.save_interval == 0) begin_periodic_save();
         if (ends) save_on_exit();
         if (ends || !config_.checkpointing.async) checkpoints_->finish();
     }
-    if (!stops_now) return;
-    is_stopping_ = true;
-    add_event("stop", {{"saved", saved_step_ == step_}});
-    settle_writes();
-    if (world.rank() == 0) log::info(fmt::format("stopped after step {}{}", step_, saved_step_ == step_ ? "; it is saved" : ""));
-    if (stop_file) fs::remove(folder_ + "/stop", ignored);
+    if (stops_now) {
+        is_stopping_ = true;
+        add_event("stop", {{"saved", saved_step_ == step_}});
+        if (world.rank() == 0) log::info(fmt::format("stopped after step {}{}", step_, saved_step_ == step_ ? "; it is saved" : ""));
+        if (stop_file) fs::remove(folder_ + "/stop", ignored);
+    }
+    if (write_failed || stops_now) settle_writes();                         // throws
 }
 
 /// A line of events.jsonl; the state carries it on.
@@ -162,7 +165,7 @@ void Run::write_on_rank_0(const std::function<void()>& f) {
     if (mesh_.world.rank() != 0) return;
     try {
         f();
-    } catch (const Error&) {
+    } catch (...) {
         if (!write_error_) write_error_ = std::current_exception();
     }
 }
@@ -189,6 +192,7 @@ void Run::close_here() {
     } catch (const Error&) {
         error = std::current_exception();
     }
+    if (!error) error = std::exchange(write_error_, nullptr);
     lock_.reset();
     if (error) std::rethrow_exception(error);
 }

@@ -53,7 +53,7 @@ local function configuration(steps, bias)
     experiment_name = name, output_dir = output, seed = options.seed or 42, device = options.device,
     model = { vocab_size = moe.null, init_method_std = 0.02, moe = { bias_update_speed = options.bias_speed or (on_gpu and 0.05 or 0.02), bias_update_rule = options.bias_rule or "magnitude", use_aux_loss_free = bias } },
     training = { train_steps = steps, lr_warmup_steps = math.min(30, steps // 10), lr_decay_style = "cosine", min_learning_rate = (options.learning_rate or shape.training.learning_rate) / 20, weight_decay = 0.1, grad_clip = 1.0,
-      learning_rate = options.learning_rate or shape.training.learning_rate, log_interval = 1000000 },
+      learning_rate = options.learning_rate or shape.training.learning_rate, log_interval = 10 },
     data = { dataset_type = "text", sources = train_sources, packing = true, document_mask = true },
     validation = { enabled = true, sources = validation_sources, max_batches = on_gpu and 8 or 40 },
   }
@@ -87,6 +87,10 @@ for step, m in run:steps(steps) do
   end
 end
 bar:done()
+if run.stopping then
+  print(("stopped after step %d; it is saved: ./moelab train --resume %s goes on"):format(run.step, run.folder))
+  return
+end
 table.sort(rates)
 
 -- 4. what came out
@@ -124,7 +128,8 @@ if compare then
   local bar2 = moe.progress(short, { label = "without the bias" })
   for step in unbalanced:steps(short) do bar2:update(step, "") end
   bar2:done()
-  for i, v in ipairs(maxvio(unbalanced:trace { batches = on_gpu and 8 or 20 })) do balance[i][4] = v end
+  if unbalanced.stopping then compare = false end          -- too short to say anything
+  for i, v in ipairs(compare and maxvio(unbalanced:trace { batches = on_gpu and 8 or 20 }) or {}) do balance[i][4] = v end
 end
 print("\nBalance and specialisation by layer, on validation data (MaxVio 0 is perfect balance; the mutual information of expert and domain is in nats)")
 print(moe.table(balance, { titles = { "layer", "MaxVio", "mutual information", compare and "MaxVio of a short run without the bias" or nil }, formats = { "%d", "%.2f", "%.3f", "%.2f" } }))

@@ -11,6 +11,7 @@
 #include "lua/bind/json.h"
 
 #include "core/base/json.h"
+#include "core/base/suggest.h"
 
 namespace moe::lua {
 /// A section of a configuration: cfg.model.moe.
@@ -84,6 +85,8 @@ int push_key(lua_State* L, const ConfigValue& c, const std::string& path) {
     return 1;
 }
 
+std::vector<std::string> method_names();
+
 /// __index of both types. A key that is null gives nil, so unknown ones must throw here.
 template <class T>
 int index_key(lua_State* L) {
@@ -93,7 +96,12 @@ int index_key(lua_State* L) {
     if constexpr (std::is_same_v<T, ConfigSection>) {
         return push_key(L, object.of, object.path + "." + key);
     } else {
-        return push_key(L, object, key);
+        try {
+            return push_key(L, object, key);
+        } catch (const Error& e) {                      // it may have been meant as a method
+            std::string method = did_you_mean(key, method_names());
+            MOE_THROW(usage, "configuration", '"' + key + '"', "a key or a method", method.empty() ? e.parts().hint : method);
+        }
     }
 }
 
@@ -160,20 +168,31 @@ Config with_vocabulary(Config c) {
     return c;
 }
 
-int num_steps(lua_State* L) {
+/// self as it would run on {ranks =}: validated, with the data-parallel ranks of each pipeline stage and the steps of the run.
+struct Length {
+    Config config;
+    int64_t data_parallel;
+    std::optional<int64_t> steps;
+};
+Length length(lua_State* L) {
     Config c = with_vocabulary(*self<ConfigValue>(L).config);
-    auto steps = train::num_steps(c, plan::count(c.model).total, 1);
-    if (!steps) return lua_pushnil(L), 1;
-    lua_pushinteger(L, *steps);
+    Options o(L, 2, {"ranks"});
+    validate(c);
+    const DistributedConfig& d = c.distributed;
+    int64_t replicas = std::max<int64_t>(1, o.integer("ranks", 1) / (d.tensor_parallel_size * d.pipeline_parallel_size));
+    return {c, replicas, train::num_steps(c, plan::count(c.model).total, replicas)};
+}
+int push_count(lua_State* L, std::optional<int64_t> count) {
+    if (count) lua_pushinteger(L, *count);
+    else lua_pushnil(L);
     return 1;
 }
 
+int num_steps(lua_State* L) { return push_count(L, length(L).steps); }
+
 int num_tokens(lua_State* L) {
-    Config c = with_vocabulary(*self<ConfigValue>(L).config);
-    auto steps = train::num_steps(c, plan::count(c.model).total, 1);
-    if (!steps) return lua_pushnil(L), 1;
-    lua_pushinteger(L, train::num_tokens(c, *steps, 1));
-    return 1;
+    Length l = length(L);
+    return push_count(L, l.steps ? std::optional(train::num_tokens(l.config, *l.steps, l.data_parallel)) : std::nullopt);
 }
 
 int memory(lua_State* L) {
@@ -274,13 +293,18 @@ const Binding kMethods[] = {
     {"with", with, "cfg:with { model = { moe = { num_experts = 16 } } }: a changed copy; dotted keys (\"model.moe.num_experts\") work too, moe.null is null. Printing it marks the differences."},
     {"assign", assign, "cfg:assign { \"model.moe.num_experts=16\", \"training.train_steps=null\" }: a changed copy by key=value texts as on the command line: a key's type says how its text is read."},
     {"params", params, "cfg:params(): {total, active (a token's, without the embedding), flops_per_token (forward and backward, causal rule, at training.seq_length), mtp, router_bias}."},
-    {"num_steps", num_steps, "cfg:num_steps(): optimizer steps of a run, by training.train_steps, total_training_tokens or tokens_per_parameter_ratio; nil where none is set."},
-    {"num_tokens", num_tokens, "cfg:num_tokens(): tokens that those steps see, a batch ramp's smaller steps as they are; nil where no length is set."},
+    {"num_steps", num_steps, "cfg:num_steps {ranks = 1}: optimizer steps of a run, by training.train_steps, total_training_tokens or tokens_per_parameter_ratio; nil where none is set."},
+    {"num_tokens", num_tokens, "cfg:num_tokens {ranks = 1}: tokens that those steps see, a batch ramp's smaller steps as they are; nil where no length is set."},
     {"memory", memory, "cfg:memory {ranks = 1}: bytes that training needs on the fullest rank: {weights, gradients, optimizer (master weights and moments), activations (an estimate, within about a factor of two), total}."},
     {"to_table", to_table, "cfg:to_table(): all keys as nested tables."},
     {"save", save, "cfg:save(path): writes all keys as a JSON file. Returns cfg."},
     {"validate", check_values, "cfg:validate {built = true}: raises one error that lists everything wrong, or not built yet; built = false asks for the first alone. Returns cfg."},
 };
+std::vector<std::string> method_names() {
+    std::vector<std::string> names;
+    for (auto& m : kMethods) names.emplace_back(m.name);
+    return names;
+}
 const Binding kMeta[] = {
     {"__tostring", text, "tostring(cfg): a tree of all keys; those that differ from the base are marked."},
     {"__newindex", refuse_assignment, "cfg.key = value: an error: configurations are frozen; cfg:with makes a changed copy."},

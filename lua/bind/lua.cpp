@@ -191,6 +191,18 @@ void push_integers(lua_State* L, std::span<const int64_t> values) {
     }
 }
 
+/// __tostring: "{total = 6335488, active = 2104832}".
+static int ordered_text(lua_State* L) {
+    std::string text;
+    for (auto& key : ordered_keys(L, 1)) {
+        lua_getfield(L, 1, key.c_str());
+        text += (text.empty() ? "" : ", ") + key + " = " + to_string(L, -1);
+        lua_pop(L, 1);
+    }
+    push_string(L, "{" + text + "}");
+    return 1;
+}
+
 void push_ordered_table(lua_State* L, const std::vector<std::string>& names) {
     lua_createtable(L, 0, int(names.size()));
     lua_createtable(L, 0, 2);
@@ -203,6 +215,8 @@ void push_ordered_table(lua_State* L, const std::vector<std::string>& names) {
     lua_setfield(L, -3, "__keys");
     lua_pushcclosure(L, ordered_pairs, 1);
     lua_setfield(L, -2, "__pairs");
+    lua_pushcfunction(L, ordered_text);
+    lua_setfield(L, -2, "__tostring");
     lua_setmetatable(L, -2);
 }
 

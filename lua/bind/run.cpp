@@ -118,20 +118,9 @@ void fire(lua_State* L, int run_index, const std::string& event, int64_t step) {
     lua_settop(L, value - 1);
 }
 
-/// An interrupt ends the program where it is a script or a command that runs: the run is saved first. On several ranks, where it
-/// does not reach all at the same step, only SIGTERM and SIGUSR1 save.
-void save_if_interrupted(lua_State* L, train::Run& r) {
-    try {
-        throw_if_interrupted(L);
-    } catch (const Error&) {
-        if (control(L).ends_with_program && r.model().mesh().world.size() == 1) r.save_on_exit();
-        throw;
-    }
-}
-
 /// One optimizer step of the run at index, its callbacks, and its metrics on the stack.
 void step(lua_State* L, int run_index, train::Run& r) {
-    save_if_interrupted(L, r);
+    throw_if_interrupted(L);
     train::StepMetrics m = r.step();
     for (const char* event : {"step", "skip"}) {
         if (event[1] == 'k' && !m.skipped) continue;
@@ -312,6 +301,21 @@ std::vector<std::weak_ptr<train::Run>>& live_runs() {
     return list;
 }
 
+}  // namespace
+
+void save_runs_on_interrupt() {
+    for (auto& weak : live_runs()) {
+        auto r = weak.lock();
+        if (!r || r->model().mesh().world.size() != 1 || r->current_step() == 0 || r->folder().empty()) continue;
+        try {
+            if (r->save_on_exit()) log::info(fmt::format("interrupted after step {}, which is saved; moelab train --resume {} goes on", r->current_step(), r->folder()));
+        } catch (const Error& e) {
+            log::warn(fmt::format("interrupted, and step {} could not be saved: {}", r->current_step(), e.what()));
+        }
+    }
+}
+
+namespace {
 train::RunOptions run_options(lua_State* L, const Options& o) {
     Control& session = control(L);
     train::RunOptions options;

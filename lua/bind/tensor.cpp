@@ -189,8 +189,17 @@ const Binding kFunctions[] = {
     {"seed", seed, "moe.seed(n): sets the generator of moe.rand, moe.randn and moe.randint. Models and data have seeds of their own in the configuration."},
 };
 
+/// __tostring of a shape: "[2, 4, 7]".
+int print_shape(lua_State* L) {
+    push_string(L, shape_text(check_integers(L, 1, "shape")));
+    return 1;
+}
 int field_shape(lua_State* L) {
     push_integers(L, self<at::Tensor>(L).sizes());
+    lua_createtable(L, 0, 1);
+    lua_pushcfunction(L, print_shape);
+    lua_setfield(L, -2, "__tostring");
+    lua_setmetatable(L, -2);
     return 1;
 }
 int field_dtype(lua_State* L) {

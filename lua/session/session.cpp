@@ -14,7 +14,7 @@
 
 namespace moe::lua {
 /// The files of lua/moe, in a source file that the build writes.
-const std::vector<EmbeddedFile>& embedded_files();
+const std::vector<EmbeddedFile>& embedded_lua();
 
 namespace {
 /// name as require knows it ("moe.plot", "moe.commands.bench"); file for messages ("lua/moe/plot.lua").
@@ -25,7 +25,7 @@ struct EmbeddedModule {
 const std::vector<EmbeddedModule>& embedded_modules() {
     static const std::vector<EmbeddedModule> modules = [] {
         std::vector<EmbeddedModule> out;
-        for (auto& file : embedded_files()) {
+        for (auto& file : embedded_lua()) {
             std::string name(file.path.substr(0, file.path.rfind('.')));
             std::replace(name.begin(), name.end(), '/', '.');
             out.push_back({name, "lua/" + std::string(file.path), file.text});
@@ -39,6 +39,7 @@ constexpr std::string_view kCommandPrefix = "moe.commands.";
 
 /// Message handler of every evaluation: makes the error object while the stack that raised it is still there.
 int on_error(lua_State* L) {
+    if (control(L).ends_with_program && error_parts(L, 1).kind == ErrorKind::interrupted) save_runs_on_interrupt();
     if (!is_error(L, 1)) {
         ErrorParts parts = error_parts(L, 1);
         push_error(L, parts);

@@ -11,6 +11,7 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <optional>
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -27,6 +28,21 @@ struct SharedFolder {
         std::error_code ignored;
         if (dist::world().rank() == 0) fs::remove_all(path, ignored);
         dist::world().barrier();
+    }
+};
+
+/// While it lives this process cannot make a file longer than 8 bytes.
+struct FullDisk {
+    rlimit before{};
+    void (*handler)(int) = std::signal(SIGXFSZ, SIG_IGN);
+    FullDisk() {
+        getrlimit(RLIMIT_FSIZE, &before);
+        rlimit full{8, before.rlim_max};
+        setrlimit(RLIMIT_FSIZE, &full);
+    }
+    ~FullDisk() {
+        setrlimit(RLIMIT_FSIZE, &before);
+        std::signal(SIGXFSZ, handler);
     }
 };
 
@@ -162,9 +178,6 @@ TEST_CASE("run folder: a full disk under rank 0's metrics or events is one error
     Run run(base(folder, kLayouts[1]), in(""));
     run.train(1);
     bool writes = dist::world().rank() == 0;
-    std::signal(SIGXFSZ, SIG_IGN);
-    rlimit before{};
-    getrlimit(RLIMIT_FSIZE, &before);
     auto fails = [&](auto f) {
         try {
             f();
@@ -173,12 +186,11 @@ TEST_CASE("run folder: a full disk under rank 0's metrics or events is one error
         }
         return false;
     };
-    if (writes) {
-        rlimit full{8, before.rlim_max};
-        setrlimit(RLIMIT_FSIZE, &full);
-    }
-    REQUIRE(fails([&] { run.step(); }));
-    if (writes) setrlimit(RLIMIT_FSIZE, &before);
+    REQUIRE(fails([&] {
+        std::optional<FullDisk> full;
+        if (writes) full.emplace();
+        run.step();
+    }));
     REQUIRE(run.current_step() == 2);
     run.train(1);
     fs::path events = fs::path(run.folder()) / "events.jsonl";

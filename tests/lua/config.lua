@@ -96,6 +96,26 @@ test("config: parameters and tables", function()
   for key in pairs(p) do keys[#keys + 1] = key end
   equal(table.concat(keys, " "), "total active flops_per_token mtp router_bias")
   equal(moe.config("tiny"):to_table().model.moe.num_experts, 4)
+  check.contains(tostring(p), "{total = " .. p.total .. ", active = " .. p.active .. ", ")
+end)
+
+test("config: the length of a run in steps and tokens counts a ramp's smaller steps, and refuses what cannot be", function()
+  local base = { training = { global_batch_size = 4, micro_batch_size = 1, seq_length = 10, total_training_tokens = 401 }, data = { dataset_type = "synthetic" } }
+  local cfg = moe.config("cpu_quick"):with(base)
+  equal(cfg:num_steps(), 11)
+  equal(cfg:num_tokens(), 440)
+  cfg = cfg:with { training = { batch_size_ramp = { start = 1, tokens = 90 } } }
+  equal(cfg:num_steps(), 14)
+  equal(cfg:num_tokens(), 100 + 8 * 40)
+  local two = cfg:with { training = { batch_size_ramp = { start = 2, tokens = 90 } } }
+  equal(two:num_steps(), 12)                         -- 2 sequences at 0, 20, 40 tokens, 3 at 60, then 4 from 90 on
+  equal(two:num_steps { ranks = 2 }, 13)             -- on two ranks 2 at 60 and 80, too
+  raises("config", function() return cfg:with({ training = { micro_batch_size = 0 } }):num_steps() end, "micro_batch_size")
+end)
+
+test("config: a misspelt method or key names the nearest of both", function()
+  raises("usage", function() return moe.config("tiny").wiht end, 'did you mean "with"?')
+  raises("usage", function() return moe.config("tiny").modle end, 'did you mean "model"?')
 end)
 
 test("config: help explains a key", function()

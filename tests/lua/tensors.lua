@@ -148,6 +148,7 @@ test("tensors: printing shows a header and few values", function()
   check.contains(text, "float32")
   check.contains(text, "100")
   is(#text < 1000)
+  equal(tostring(moe.zeros { 2, 4, 7 }.shape), "[2, 4, 7]")
 end)
 
 check.done()

@@ -7,7 +7,7 @@
 #include <cstdint>
 
 namespace moe::kernels {
-/// Calls work(take) on every thread; take() gives each of 0 … n − 1 to one of them, in order, then n or more. A thread that was
+/// Calls work(take) on the pool's threads, at most n of them; take() gives each of 0 … n − 1 to one of them, in order, then n or more. A thread that was
 /// held up or had long tasks takes fewer. Where the caller is such a thread itself, it does all of them.
 template <class F> void share_out(int64_t n, F work) {
     std::atomic<int64_t> next = 0;

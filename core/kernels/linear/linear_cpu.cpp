@@ -8,6 +8,8 @@
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/mm.h>
 
+#include <algorithm>
+
 namespace moe::kernels {
 namespace {
 /// The object file that answers MKL's processor check is linked because of this reference.
@@ -31,20 +33,26 @@ void multiply_add(const Tensor& a, const Tensor& b, Tensor out) {
     else out.add_(at::mm(a.to(dtype), b.to(dtype)));
 }
 
-/// f(e, first row, rows) of every group that has rows: where there are enough of them, each group on one thread (MKL's own
-/// threads would meet after every product), else one after the other, each on all threads.
+/// f(e, first row, rows) of every group that has rows: where there are enough of them and none has most of the rows, each on one
+/// thread (MKL's own threads would meet after every product), else one after the other, each on all threads.
 template <class F> void each_group(const Tensor& offsets_E1, F f) {
     constexpr int64_t kGroupsPerThread = 4;         // fewer would leave threads idle at the end
-    const int64_t *offset = offsets_E1.const_data_ptr<int64_t>(), groups = offsets_E1.numel() - 1;
+    const int64_t *offset = offsets_E1.const_data_ptr<int64_t>(), groups = offsets_E1.numel() - 1, threads = at::get_num_threads();
+    auto rows = [&](int64_t e) { return offset[e + 1] - offset[e]; };
+    int64_t filled = 0, largest = 0;
+    for (int64_t e = 0; e < groups; ++e) {
+        filled += rows(e) > 0;
+        largest = std::max(largest, rows(e));
+    }
     auto one = [&](int64_t e) {
-        if (int64_t n = offset[e + 1] - offset[e]; n > 0) f(e, offset[e], n);
+        if (rows(e) > 0) f(e, offset[e], rows(e));
     };
-    if (groups < kGroupsPerThread * at::get_num_threads()) {
+    if (filled < kGroupsPerThread * threads || largest * threads > offset[groups] - offset[0]) {
         for (int64_t e = 0; e < groups; ++e) one(e);
         return;
     }
     share_out(groups, [&](auto take) {
-        at::AutoDispatchBelowADInplaceOrView guard;  // the caller is below autograd, its other threads must be told
+        at::AutoDispatchBelowADInplaceOrView guard;  // grad mode is a thread's own, and the pool's threads have it on
         for (int64_t e; (e = take()) < groups;) one(e);
     });
 }

@@ -51,6 +51,7 @@ void muon(Tensor master_NRC, const Tensor& grad_NRC, Tensor buffer_NRC, Tensor v
         check_main_float("muon", t);
     }
     if (value_NRC.defined()) check_matrices(master_NRC, {"value", value_NRC});
+    MOE_CHECK(bool(options.whole) == bool(options.part), internal, "muon", "one of whole and part", "both or neither", "");
     if (master_NRC.numel() == 0) return;
 
     auto wide = master_NRC.scalar_type();

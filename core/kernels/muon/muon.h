@@ -1,4 +1,4 @@
-// Muon: steps along the orthogonalised momentum of whole matrices. Letters: N matrices of one shape, R rows, C columns.
+// Muon: steps along the orthogonalised momentum of matrices. Letters: N matrices of one shape, R rows, C columns.
 #pragma once
 #include "core/tensor/weight.h"
 
@@ -23,10 +23,11 @@ struct MuonOptions {
 };
 
 /// One step of N matrices, views [N, R, C], contiguous, on one device: buffer = momentum · buffer + grad_scale · grad;
-/// u = newton_schulz(grad_scale · grad + momentum · buffer); master −= lr · (0.2 · sqrt(max(R, C)) · u + weight_decay · master).
+/// u = newton_schulz(grad_scale · grad + momentum · buffer); master −= lr · (0.2 · sqrt(max(R, C)) · u + weight_decay · master),
+/// with u, R and C of the whole matrices where the views are parts of them. The factor gives u the size of an AdamW step, so that
+/// AdamW's learning rate and decay carry over.
 /// master fp32 or fp64, grad and buffer fp64, fp32 or bf16 (rounded to nearest); where `value` is defined it becomes master rounded.
-/// with R and C of the whole matrices in max(). The factor gives u the size of an AdamW step, so that AdamW's learning rate and decay carry over.
-/// Throws moe::Error: shape, dtype, device. Source: Liu et al., "Muon is scalable for LLM training", 2502.16982.
+/// Throws moe::Error: shape, dtype, device, internal (`whole` without `part`). Source: Liu et al., "Muon is scalable for LLM training", 2502.16982.
 void muon(Tensor master_NRC, const Tensor& grad_NRC, Tensor buffer_NRC, Tensor value_NRC, const MuonOptions& options);
 
 }  // namespace moe::kernels

@@ -1,16 +1,20 @@
 -- moelab quickstart [--check | --list]: asks what to run, then runs it.
 
---- The answer to a question; an empty line, and the end of input, take the default.
-local function ask(question, default)
+--- The answer to a question; an empty line, and the end of input (an error with needs_line), take the default.
+local function ask(question, default, needs_line)
   moe.write(("%s [%s]: "):format(question, default))
   local line = io.read("l")
+  if needs_line and not line then
+    print()
+    moe.fail { op = "quickstart", got = "the end of the input", want = "answers", hint = "run it in a terminal, or give the answers on standard input" }
+  end
   if not line or not moe.is_terminal() then print(line or default) end
   line = line and line:match("^%s*(.-)%s*$") or ""
   return line == "" and tostring(default) or line
 end
 
-local function ask_number(question, default, most)
-  local text = ask(question, default)
+local function ask_number(question, default, most, needs_line)
+  local text = ask(question, default, needs_line)
   local n = math.tointeger(tonumber(text))
   if not n or n < 1 or (most and n > most) then
     moe.fail { op = "quickstart: " .. question, got = '"' .. text .. '"', want = most and ("a number from 1 to %d"):format(most) or "a whole number of at least 1" }
@@ -83,5 +87,6 @@ return function(words, options, given, assignments)
   moe.check_keys(options, {}, "quickstart: options")
   print("What shall run?")
   for i, item in ipairs(MENU) do print(("  %d  %s"):format(i, item[1])) end
-  MENU[ask_number("number", 1, #MENU)][2](given)
+  local number = ask_number("number", 1, #MENU, true)
+  MENU[number][2](given)
 end

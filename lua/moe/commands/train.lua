@@ -69,7 +69,8 @@ local function configuration(words, options, given, assignments)
   local named = moe.config(source)
   local cfg = named:assign(assignments):with(keys_of(given))
   if given.steps then cfg = fit_to_steps(cfg, options) end
-  if not cfg:num_steps() then
+  local t = cfg.training
+  if not (t.train_steps or t.total_training_tokens or t.tokens_per_parameter_ratio) then
     moe.fail { kind = "config", op = "training.train_steps", got = "null", want = "a length of the run", hint = "add --steps N, or set training.train_steps, total_training_tokens or tokens_per_parameter_ratio" }
   end
   local parent = inherited(source)
@@ -96,10 +97,10 @@ local function plan_of(cfg, given)
   local ranks, least = math.tointeger(given.ranks), least_ranks(cfg)
   local t, p = cfg.training, cfg:params()
   local planned = ranks == 1 and least or ranks
-  local steps, device = cfg:num_steps(), moe.default_device()
+  local steps, device = cfg:num_steps { ranks = planned }, moe.default_device()
   local bytes, where = available_memory()
   return {
-    steps = steps, tokens_per_step = t.global_batch_size * t.seq_length, tokens = cfg:num_tokens(),
+    steps = steps, tokens_per_step = t.global_batch_size * t.seq_length, tokens = cfg:num_tokens { ranks = planned },
     parameters = p.total, active = p.active, mtp = p.mtp, flops_per_token = p.flops_per_token,
     device = device, ranks = ranks, ranks_needed = least, planned_ranks = planned, memory = cfg:memory { ranks = planned },
     available = bytes, available_where = where,
@@ -119,8 +120,10 @@ local function show_memory(plan)
     rows[i] = { part[2], moe.format_bytes(m[part[1]]) }
   end
   print(moe.table(rows, { title = ("memory of %s"):format(plan.planned_ranks == 1 and "the one rank" or ("the fullest of %d ranks"):format(plan.planned_ranks)) }))
+  local sharing = plan.device ~= "cuda" and plan.planned_ranks or 1
+  local wanted = sharing > 1 and (" for %d ranks, %s together"):format(sharing, moe.format_bytes(sharing * m.total)) or ""
   local fits = certain_bytes(plan) <= plan.available
-  print(("%s %s%s"):format(moe.format_bytes(plan.available), plan.available_where, fits and "" or ": it does not fit"))
+  print(("%s %s%s%s"):format(moe.format_bytes(plan.available), plan.available_where, wanted, fits and "" or ": it does not fit"))
 end
 
 local function show_plan(spec, plan)
@@ -128,9 +131,10 @@ local function show_plan(spec, plan)
   local t = cfg.training
   print(("%s: %s parameters%s, %s active a token; %.4g GFLOPs a token at %d tokens (causal rule)"):format(spec.source, moe.format_count(plan.parameters),
     plan.mtp > 0 and (" and %s of MTP"):format(moe.format_count(plan.mtp)) or "", moe.format_count(plan.active), plan.flops_per_token / 1e9, t.seq_length))
-  print(("%d steps of %s%d sequences x %d tokens: %s tokens; %s on %s, %d rank%s"):format(plan.steps, t.batch_size_ramp and "up to " or "", t.global_batch_size, t.seq_length, moe.format_count(plan.tokens),
-    plan.dtype, plan.device, plan.ranks, plan.ranks == 1 and "" or "s"))
-  local changed = differences(spec.base, cfg)
+  local batch = t.dynamic_batch_tokens and ("at least %s tokens in sequences of %d"):format(moe.format_count(t.dynamic_batch_tokens), t.seq_length)
+    or ("%s%d sequences x %d tokens"):format(t.batch_size_ramp and "up to " or "", t.global_batch_size, t.seq_length)
+  print(("%d steps of %s: %s tokens; %s on %s, %d rank%s"):format(plan.steps, batch, moe.format_count(plan.tokens), plan.dtype, plan.device, plan.ranks, plan.ranks == 1 and "" or "s"))
+  local changed = spec.changes or differences(spec.base, cfg)
   if #changed == 0 then
     print("configuration: " .. spec.base_name .. " as it is")
   else
@@ -142,7 +146,7 @@ local function show_plan(spec, plan)
 end
 
 local function plan_json(spec, plan)
-  local out = { config = spec.source, changes = differences(spec.base, spec.cfg) }
+  local out = { config = spec.source, changes = spec.changes or differences(spec.base, spec.cfg) }
   for key, value in pairs(plan) do out[key] = value end
   return out
 end
@@ -175,6 +179,18 @@ local function dry_run(spec, plan, given)
 end
 
 -- --- training ---
+
+--- What the resumed run's configuration changes of the saved one, as its event says: a list of {key, old, new}.
+local function changes_on_resume(run)
+  local list = {}
+  for line in moe.fs.read(run.folder .. "/events.jsonl"):gmatch("[^\n]+") do
+    local event = moe.json.decode(line)
+    if event.event == "resume" then list = event.changes end
+  end
+  local function text(value) return moe.json.encode(value == nil and moe.null or value) end
+  for i, c in ipairs(list) do list[i] = { key = c.key, old = text(c.old), new = text(c.new) } end
+  return list
+end
 
 local function open_run(spec, options, given)
   if not given.resume then return moe.run { config = spec.cfg, name = given.name } end
@@ -248,7 +264,7 @@ return function(words, options, given, assignments)
   local clock = moe.clock()
   local run <close> = open_run(spec, options, given)
   if not spec then                             -- resumed by its own configuration, which only the checkpoint knows
-    local resumed = { cfg = run.config, source = run.folder .. "/config.json", is_changed = false, base = run.config, base_name = "that of the checkpoint" }
+    local resumed = { cfg = run.config, source = run.folder .. "/config.json", base_name = "that of the checkpoint", changes = changes_on_resume(run) }
     local plan = plan_of(resumed.cfg, given)
     if given.json then print(moe.json.encode { plan = plan_json(resumed, plan) }) else show_plan(resumed, plan) end
   end

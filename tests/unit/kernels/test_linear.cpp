@@ -171,6 +171,24 @@ TEST_CASE("grouped_linear: forward and gradients equal plain loops, experts with
     require_close(w->grad, ref.dw, 1e-6);
 }
 
+TEST_CASE("grouped_linear: groups shared out over threads give what one thread gives", "[kernels][linear]") {
+    auto dtype = GENERATE(at::kDouble, at::kFloat, at::kBFloat16, at::kHalf);
+    std::vector<int64_t> offsets = {0, 3, 3, 8, 9, 15, 15, 20, 26, 30, 33, 38};       // 9 of 11 groups have rows, none most of them
+    int64_t E = int64_t(offsets.size()) - 1, R = offsets.back();
+    Tensor w0 = randn("w", {E, O, I}).to(dtype), dy = randn("dy", {R, O}).to(dtype);
+    std::vector<Tensor> results[2];
+    for (int threads : {1, 2})
+        with_threads(threads, [&] {
+            auto w = weight(w0, dtype);
+            Tensor x = leaf(randn("x", {R, I}), dtype), y = grouped_linear(x, offsets_tensor(offsets), w);
+            results[threads - 1] = {y.detach(), backward(y, {x}, dy)[0], w->grad};
+        });
+    for (size_t i = 0; i < 3; ++i) CHECK(bit_equal(results[0][i], results[1][i]));
+    auto ref = plain_gradients(randn("x", {R, I}).to(dtype), w0, dy, offsets);
+    require_close(results[1][1], ref.dx, dtype == at::kDouble ? 1e-14 : dtype == at::kFloat ? 1e-6 : 4e-3);
+    require_close(results[1][2], ref.dw, 1e-6);
+}
+
 TEST_CASE("grouped_linear: a deferred weight gradient equals an immediate one", "[kernels][linear]") {
     GradSink sink;
     auto now = weight(randn("w", {2, O, I})), later = weight(randn("w", {2, O, I}));

@@ -3,13 +3,15 @@
 
 #include "tests/catch.h"
 
+#include <cmath>
 #include <limits>
 #include <mutex>
 #include <set>
+#include <vector>
 
 using namespace moe::kernels;
 
-TEST_CASE("the vector exponential is within 2 ulp of the library's, clamps at 87 and keeps a NaN", "[kernels]") {
+TEST_CASE("vexp: is within 2 ulp of the library's, clamps at 87 and keeps a NaN", "[kernels]") {
     for (float x = -87; x <= 87; x += 0.0137f) {
         double want = std::exp(double(x)), ulp = std::nextafter(float(want), INFINITY) - float(want);
         INFO(x);
@@ -22,16 +24,18 @@ TEST_CASE("the vector exponential is within 2 ulp of the library's, clamps at 87
     CHECK(std::isnan(vexp(-std::numeric_limits<float>::quiet_NaN())));
 }
 
-TEST_CASE("the largest of a row is found at every place and length", "[kernels]") {
+TEST_CASE("largest: is found at every place and length", "[kernels]") {
     for (int n = 1; n < 40; ++n)
         for (int at = 0; at < n; ++at) {
             std::vector<float> x(n, -3);
-            x[at] = -1;
+            std::vector<double> y(n, -3);
+            x[at] = y[at] = -1;
             CHECK(largest(x.data(), n) == -1);
+            CHECK(largest(y.data(), n) == -1);
         }
 }
 
-TEST_CASE("tasks that are shared out are each done once, also by a thread of the pool", "[kernels]") {
+TEST_CASE("share_out: tasks are each done once, also by a thread of the pool", "[kernels]") {
     for (int64_t n : {0, 1, 7, 100}) {
         std::mutex mutex;
         std::multiset<int64_t> done;
