@@ -11,7 +11,7 @@ std::string format_count(double value) {
     if (size >= 1e9) return fmt::format("{:.{}f} B", value / 1e9, size < 1e11 ? 2 : 1);
     if (size >= 1e6) return fmt::format("{:.1f} M", value / 1e6);
     if (size >= 1e4) return fmt::format("{:.1f} K", value / 1e3);
-    return value == std::floor(value) ? fmt::format("{:.0f}", value) : fmt::format("{:.3g}", value);
+    return value == std::floor(value) || size >= 100 ? fmt::format("{:.0f}", value) : fmt::format("{:.3g}", value);
 }
 
 std::string format_bytes(double bytes) {

@@ -20,6 +20,7 @@ end
 local function show(self, always)
   local now = moe.clock()
   if not always and now - self.shown < (self.terminal and TERMINAL_SECS or LINE_SECS) then return end
+  if not always and not self.terminal and self.count >= self.total then return end      -- done() writes that line
   self.shown = now
   if self.terminal then
     moe.status(self.finished and "" or line(self))

@@ -41,6 +41,8 @@ TEST_CASE("units: counts, bytes and times", "[base][units]") {
     CHECK(format_count(97559552) == "97.6 M");
     CHECK(format_count(1.0264e12) == "1.03 T");
     CHECK(format_count(512) == "512");
+    CHECK(format_count(7350.4) == "7350");
+    CHECK(format_count(1.2345) == "1.23");
     CHECK(format_bytes(512) == "512 B");
     CHECK(format_bytes(665720012) == "0.62 GiB");
     CHECK(format_bytes(3 * 0x1p20) == "3.0 MiB");
