@@ -45,6 +45,10 @@ for _, m in ipairs(MODELS) do
     bar:update(step, ("loss %.3f"):format(s.loss))
   end
   bar:done()
+  if run.stopping then
+    print("stopped; what there is of this run is saved in " .. run.folder)
+    return
+  end
   local params, after = cfg:params(), run:evaluate()
   rows[#rows + 1] = { m.title, moe.format_count(params.total), moe.format_count(params.active), after.loss, m.dense and "" or ("%.2f"):format(vio / last), run.folder }
   curves[#curves + 1] = curve

@@ -172,7 +172,9 @@ Arguments Arguments::parse(const std::vector<std::string>& words) {
         bool named = at != std::string::npos && at > 0 && std::all_of(word.begin(), word.begin() + long(at), [](unsigned char c) {
             return std::isalnum(c) || c == '_' || c == '.';
         });
-        if (named) {
+        if (word == "--help" || word == "-h") {
+            result.options.emplace_back("help", "true");
+        } else if (named) {
             result.options.emplace_back(word.substr(0, at), word.substr(at + 1));
         } else {
             result.positional.push_back(word);

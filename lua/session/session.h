@@ -34,7 +34,7 @@ struct Arguments {
     std::vector<std::string> positional;
     std::vector<std::pair<std::string, std::string>> options;
     std::vector<std::pair<std::string, std::string>> given;    ///< a command's own options, "steps" of --steps; flags are "true"
-    /// "a.b=1" is an option where the part before the first "=" is a name (letters, digits, "_", "."), else positional.
+    /// "a.b=1" is an option where the part before the first "=" is a name (letters, digits, "_", "."), --help and -h are help = true, else positional.
     static Arguments parse(const std::vector<std::string>& words);
 };
 

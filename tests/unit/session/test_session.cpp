@@ -95,10 +95,10 @@ TEST_CASE("session: files get arg with positional arguments and converted option
     test::Folder folder;
     folder.write("script.lua", "print(arg[0] ~= nil, #arg, arg[1], arg[2])\nfor k, v in pairs(arg.options) do print(k, v, math.type(v) or type(v)) end\nreturn 7");
     std::string path = folder / "script.lua";
-    Result r = q.session.run_file(path, Arguments::parse({"first", "a.b=2", "c=1.5", "d=true", "e=x=y", "=z", "f="}));
+    Result r = q.session.run_file(path, Arguments::parse({"first", "a.b=2", "c=1.5", "d=true", "e=x=y", "=z", "f=", "--help"}));
     REQUIRE(r.ok());
     CHECK(r.values == std::vector<std::string>{"7"});
-    CHECK(q.out == "true\t2\tfirst\t=z\na.b\t2\tinteger\nc\t1.5\tfloat\nd\ttrue\tboolean\ne\tx=y\tstring\nf\t\tstring\n");
+    CHECK(q.out == "true\t2\tfirst\t=z\na.b\t2\tinteger\nc\t1.5\tfloat\nd\ttrue\tboolean\ne\tx=y\tstring\nf\t\tstring\nhelp\ttrue\tboolean\n");
     CHECK(q.session.run_file("/nowhere/x.lua").error->kind == ErrorKind::io);
 }
 
