@@ -130,7 +130,7 @@ end)
 test("train: wrong usage names the nearest and exits with 2", function()
   for line, part in pairs {
     ["train --config tinny"] = 'did you mean "tiny"?', ["train --cofig tiny"] = '"--config"', ["train tiny small"] = "key=value", ["train"] = "no configuration",
-    ["train --config tiny --steps 0"] = "--steps", ["train --config tiny --stesp 5"] = '"--steps"', ["train --config tiny model.moe.num_expert=3"] = "num_experts",
+    ["train --config tiny --steps 0"] = "--steps", ["train --config tiny --steps two"] = 'got "two", want a whole number of 1 or more', ["train --config tiny --ranks 0"] = "--ranks", ["train --config tiny --stesp 5"] = '"--steps"', ["train --config tiny model.moe.num_expert=3"] = "num_experts",
     ["train --config tiny --submit"] = "not built yet", ["train --config tiny --script-only x.sh"] = "not built yet", ["train --config cpu_quick"] = "--steps N",
     ["train --config tiny training.micro_batch_size=0"] = "micro_batch_size", ["list --jsno"] = '"--json"', ["quickstart --chek"] = '"--check"', ["check output=x"] = '"output_dir"',
     ["quickstart --check --list"] = "--check",
@@ -273,6 +273,21 @@ test("list: experiments beside the program, each with its first line", function(
   contains(names.quickstart.about, "do experts take different domains?")
   is(moe.fs.exists(moe.home() .. "/" .. names.quickstart.file))
   equal(names._template, nil)
+end)
+
+test("quickstart: the end of the input before the first answer is an error, not a choice", function()
+  local r = moe.execute({ "sh", "-c", ("'%s' --device cpu quickstart < /dev/null 2>&1"):format(moe.executable()) }, { timeout_secs = 60 })
+  equal(r.code, 2, r.output)
+  contains(r.output, "the end of the input")
+end)
+
+test("run: --help of an experiment prints its arguments and runs nothing", function()
+  for _, name in ipairs { "_template", "experts_or_dense", "quickstart" } do
+    local out, code = check.moelab(("run '%s/experiments/%s/run.lua' --help"):format(moe.home(), name))
+    equal(code, 0, out)
+    contains(out, "output_dir=outputs")
+    is(not out:find("step: ", 1, true), out)
+  end
 end)
 
 test("quickstart: piped answers choose and fill in, wrong ones are named", function()
