@@ -152,7 +152,8 @@ void add_commands(CLI::App& app, CommandLine& c) {
     add_command(app, c, "list", "Ready configurations, experiments, benchmarks and commands", nullptr, nullptr);
     auto* config = add_command(app, c, "config", "Shows a configuration: config NAME|FILE [key=value …]", "NAME", "Ready name or JSON file, then changes as key=value");
     add_flag(*config, "--keys", "A table of every key, its default and its meaning");
-    add_command(app, c, "bench", "Measures a named job: cpu_quick_train, cpu_tiny_train [steps=12] [warmup=3]", "NAME", "Name, then key=value options");
+    auto* bench = add_command(app, c, "bench", "Measures a named job (moelab list shows them): bench NAME [steps=12] [warmup=3] [batch=] [seq=]", "NAME", "Name, then key=value options");
+    add_flag(*bench, "--profile", "Also where the time of a step goes: by phase, and by GPU kernel or CPU operator");
 }
 
 /// What a command was given of options that go to its Lua file: all that fill no field of CommandLine.

@@ -13,6 +13,7 @@
 #include "core/train/schedule.h"
 
 #include <ATen/ATen.h>
+#include <ATen/record_function.h>
 #include <nlohmann/json.hpp>
 
 #include <chrono>
@@ -118,6 +119,7 @@ double Run::noise_std() const {
 
 /// This rank's micro-batches of the next step, their losses scaled so that the sum over micro-batches and ranks is the mean.
 std::vector<MicroBatch> Run::load_batch() {
+    RECORD_USER_SCOPE("data");
     auto& t = config_.training;
     int64_t sequences = sequences_of_step(t, tokens_, mesh_.dp.size(), *loader_), mine = sequences / mesh_.dp.size(), first = mesh_.dp.rank() * mine, per = t.micro_batch_size;
     step_tokens_ = sequences * t.seq_length;
@@ -188,6 +190,7 @@ void Run::sum_losses(const std::vector<MicroBatch>& batches, StepMetrics& m) {
 
 /// The step's counts, summed over the ranks, out of the ledger.
 void Run::take_counts(StepMetrics& m) {
+    RECORD_USER_SCOPE("counts");
     ledger_->reduce(mesh_.world);
     last_counts_by_domain_ = ledger_->counts_by_domain();
     last_counts_ = last_counts_by_domain_.sum(1);
@@ -199,6 +202,7 @@ void Run::take_counts(StepMetrics& m) {
 
 /// Moves weights and selection biases, or skips the step where loss or norm is not finite.
 void Run::apply(StepMetrics& m) {
+    RECORD_USER_SCOPE("optimizer");
     double scale = loss_scale_.value();
     m.grad_norm = grad_norm(model_->store(), mesh_.world) / scale;
     m.skipped = !std::isfinite(m.loss + m.mtp_loss + m.balance_loss) || !std::isfinite(m.grad_norm);

@@ -5,6 +5,7 @@
 
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
+#include <ATen/record_function.h>
 #include <torch/csrc/autograd/autograd.h>
 
 #include <algorithm>
@@ -128,16 +129,26 @@ Tensor Executor::run(const Program& program, std::vector<MicroBatch>& batches) {
     tapes_.assign(batches.size() * model_.segments().size(), {});
     slots_.assign(batches.size(), {{"anchor", anchor()}});
     grads_.assign(batches.size(), {});
-    for (auto& op : program) switch (op.kind) {
-        case OpKind::forward: forward(op.segment, op.micro_batch); break;
-        case OpKind::backward: backward(op.segment, op.micro_batch, false); break;
-        case OpKind::backward_input: backward(op.segment, op.micro_batch, true); break;
-        case OpKind::weight_grad: model_.store().sink().drain(op.segment, op.micro_batch); break;
-        default: message(op);
+    for (auto& op : program) {
+        RECORD_USER_SCOPE(phase_of(op));              // names a phase of moe.profile; nothing where no profile is being recorded
+        switch (op.kind) {
+            case OpKind::forward: forward(op.segment, op.micro_batch); break;
+            case OpKind::backward: backward(op.segment, op.micro_batch, false); break;
+            case OpKind::backward_input: backward(op.segment, op.micro_batch, true); break;
+            case OpKind::weight_grad: model_.store().sink().drain(op.segment, op.micro_batch); break;
+            default: message(op);
+        }
     }
     model_.mesh().pp.flush();
     sent_.clear();
     return main_loss(batches.data(), batches.size());
+}
+
+/// "forward attention", "backward experts", "weights experts", "message".
+std::string Executor::phase_of(const Op& op) const {
+    const char* names[] = {"forward", "backward", "backward", "weights"};
+    if (op.kind >= OpKind::receive_forward) return "message";
+    return fmt::format("{} {}", names[int(op.kind)], kind_of(model_.segments()[size_t(op.segment)].name));
 }
 
 // ---- messages between stages ----

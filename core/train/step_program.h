@@ -65,6 +65,7 @@ private:
     void run_segment(int segment, int micro_batch, Slots& slots, bool keep_graph, bool again);
     void compute_again(int span, int micro_batch);
     void backward(int segment, int micro_batch, bool defer);
+    std::string phase_of(const Op& op) const;
     void message(const Op& op);
     void receive(Tensor& slot, int from, int64_t tokens);
     void send(const Tensor& data, int to);

@@ -4,6 +4,7 @@
 #include "core/base/version.h"
 #include "core/dist/plugin.h"
 #include "core/train/hardware.h"
+#include "core/train/profile.h"
 #include "lua/bind/bind.h"
 #include "lua/bind/control.h"
 
@@ -223,7 +224,42 @@ int status(lua_State* L) {
     return 0;
 }
 
+void push_rows(lua_State* L, const std::vector<train::ProfileRow>& rows) {
+    lua_createtable(L, int(rows.size()), 0);
+    for (size_t i = 0; i < rows.size(); ++i) {
+        push_ordered_table(L, {"name", "count", "secs"});
+        push_string(L, rows[i].name);
+        lua_setfield(L, -2, "name");
+        lua_pushinteger(L, rows[i].count);
+        lua_setfield(L, -2, "count");
+        lua_pushnumber(L, rows[i].secs);
+        lua_setfield(L, -2, "secs");
+        lua_rawseti(L, -2, lua_Integer(i + 1));
+    }
+}
+
+int profile(lua_State* L) {
+    check_function(L, 1, "work");
+    train::Profile p = train::profile([&] {
+        lua_pushvalue(L, 1);
+        lua_call(L, 0, 0);
+    });
+    push_ordered_table(L, {"wall_secs", "busy_secs", "kernels", "phases"});
+    lua_pushnumber(L, p.wall_secs);
+    lua_setfield(L, -2, "wall_secs");
+    lua_pushnumber(L, p.busy_secs);
+    lua_setfield(L, -2, "busy_secs");
+    push_rows(L, p.kernels);
+    lua_setfield(L, -2, "kernels");
+    push_rows(L, p.phases);
+    lua_setfield(L, -2, "phases");
+    return 1;
+}
+
 const Binding kFunctions[] = {
+    {"profile", profile,
+     "moe.profile(work): calls work() and says where its time went: {wall_secs, busy_secs (of a GPU's kernels), kernels, phases}, the last two lists of {name, count, secs}, most costly first. "
+     "On a GPU kernels are its kernels and copies, on a CPU operators without the time of those they call; phases are the parts of a training step, \"forward attention\" and so on."},
     {"execute", execute,
      "moe.execute({\"program\", \"argument\", …}, {timeout_secs = 10}): runs a program without a shell: {found (is there such a program), timed_out (it was ended), code, output (with its errors)}."},
     {"become", become, "moe.become {\"program\", \"argument\", …}: this process becomes that program; nothing after it runs."},

@@ -1,27 +1,50 @@
--- moelab bench NAME [steps=12] [warmup=3] [--json]: the speed of one named job.
+-- moelab bench NAME [steps=12] [warmup=3] [batch=] [seq=] [--json] [--profile]: the speed of one named job.
 local function median(values)
   table.sort(values)
   local n = #values
   return n % 2 == 1 and values[(n + 1) // 2] or (values[n // 2] + values[n // 2 + 1]) / 2
 end
 
+local MOST_ROWS = 40
+
+local function print_profile(p, steps)
+  local function rows(list, whole)
+    local out = {}
+    for i, r in ipairs(list) do
+      if i <= MOST_ROWS then out[i] = { share = 100 * r.secs / whole, ms = 1e3 * r.secs / steps, calls = r.count / steps, name = #r.name > 120 and r.name:sub(1, 117) .. "..." or r.name } end
+    end
+    return out
+  end
+  local function sum(list)
+    local secs = 0
+    for _, r in ipairs(list) do secs = secs + r.secs end
+    return secs
+  end
+  local columns, formats = { "share", "ms", "calls", "name" }, { share = "%.1f", ms = "%.3f", calls = "%.4g" }
+  print(("a step: %.2f ms; GPU busy %.2f ms"):format(1e3 * p.wall_secs / steps, 1e3 * p.busy_secs / steps))
+  print(moe.table(rows(p.phases, sum(p.phases)), { title = "by phase", columns = columns, titles = { share = "%", ms = "ms" }, formats = formats }))
+  print(moe.table(rows(p.kernels, sum(p.kernels)), { title = p.busy_secs > 0 and "by kernel" or "by operator", columns = columns, titles = { share = "%", ms = "ms" }, formats = formats }))
+end
+
 -- Whole optimizer steps on random tokens, routed by the model itself: loading, forward, backward, clipping, AdamW.
-local function train(name, b, steps, warmup)
-  local cfg = moe.config(b.config):with {
-    training = { global_batch_size = b.batch, micro_batch_size = b.batch, seq_length = b.seq, train_steps = steps + warmup, log_interval = 1000000 },
-    data = { dataset_type = "synthetic", sources = {}, path = moe.null },
+local function train(name, b, options, profiled)
+  local steps, warmup, batch, seq = options.steps or 12, options.warmup or 3, options.batch or b.batch, options.seq or b.seq
+  local cfg = moe.config(b.config):with(b.set or {}):with {
+    training = { global_batch_size = batch, micro_batch_size = batch, seq_length = seq, train_steps = 2 * steps + warmup, log_interval = 1000000 },
+    data = { dataset_type = "synthetic", sources = {}, path = moe.null, document_mask = false },
   }
   local run <close> = moe.run { config = cfg, name = name, log = false, console = false }
   run:train(warmup)
-  local secs = {}
-  for _, m in run:steps(steps) do secs[#secs + 1] = m.step_secs end
-  local model = cfg.model
+  local secs, last = {}, nil
+  for _, m in run:steps(steps) do secs[#secs + 1], last = m.step_secs, m end
+  if profiled then print_profile(moe.profile(function() run:train(steps) end), steps) end
+  local model, step_secs = cfg.model, median(secs)
   return {
-    name = name, value = b.batch * b.seq / median(secs), unit = "tokens/s",
+    name = name, value = batch * seq / step_secs, unit = "tokens/s",
     shape = ("%d layers, d %d, %d experts top-%d of %d, vocabulary %d, batch %d x %d"):format(model.num_layers, model.mla.d_model, model.moe.num_experts, model.moe.num_experts_per_token,
-      model.moe.expert_intermediate_size, model.vocab_size or run.config.model.vocab_size, b.batch, b.seq),
+      model.moe.expert_intermediate_size, model.vocab_size or run.config.model.vocab_size, batch, seq),
     dtype = run.config.training.use_bf16 and "bf16" or "fp32", device = run.model.device, commit = moe.commit,
-    steps = steps, median_step_secs = median(secs),
+    steps = steps, median_step_secs = step_secs, tflops = last.tflops * last.step_secs / step_secs, mfu = last.mfu * last.step_secs / step_secs, memory_gib = last.memory_gib, loss = last.loss,
   }
 end
 
@@ -30,11 +53,12 @@ return function(words, options, given)
   for i, b in ipairs(moe.benchmarks) do names[i], by_name[b.name] = b.name, b end
   if not words[1] then moe.fail { op = "bench", got = "no name", want = table.concat(names, " or ") } end
   moe.check_keys({ [words[1]] = true }, names, "bench: name")
-  moe.check_keys(options, { "steps", "warmup" }, "bench: options")
-  local result = train(words[1], by_name[words[1]], options.steps or 12, options.warmup or 3)
+  moe.check_keys(options, { "steps", "warmup", "batch", "seq" }, "bench: options")
+  local result = train(words[1], by_name[words[1]], options, given.profile)
   if given.json then
     print(moe.json.encode(result))
   else
-    print(("%s: %.0f %s (%s, %s on %s, commit %s)"):format(result.name, result.value, result.unit, result.shape, result.dtype, result.device, result.commit))
+    print(("%s: %.0f %s, %.1f ms a step, %.2f TFLOPS, MFU %.1f %%, %.2f GiB (%s, %s on %s, commit %s)"):format(result.name, result.value, result.unit, 1e3 * result.median_step_secs, result.tflops,
+      100 * result.mfu, result.memory_gib, result.shape, result.dtype, result.device, result.commit))
   end
 end
