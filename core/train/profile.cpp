@@ -21,7 +21,7 @@ namespace {
 namespace kineto = torch::autograd::profiler;
 using Activity = torch::profiler::impl::ActivityType;
 /// What KinetoEvent::activityType() says; the numbers of libkineto::ActivityType, whose header the wheel lacks.
-enum Kind : uint8_t { kOperator = 0, kAnnotation = 1, kCopy = 3, kFill = 4, kKernel = 5, kRuntime = 6, kDriver = 7 };
+enum Kind : uint8_t { kOperator = 0, kAnnotation = 1, kCopy = 3, kFill = 4, kKernel = 5, kRuntime = 7, kDriver = 8 };
 
 void wait_for_gpu() {
 #ifdef MOE_WITH_CUDA

@@ -30,7 +30,7 @@ end
 local function train(name, b, options, profiled)
   local steps, warmup, batch, seq = options.steps or 12, options.warmup or 3, options.batch or b.batch, options.seq or b.seq
   local cfg = moe.config(b.config):with(b.set or {}):with {
-    training = { global_batch_size = batch, micro_batch_size = batch, seq_length = seq, train_steps = 2 * steps + warmup, log_interval = 1000000 },
+    training = { global_batch_size = batch, micro_batch_size = batch, seq_length = seq, train_steps = 2 * steps + warmup, lr_warmup_steps = 0, log_interval = 1000000 },
     data = { dataset_type = "synthetic", sources = {}, path = moe.null, document_mask = false },
   }
   local run <close> = moe.run { config = cfg, name = name, log = false, console = false }
@@ -44,7 +44,7 @@ local function train(name, b, options, profiled)
     shape = ("%d layers, d %d, %d experts top-%d of %d, vocabulary %d, batch %d x %d"):format(model.num_layers, model.mla.d_model, model.moe.num_experts, model.moe.num_experts_per_token,
       model.moe.expert_intermediate_size, model.vocab_size or run.config.model.vocab_size, batch, seq),
     dtype = run.config.training.use_bf16 and "bf16" or "fp32", device = run.model.device, commit = moe.commit,
-    steps = steps, median_step_secs = step_secs, tflops = last.tflops * last.step_secs / step_secs, mfu = last.mfu * last.step_secs / step_secs, memory_gib = last.memory_gib, loss = last.loss,
+    steps = steps, median_step_secs = step_secs, tflops = last.tflops * last.step_secs / step_secs, mfu = last.mfu * last.step_secs / step_secs, memory_gib = last.memory, loss = last.loss,
   }
 end
 
