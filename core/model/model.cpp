@@ -227,16 +227,14 @@ const Tensor& Model::domain_of(int64_t layer, const MicroBatch& batch) const {
     return module < 0 ? batch.domain_T : batch.mtp.at(size_t(module)).domain_T;
 }
 
-/// Top-k or the forced balance, then capacity; counted once.
-void Model::decide(int64_t layer, const Tensor& scores_TE, const Tensor& domain_T, Routed& routed, MicroBatch& batch) {
+/// What becomes of a choice: capacity, then it is counted, once.
+void Model::decide(int64_t layer, const Tensor& weights_TK, const Tensor& domain_T, Routed& routed, MicroBatch& batch) {
     at::NoGradGuard no_grad;
-    routed.chosen_TK = config_.model.moe.force_balance ? routing::forced(scores_TE.size(0), batch.first_token, router_, scores_TE.device()) : routing::choose(scores_TE, bias(layer), router_);
     routed.ids_TK = routed.chosen_TK;
     if (router_.capacity_factor) {                                               // sequences may be cut over tp: all tokens decide together
         auto& tp = layout_.tp;
-        Tensor weights_TK = tp.enter(routing::weights(scores_TE, routed.chosen_TK, router_).contiguous());
         Tensor counted_T = tp.enter(domain_T).ge(0);
-        routed.ids_TK = tp.part(routing::drop_over_capacity(tp.enter(routed.chosen_TK), weights_TK, counted_T, batch.S, router_)).contiguous();
+        routed.ids_TK = tp.part(routing::drop_over_capacity(tp.enter(routed.chosen_TK), tp.enter(weights_TK), counted_T, batch.S, router_)).contiguous();
     }
     if (batch.ledger) batch.ledger->count(layer, routed.chosen_TK, domain_T, router_.capacity_factor ? routed.ids_TK : Tensor());
     if (batch.trace) batch.trace->add(layer, routed.chosen_TK);
@@ -267,18 +265,24 @@ WeightPtr Model::add_route(int64_t layer) {
     auto gate_ED = weight(p + "mlp.gate", {E, config_.model.mla.d_model}, -1, BucketKind::router);
     if (c.use_aux_loss_free) bias_[layer] = at::zeros({E}, at::TensorOptions().dtype(options_.precision.master).device(options_.device));
     routed_layers_.push_back(layer);
-    bool fp64 = c.router_dtype == "fp64";
+    bool fp64 = c.router_dtype == "fp64", force_balance = c.force_balance;
     add(fmt::format("layers.{}.route", layer), layer, {"residual"}, {"hidden", "weights"}, {post_norm.gamma, post_norm.beta, gate_ED}, [=, this](const Tensors& in, Call& call) -> Tensors {
         MicroBatch& batch = call.batch;
         Tensor h_TD = normalized(in[0], post_norm);
         Tensor logits_TE = fp64 ? kernels::linear_fp64(h_TD, gate_ED) : kernels::linear_wide(h_TD, gate_ED);
         if (batch.training && batch.noise_std > 0)
             logits_TE = logits_TE + batch.noise_std * kernels::normal_rows(h_TD.size(0), E, rows_of(Purpose::router_noise, layer, batch), logits_TE.scalar_type(), h_TD.device());
-        Tensor scores_TE = routing::scores(logits_TE, router_);
         Routed& routed = batch.routed[layer];
         const Tensor& domain_T = domain_of(layer, batch);
-        if (!call.again) decide(layer, scores_TE, domain_T, routed, batch);
-        Tensor weights_TK = routing::weights(scores_TE, routed.chosen_TK, router_).to(options_.precision.master);
+        Tensor given_TK;
+        if (call.again) given_TK = routed.chosen_TK;
+        else if (force_balance) given_TK = routing::forced(h_TD.size(0), batch.first_token, router_, h_TD.device());
+        auto [scores_TE, weights_TK, ids_TK] = kernels::route(logits_TE, bias(layer), router_.route, given_TK);
+        if (!call.again) {
+            routed.chosen_TK = ids_TK;
+            decide(layer, weights_TK.detach(), domain_T, routed, batch);
+        }
+        weights_TK = weights_TK.to(options_.precision.master);
         if (batch.training && loss_weights_.any())
             weights_TK = routing::attach_loss(weights_TK, router_losses(logits_TE, scores_TE, domain_T.ge(0), routed, batch, call.again), batch.gradient_scale);
         return {h_TD, weights_TK};
@@ -298,15 +302,16 @@ void Model::add_experts(int64_t layer) {
     add(name + "dispatch", layer, {"hidden", "weights"}, {"rows", "row_weights"}, {}, [=](const Tensors& in, Call& call) -> Tensors {
         Routed& routed = call.batch.routed[layer];
         if (!call.again) {
-            routed.by_expert = kernels::sort_by_expert(routed.ids_TK, E);
-            routed.offsets = routed.by_expert.offsets_E1;
+            bool alone = ep.group.size() == 1;            // else these rows go to other ranks, and the experts see those of `received`
+            routed.by_expert = kernels::sort_by_expert(routed.ids_TK, E, alone ? kernels::grouped_alignment(in[0].device(), in[0].scalar_type()) : 1);
+            routed.groups = routed.by_expert.groups;
         }
         auto [rows_RD, weights_R] = kernels::permute(in[0], in[1], routed.by_expert);
         if (ep.group.size() == 1) return {rows_RD, weights_R};
         if (!call.again) {
-            routed.across = ep.plan(routed.by_expert.offsets_E1);
-            routed.received = kernels::sort_by_expert(routed.across.expert_Q.to(rows_RD.device()), E_local);
-            routed.offsets = routed.received.offsets_E1;
+            routed.across = ep.plan(routed.by_expert.groups.offsets_E1.to(at::kCPU, at::kLong));
+            routed.received = kernels::sort_by_expert(routed.across.expert_Q.to(rows_RD.device()), E_local, kernels::grouped_alignment(in[0].device(), in[0].scalar_type()));
+            routed.groups = routed.received.groups;
         }
         Tensor rows_QD = ep.dispatch(rows_RD, routed.across), weights_Q = ep.dispatch(weights_R, routed.across);
         auto [sorted_QD, sorted_Q] = kernels::permute(rows_QD, weights_Q.unsqueeze(-1), routed.received);
@@ -322,8 +327,8 @@ void Model::add_experts(int64_t layer) {
     }
     auto up_EFD = store_.declare(up), down_EDF = store_.declare(down);
     add(name + "experts", layer, {"rows", "row_weights"}, {"expert_rows"}, {up_EFD, down_EDF}, [=](const Tensors& in, Call& call) -> Tensors {
-        const Tensor& offsets = call.batch.routed[layer].offsets;
-        return {kernels::grouped_linear(kernels::swiglu(kernels::grouped_linear(in[0], offsets, up_EFD), in[1]), offsets, down_EDF)};
+        const kernels::RowGroups& groups = call.batch.routed[layer].groups;
+        return {kernels::grouped_linear(kernels::swiglu(kernels::grouped_linear(in[0], groups, up_EFD), in[1]), groups, down_EDF)};
     });
 
     std::vector<std::string> combined = {"residual", "expert_rows"};

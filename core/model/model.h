@@ -78,7 +78,7 @@ private:
     Tensor head_loss(const Tensor& final_TD, const Tensor& targets_T, double scale, Call& call, bool main) const;
     const kernels::RopeTable& rope(int64_t S);
     Tensor router_losses(const Tensor& logits_TE, const Tensor& scores_TE, const Tensor& counted_T, const Routed& routed, MicroBatch& batch, bool again) const;
-    void decide(int64_t layer, const Tensor& scores_TE, const Tensor& domain_T, Routed& routed, MicroBatch& batch);
+    void decide(int64_t layer, const Tensor& weights_TK, const Tensor& domain_T, Routed& routed, MicroBatch& batch);
     const Tensor& domain_of(int64_t layer, const MicroBatch& batch) const;
     kernels::RandomRows rows_of(Purpose purpose, int64_t layer, const MicroBatch& batch) const;
 

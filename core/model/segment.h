@@ -25,7 +25,7 @@ struct Routed {
     kernels::SortPlan by_expert;          ///< (token, choice) → rows by global expert
     dist::ExpertPlan across;              ///< rows → ranks
     kernels::SortPlan received;           ///< received rows → rows by local expert; unused on a group of one
-    Tensor offsets;                       ///< int64 [E_local + 1], host: rows of each local expert
+    kernels::RowGroups groups;            ///< rows of each expert of this rank
 };
 
 /// What MTP module k (from 1) reads and predicts at each position i of this rank's tokens: the token i + k, and i + k + 1.

@@ -1,6 +1,7 @@
 #include "core/routing/ledger.h"
 
 #include "core/base/error.h"
+#include "core/kernels/route/route.h"
 
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
@@ -14,13 +15,7 @@ Ledger::Ledger(int64_t num_layers, int64_t num_experts, int64_t num_domains, at:
 void Ledger::count(int64_t layer, const at::Tensor& ids_TK, const at::Tensor& domain_T, const at::Tensor& kept_TK) {
     at::NoGradGuard no_grad;
     MOE_CHECK(layer >= 0 && layer < counts_LDE_.size(0), internal, "ledger: layer", std::to_string(layer), fmt::format("0 to {}", counts_LDE_.size(0) - 1), "");
-    int64_t E = counts_LDE_.size(2);
-    at::Tensor cell_TK = (domain_T.to(at::kLong) + 1).unsqueeze(-1) * E + ids_TK;      // row 0: padding
-    at::Tensor flat = cell_TK.reshape({-1});
-    counts_LDE_[layer].view({-1}).scatter_add_(0, flat, at::ones_like(flat));
-    if (!kept_TK.defined()) return;
-    at::Tensor lost_TK = kept_TK.lt(0).logical_and(domain_T.ge(0).unsqueeze(-1)).to(at::kLong);
-    dropped_LE_[layer].scatter_add_(0, ids_TK.reshape({-1}), lost_TK.reshape({-1}));
+    kernels::count_pairs(ids_TK, domain_T, kept_TK, counts_LDE_[layer], dropped_LE_[layer]);
 }
 
 void Ledger::reduce(const dist::Group& group) {

@@ -14,6 +14,9 @@ void product_nn(const Tensor& dy_TO, const Tensor& w_OI, Tensor dx_TI) { MOE_BY_
 void add_product_tn(const Tensor& dy_TO, const Tensor& x_TI, Tensor dw_OI) { MOE_BY_DEVICE("linear", dy_TO, add_product_tn, dy_TO, x_TI, dw_OI); }
 
 namespace {
+/// Rows of the tallest tile of the grouped kernels on a GPU: a tile then has rows of one expert only.
+constexpr int64_t kGroupAlignment = 128;
+
 void check_weight(std::string_view op, const Tensor& x, const WeightPtr& w, int64_t dims) {
     check_dims(op, {"x", x}, 2);
     MOE_CHECK(w, state, std::string(op), "no weight", "a Weight", "");
@@ -76,43 +79,50 @@ struct LinearFp64Function : Function<LinearFp64Function> {
     }
 };
 
-Tensor grouped_forward(const Tensor& x_RI, const Tensor& offsets_E1, const Tensor& w_EOI) {
+Tensor grouped_forward(const Tensor& x_RI, const RowGroups& groups, const Tensor& w_EOI) {
     Tensor y_RO = at::empty({x_RI.size(0), w_EOI.size(1)}, x_RI.options());
-    MOE_BY_DEVICE("grouped_linear", x_RI, grouped_product_nt, x_RI, offsets_E1, w_EOI, y_RO);
+    MOE_BY_DEVICE("grouped_linear", x_RI, grouped_product_nt, x_RI, groups, w_EOI, y_RO);
     return y_RO;
 }
 
 struct GroupedLinearFunction : Function<GroupedLinearFunction> {
-    static Tensor forward(AutogradContext* ctx, const Tensor& x_RI, const Tensor& offsets_E1, const WeightPtr& w) {
+    static Tensor forward(AutogradContext* ctx, const Tensor& x_RI, const RowGroups& groups, const WeightPtr& w) {
         ctx->save_for_backward({x_RI});
-        keep(ctx, "offsets", offsets_E1);
+        keep(ctx, "groups", groups);
         hold_weight(ctx, w);
-        return grouped_forward(x_RI, offsets_E1, w->value);
+        return grouped_forward(x_RI, groups, w->value);
     }
     static Grads backward(AutogradContext* ctx, Grads grads) {
         WeightPtr w = held_weight(ctx);
-        Tensor offsets_E1 = kept<Tensor>(ctx, "offsets");
+        RowGroups groups = kept<RowGroups>(ctx, "groups");
         Tensor dy_RO = grads[0].contiguous(), x_RI = ctx->get_saved_variables()[0].detach(), dx_RI;
         if (ctx->needs_input_grad(0)) {
             dx_RI = at::empty_like(x_RI);
-            MOE_BY_DEVICE("grouped_linear", dy_RO, grouped_product_nn, dy_RO, offsets_E1, w->value, dx_RI);
+            MOE_BY_DEVICE("grouped_linear", dy_RO, grouped_product_nn, dy_RO, groups, w->value, dx_RI);
         }
-        add_weight_grad(w, [w, offsets_E1, dy_RO = dy_RO.detach(), x_RI] {
-            MOE_BY_DEVICE("grouped_linear", dy_RO, add_grouped_product_tn, dy_RO, x_RI, offsets_E1, w->grad);
+        add_weight_grad(w, [w, groups, dy_RO = dy_RO.detach(), x_RI] {
+            MOE_BY_DEVICE("grouped_linear", dy_RO, add_grouped_product_tn, dy_RO, x_RI, groups, w->grad);
         });
         return {dx_RI, Tensor(), Tensor()};
     }
 };
 
-void check_offsets(const Tensor& offsets_E1, int64_t experts, int64_t rows) {
+void check_groups(const RowGroups& groups, const Tensor& x_RI, int64_t experts) {
+    const Tensor& offsets_E1 = groups.offsets_E1;
     check_shape("grouped_linear", {"offsets", offsets_E1}, {experts + 1});
-    check_dtype("grouped_linear", {"offsets", offsets_E1}, {at::kLong});
-    MOE_CHECK(offsets_E1.is_cpu(), device, "grouped_linear: offsets", offsets_E1.device().str(), "cpu", "");
     check_contiguous("grouped_linear", {"offsets", offsets_E1});
-    const int64_t* offset = offsets_E1.const_data_ptr<int64_t>();
+    MOE_CHECK(groups.align > 0, usage, "grouped_linear: align", std::to_string(groups.align), "at least 1", "");
+    if (!offsets_E1.is_cpu()) {
+        check_same_device("grouped_linear", {"x", x_RI}, {"offsets", offsets_E1});
+        return check_dtype("grouped_linear", {"offsets", offsets_E1}, {at::kInt});
+    }
+    check_dtype("grouped_linear", {"offsets", offsets_E1}, {at::kLong});
+    const int64_t *offset = offsets_E1.const_data_ptr<int64_t>(), rows = x_RI.size(0);
     MOE_CHECK(offset[0] == 0 && offset[experts] == rows, shape, "grouped_linear: offsets", fmt::format("{} … {}", offset[0], offset[experts]), fmt::format("0 … {}", rows), "");
-    for (int64_t e = 0; e < experts; ++e)
+    for (int64_t e = 0; e < experts; ++e) {
         MOE_CHECK(offset[e] <= offset[e + 1], shape, fmt::format("grouped_linear: offsets[{}]", e + 1), std::to_string(offset[e + 1]), fmt::format("at least {}", offset[e]), "");
+        MOE_CHECK(offset[e] % groups.align == 0, shape, fmt::format("grouped_linear: offsets[{}]", e), std::to_string(offset[e]), fmt::format("a multiple of {}", groups.align), "");
+    }
 }
 }  // namespace
 
@@ -136,11 +146,13 @@ Tensor linear_fp64(const Tensor& x_TI, const WeightPtr& w_OI) {
     return wants_grad(x) ? LinearFp64Function::apply(x, w_OI) : linear_forward(x.to(at::kDouble), w_OI->value.to(at::kDouble), at::kDouble);
 }
 
-Tensor grouped_linear(const Tensor& x_RI, const Tensor& offsets_E1, const WeightPtr& w_EOI) {
+Tensor grouped_linear(const Tensor& x_RI, const RowGroups& groups, const WeightPtr& w_EOI) {
     check_weight("grouped_linear", x_RI, w_EOI, 3);
     check_same_dtype("grouped_linear", {"x", x_RI}, {"w", w_EOI->value});
-    check_offsets(offsets_E1, w_EOI->value.size(0), x_RI.size(0));
+    check_groups(groups, x_RI, w_EOI->value.size(0));
     Tensor x = x_RI.contiguous();
-    return wants_grad(x) ? GroupedLinearFunction::apply(x, offsets_E1, w_EOI) : grouped_forward(x, offsets_E1, w_EOI->value);
+    return wants_grad(x) ? GroupedLinearFunction::apply(x, groups, w_EOI) : grouped_forward(x, groups, w_EOI->value);
 }
+
+int64_t grouped_alignment(at::Device device, at::ScalarType dtype) { return device.is_cuda() && dtype == at::kBFloat16 ? kGroupAlignment : 1; }
 }  // namespace moe::kernels

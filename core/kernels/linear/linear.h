@@ -2,6 +2,7 @@
 // accumulation into main gradients and deferred weight gradients live here, once.
 // Letters: T tokens, R rows sorted by expert, I in, O out, E experts of this rank.
 #pragma once
+#include "core/kernels/common/row_groups.h"
 #include "core/tensor/weight.h"
 
 namespace moe::kernels {
@@ -18,9 +19,14 @@ Tensor linear_wide(const Tensor& x_TI, const WeightPtr& w_OI);
 /// As linear_wide, computed in fp64 whatever the types are: y [T, O] fp64, and the weight's gradient is rounded once, to w.grad's dtype.
 Tensor linear_fp64(const Tensor& x_TI, const WeightPtr& w_OI);
 
-/// Rows offsets[e] … offsets[e+1] of x go through w[e]. x [R, I], w.value [E, O, I], offsets int64 [E + 1] on the host,
-/// offsets[0] = 0 and offsets[E] = R; any expert may have no rows, R may be 0. → y [R, O]. Gradients as in linear, by expert.
-/// On CUDA in bf16 the whole group is one launch; in other dtypes experts go one by one. Throws moe::Error: shape, dtype, device.
-Tensor grouped_linear(const Tensor& x_RI, const Tensor& offsets_E1, const WeightPtr& w_EOI);
+/// Rows of group e of x go through w[e]. x [R, I], w.value [E, O, I]; any expert may have no rows, R may be 0. → y [R, O].
+/// Gradients as in linear, by expert. Offsets on the host end with R and are checked. Offsets on the device (CUDA only) are not read by
+/// the host: they must ascend and end at R or below; rows after the last group are left unwritten, and in gradients unread. On CUDA in
+/// bf16 all groups are one launch; in other dtypes experts go one by one, which copies the offsets to the host.
+/// Throws moe::Error: shape, dtype, device.
+Tensor grouped_linear(const Tensor& x_RI, const RowGroups& groups, const WeightPtr& w_EOI);
+
+/// The alignment that grouped_linear is quickest with on this device and dtype: what sort_by_expert is given. 1 on a CPU.
+int64_t grouped_alignment(at::Device device, at::ScalarType dtype);
 
 }  // namespace moe::kernels

@@ -35,25 +35,25 @@ void multiply_add(const Tensor& a, const Tensor& b, Tensor out) {
 
 /// f(e, first row, rows) of every group that has rows: where there are enough of them and none has most of the rows, each on one
 /// thread (MKL's own threads would meet after every product), else one after the other, each on all threads.
-template <class F> void each_group(const Tensor& offsets_E1, F f) {
+template <class F> void each_group(const RowGroups& groups, F f) {
     constexpr int64_t kGroupsPerThread = 4;         // fewer would leave threads idle at the end
-    const int64_t *offset = offsets_E1.const_data_ptr<int64_t>(), groups = offsets_E1.numel() - 1, threads = at::get_num_threads();
+    const int64_t *offset = groups.offsets_E1.const_data_ptr<int64_t>(), count = groups.size(), threads = at::get_num_threads();
     auto rows = [&](int64_t e) { return offset[e + 1] - offset[e]; };
     int64_t filled = 0, largest = 0;
-    for (int64_t e = 0; e < groups; ++e) {
+    for (int64_t e = 0; e < count; ++e) {
         filled += rows(e) > 0;
         largest = std::max(largest, rows(e));
     }
     auto one = [&](int64_t e) {
         if (rows(e) > 0) f(e, offset[e], rows(e));
     };
-    if (filled < kGroupsPerThread * threads || largest * threads > offset[groups] - offset[0]) {
-        for (int64_t e = 0; e < groups; ++e) one(e);
+    if (filled < kGroupsPerThread * threads || largest * threads > offset[count] - offset[0]) {
+        for (int64_t e = 0; e < count; ++e) one(e);
         return;
     }
-    share_out(groups, [&](auto take) {
+    share_out(count, [&](auto take) {
         at::AutoDispatchBelowADInplaceOrView guard;  // grad mode is a thread's own, and the pool's threads have it on
-        for (int64_t e; (e = take()) < groups;) one(e);
+        for (int64_t e; (e = take()) < count;) one(e);
     });
 }
 }  // namespace
@@ -62,13 +62,13 @@ void product_nt_cpu(const Tensor& x_TI, const Tensor& w_OI, Tensor y_TO) { multi
 void product_nn_cpu(const Tensor& dy_TO, const Tensor& w_OI, Tensor dx_TI) { multiply(dy_TO, w_OI, dx_TI); }
 void add_product_tn_cpu(const Tensor& dy_TO, const Tensor& x_TI, Tensor dw_OI) { multiply_add(dy_TO.t(), x_TI, dw_OI); }
 
-void grouped_product_nt_cpu(const Tensor& x_RI, const Tensor& offsets_E1, const Tensor& w_EOI, Tensor y_RO) {
-    each_group(offsets_E1, [&](int64_t e, int64_t lo, int64_t n) { multiply(x_RI.narrow(0, lo, n), w_EOI.select(0, e).t(), y_RO.narrow(0, lo, n)); });
+void grouped_product_nt_cpu(const Tensor& x_RI, const RowGroups& groups, const Tensor& w_EOI, Tensor y_RO) {
+    each_group(groups, [&](int64_t e, int64_t lo, int64_t n) { multiply(x_RI.narrow(0, lo, n), w_EOI.select(0, e).t(), y_RO.narrow(0, lo, n)); });
 }
-void grouped_product_nn_cpu(const Tensor& dy_RO, const Tensor& offsets_E1, const Tensor& w_EOI, Tensor dx_RI) {
-    each_group(offsets_E1, [&](int64_t e, int64_t lo, int64_t n) { multiply(dy_RO.narrow(0, lo, n), w_EOI.select(0, e), dx_RI.narrow(0, lo, n)); });
+void grouped_product_nn_cpu(const Tensor& dy_RO, const RowGroups& groups, const Tensor& w_EOI, Tensor dx_RI) {
+    each_group(groups, [&](int64_t e, int64_t lo, int64_t n) { multiply(dy_RO.narrow(0, lo, n), w_EOI.select(0, e), dx_RI.narrow(0, lo, n)); });
 }
-void add_grouped_product_tn_cpu(const Tensor& dy_RO, const Tensor& x_RI, const Tensor& offsets_E1, Tensor dw_EOI) {
-    each_group(offsets_E1, [&](int64_t e, int64_t lo, int64_t n) { multiply_add(dy_RO.narrow(0, lo, n).t(), x_RI.narrow(0, lo, n), dw_EOI.select(0, e)); });
+void add_grouped_product_tn_cpu(const Tensor& dy_RO, const Tensor& x_RI, const RowGroups& groups, Tensor dw_EOI) {
+    each_group(groups, [&](int64_t e, int64_t lo, int64_t n) { multiply_add(dy_RO.narrow(0, lo, n).t(), x_RI.narrow(0, lo, n), dw_EOI.select(0, e)); });
 }
 }  // namespace moe::kernels

@@ -4,11 +4,13 @@
 #include "core/kernels/common/dtype.h"
 #include "core/kernels/linear/grouped_sm90.h"
 #include "core/kernels/linear/linear_kernels.h"
+#include "core/kernels/linear/split_sm90.h"
 
 #include <ATen/Context.h>
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/mm.h>
+#include <ATen/ops/sum.h>
 #include <ATen/native/cuda/GroupMM.h>
 
 #include <algorithm>
@@ -65,10 +67,12 @@ void multiply_add_on_gpu(const Tensor& a, const Tensor& b, Tensor out) {
     else out.add_(at::mm(left, right));
 }
 
-/// f(e, first row, rows) of every group that has rows: a loop over experts for the precisions that are for tests.
-template <class F> void each_group_on_gpu(const Tensor& offsets_E1, F f) {
-    const int64_t* offset = offsets_E1.const_data_ptr<int64_t>();
-    for (int64_t e = 0; e + 1 < offsets_E1.numel(); ++e)
+/// f(e, first row, rows) of every group that has rows: a loop over experts for the precisions that are for tests. Offsets on the device
+/// are waited for.
+template <class F> void each_group_on_gpu(const RowGroups& groups, F f) {
+    Tensor offsets = groups.offsets_E1.to(at::kCPU, at::kLong);
+    const int64_t* offset = offsets.const_data_ptr<int64_t>();
+    for (int64_t e = 0; e < groups.size(); ++e)
         if (int64_t n = offset[e + 1] - offset[e]; n > 0) f(e, offset[e], n);
 }
 
@@ -79,17 +83,17 @@ bool fits_grouped(std::initializer_list<Tensor> tensors) {
     return true;
 }
 
-/// Ends of groups [first, first + count) relative to the rows of the first, int32 on the device. The copy does not wait: so
-/// small a block of pageable memory is staged before the call returns.
-Tensor group_ends(const Tensor& offsets_E1, int64_t first, int64_t count, const Tensor& like) {
-    const int64_t* offset = offsets_E1.const_data_ptr<int64_t>() + first;
-    std::vector<int> ends(count);
-    for (int64_t e = 0; e < count; ++e) ends[e] = int(offset[e + 1] - offset[0]);
-    Tensor out = at::empty({count}, like.options().dtype(at::kInt));
-    MOE_CUDA_CHECK(cudaMemcpyAsync(out.mutable_data_ptr(), ends.data(), count * sizeof(int), cudaMemcpyHostToDevice,
+/// Offsets as int32 on the device. A copy from the host does not wait: so small a block of pageable memory is staged before the call returns.
+Tensor offsets_on_device(const RowGroups& groups, const Tensor& like) {
+    if (groups.offsets_E1.is_cuda()) return groups.offsets_E1;
+    const int64_t* offset = groups.offsets_E1.const_data_ptr<int64_t>();
+    std::vector<int> narrow(offset, offset + groups.size() + 1);
+    Tensor out = at::empty({groups.size() + 1}, like.options().dtype(at::kInt));
+    MOE_CUDA_CHECK(cudaMemcpyAsync(out.mutable_data_ptr(), narrow.data(), narrow.size() * sizeof(int), cudaMemcpyHostToDevice,
                                    c10::cuda::getCurrentCUDAStream(like.device().index()).stream()));
     return out;
 }
+Tensor ends_on_device(const RowGroups& groups, const Tensor& like) { return offsets_on_device(groups, like).narrow(0, 1, groups.size()); }
 
 /// What at::_grouped_mm calls on sm90, written into the caller's tensor; _grouped_mm makes its own output, and copying that
 /// would cost a fifth of the product's time.
@@ -97,62 +101,111 @@ void grouped_into(const Tensor& a, const Tensor& b, const Tensor& ends_E, Tensor
     at::cuda::detail::bf16bf16_grouped_mm(a, b, ends_E, std::nullopt, out);
 }
 
-void check_groups(const Tensor& offsets_E1, const Tensor& rows) {
-    MOE_CHECK(offsets_E1.numel() - 1 < 1024, shape, "grouped_linear: experts on CUDA in bf16", std::to_string(offsets_E1.numel() - 1), "fewer than 1024", "shard the experts over more ranks");
+void check_limits(const RowGroups& groups, const Tensor& rows) {
+    MOE_CHECK(groups.size() < 1024, shape, "grouped_linear: experts on CUDA in bf16", std::to_string(groups.size()), "fewer than 1024", "shard the experts over more ranks");
     MOE_CHECK(rows.size(0) < (int64_t(1) << 31), shape, "grouped_linear: rows", std::to_string(rows.size(0)), "less than 2^31", "use a smaller micro-batch");
+}
+// ---- bf16 with fp32: the router's products, on the tensor cores. fp32 is three bf16 parts, so bf16 x fp32 is three exact products added in fp32.
+
+bool is_mixed(const Tensor& narrow, const Tensor& wide) { return is_bf16(narrow) && wide.scalar_type() == at::kFloat; }
+
+/// The parts of x [R, C] side by side: [R, n · C] bf16, the i-th the part that `which` names.
+Tensor parts_beside(const Tensor& x_RC, std::initializer_list<int> which, cudaStream_t stream) {
+    const int64_t R = x_RC.size(0), C = x_RC.size(1), n = int64_t(which.size());
+    Tensor out = at::empty({R, n * C}, x_RC.options().dtype(at::kBFloat16));
+    sm90::Split p{R, C, n * C, x_RC.const_data_ptr<float>(), {}};
+    int64_t at = 0;
+    for (int k : which) {
+        void* to = static_cast<char*>(out.mutable_data_ptr()) + at++ * C * 2;
+        if (!p.part[k]) p.part[k] = to;
+        else {                                     // named twice: one more pass
+            sm90::Split more{R, C, n * C, p.x, {}};
+            more.part[k] = to;
+            MOE_CUDA_CHECK(sm90::split(more, stream));
+        }
+    }
+    MOE_CUDA_CHECK(sm90::split(p, stream));
+    return out;
+}
+/// The same below one another: [n · R, C].
+Tensor parts_below(const Tensor& x_RC, std::initializer_list<int> which, cudaStream_t stream) {
+    const int64_t R = x_RC.size(0), C = x_RC.size(1);
+    return parts_beside(x_RC.view({1, R * C}), which, stream).view({int64_t(which.size()) * R, C});
+}
+
+/// y [T, O] fp32 = x bf16 [T, I] w fp32 [O, I]ᵀ.
+void mixed_nt(const Tensor& x_TI, const Tensor& w_OI, Tensor y_TO, cudaStream_t stream) {
+    Tensor parts_3OI = parts_below(w_OI, {0, 1, 2}, stream), y_T3O = at::empty({x_TI.size(0), parts_3OI.size(0)}, y_TO.options());
+    multiply_on_gpu(x_TI, parts_3OI.t(), y_T3O);
+    at::sum_out(y_TO, y_T3O.view({x_TI.size(0), 3, w_OI.size(0)}), {1});
+}
+/// dx [T, I] bf16 = dy fp32 [T, O] w fp32 [O, I]: the largest three of the nine products of parts leave an error of 2^-16, and dx has 2^-9.
+void mixed_nn(const Tensor& dy_TO, const Tensor& w_OI, Tensor dx_TI, cudaStream_t stream) {
+    multiply_on_gpu(parts_beside(dy_TO, {0, 0, 1}, stream), parts_below(w_OI, {0, 1, 0}, stream), dx_TI);
+}
+/// dw [O, I] fp32 += dy fp32 [T, O]ᵀ x bf16 [T, I].
+void mixed_tn(const Tensor& dy_TO, const Tensor& x_TI, Tensor dw_OI, cudaStream_t stream) {
+    Tensor dw_3OI = at::empty({3 * dw_OI.size(0), dw_OI.size(1)}, dw_OI.options());
+    multiply_on_gpu(parts_beside(dy_TO, {0, 1, 2}, stream).t(), x_TI, dw_3OI);
+    dw_OI.add_(dw_3OI.view({3, dw_OI.size(0), dw_OI.size(1)}).sum(0));
 }
 }  // namespace
 
 void product_nt_cuda(const Tensor& x_TI, const Tensor& w_OI, Tensor y_TO) {
     OnDevice on(x_TI);
+    if (is_mixed(x_TI, w_OI) && y_TO.scalar_type() == at::kFloat && y_TO.numel() > 0) return mixed_nt(x_TI, w_OI, y_TO, on.stream);
     multiply_on_gpu(x_TI, w_OI.t(), y_TO);
 }
 void product_nn_cuda(const Tensor& dy_TO, const Tensor& w_OI, Tensor dx_TI) {
     OnDevice on(dy_TO);
+    if (is_mixed(dx_TI, w_OI) && dy_TO.scalar_type() == at::kFloat && dx_TI.numel() > 0) return mixed_nn(dy_TO, w_OI, dx_TI, on.stream);
     multiply_on_gpu(dy_TO, w_OI, dx_TI);
 }
 void add_product_tn_cuda(const Tensor& dy_TO, const Tensor& x_TI, Tensor dw_OI) {
     OnDevice on(dy_TO);
+    if (is_mixed(x_TI, dy_TO) && dw_OI.scalar_type() == at::kFloat && dw_OI.numel() > 0 && dy_TO.size(0) > 0) return mixed_tn(dy_TO, x_TI, dw_OI, on.stream);
     multiply_add_on_gpu(dy_TO.t(), x_TI, dw_OI);
 }
 
-void grouped_product_nt_cuda(const Tensor& x_RI, const Tensor& offsets_E1, const Tensor& w_EOI, Tensor y_RO) {
+void grouped_product_nt_cuda(const Tensor& x_RI, const RowGroups& groups, const Tensor& w_EOI, Tensor y_RO) {
     OnDevice on(x_RI);
     if (y_RO.numel() == 0) return;
     if (fits_grouped({x_RI, w_EOI, y_RO})) {
-        check_groups(offsets_E1, x_RI);
-        return grouped_into(x_RI, w_EOI.transpose(-2, -1), group_ends(offsets_E1, 0, w_EOI.size(0), x_RI), y_RO);
+        check_limits(groups, x_RI);
+        return grouped_into(x_RI, w_EOI.transpose(-2, -1), ends_on_device(groups, x_RI), y_RO);
     }
-    each_group_on_gpu(offsets_E1, [&](int64_t e, int64_t lo, int64_t n) { multiply_on_gpu(x_RI.narrow(0, lo, n), w_EOI[e].t(), y_RO.narrow(0, lo, n)); });
+    each_group_on_gpu(groups, [&](int64_t e, int64_t lo, int64_t n) { multiply_on_gpu(x_RI.narrow(0, lo, n), w_EOI[e].t(), y_RO.narrow(0, lo, n)); });
 }
 
-void grouped_product_nn_cuda(const Tensor& dy_RO, const Tensor& offsets_E1, const Tensor& w_EOI, Tensor dx_RI) {
+void grouped_product_nn_cuda(const Tensor& dy_RO, const RowGroups& groups, const Tensor& w_EOI, Tensor dx_RI) {
     OnDevice on(dy_RO);
     if (dx_RI.numel() == 0) return;
     if (fits_grouped({dy_RO, w_EOI, dx_RI})) {
-        check_groups(offsets_E1, dy_RO);
-        return grouped_into(dy_RO, w_EOI, group_ends(offsets_E1, 0, w_EOI.size(0), dy_RO), dx_RI);
+        check_limits(groups, dy_RO);
+        return grouped_into(dy_RO, w_EOI, ends_on_device(groups, dy_RO), dx_RI);
     }
-    each_group_on_gpu(offsets_E1, [&](int64_t e, int64_t lo, int64_t n) { multiply_on_gpu(dy_RO.narrow(0, lo, n), w_EOI[e], dx_RI.narrow(0, lo, n)); });
+    each_group_on_gpu(groups, [&](int64_t e, int64_t lo, int64_t n) { multiply_on_gpu(dy_RO.narrow(0, lo, n), w_EOI[e], dx_RI.narrow(0, lo, n)); });
 }
 
-/// In bf16 the grouped product writes bf16 parts, which are then added to the main gradient, some experts at a time so that
-/// the parts stay below kPartBytes. The part of an expert without rows may be anything and is skipped.
-void add_grouped_product_tn_cuda(const Tensor& dy_RO, const Tensor& x_RI, const Tensor& offsets_E1, Tensor dw_EOI) {
+/// The library's grouped product writes bf16 parts, which are then added to the main gradient: all experts at once while the parts stay
+/// below kPartBytes, else some at a time, for which the host must know their rows. The part of an expert without rows may be anything and
+/// is skipped.
+void add_grouped_product_tn_cuda(const Tensor& dy_RO, const Tensor& x_RI, const RowGroups& groups, Tensor dw_EOI) {
     OnDevice on(dy_RO);
     if (dy_RO.size(0) == 0 || dw_EOI.numel() == 0) return;
     if (!fits_grouped({dy_RO, x_RI})) {
-        each_group_on_gpu(offsets_E1, [&](int64_t e, int64_t lo, int64_t n) { multiply_add_on_gpu(dy_RO.narrow(0, lo, n).t(), x_RI.narrow(0, lo, n), dw_EOI[e]); });
+        each_group_on_gpu(groups, [&](int64_t e, int64_t lo, int64_t n) { multiply_add_on_gpu(dy_RO.narrow(0, lo, n).t(), x_RI.narrow(0, lo, n), dw_EOI[e]); });
         return;
     }
-    check_groups(offsets_E1, dy_RO);
+    check_limits(groups, dy_RO);
     const int64_t E = dw_EOI.size(0), O = dw_EOI.size(1), I = dw_EOI.size(2), step = std::clamp<int64_t>(kPartBytes / (O * I * 2), 1, E);
-    const int64_t* offset = offsets_E1.const_data_ptr<int64_t>();
-    Tensor part_GOI = at::empty({step, O, I}, dy_RO.options());
+    Tensor offsets = offsets_on_device(groups, dy_RO), on_host = step < E ? groups.offsets_E1.to(at::kCPU, at::kLong) : Tensor(), part_GOI = at::empty({step, O, I}, dy_RO.options());
     for (int64_t first = 0; first < E; first += step) {
-        const int64_t count = std::min(step, E - first), lo = offset[first], rows = offset[first + count] - lo;
+        const int64_t count = std::min(step, E - first);
+        const int64_t lo = step < E ? on_host.const_data_ptr<int64_t>()[first] : 0, rows = step < E ? on_host.const_data_ptr<int64_t>()[first + count] - lo : dy_RO.size(0);
         if (rows == 0) continue;
-        Tensor ends = group_ends(offsets_E1, first, count, dy_RO), part = part_GOI.narrow(0, 0, count);
+        Tensor ends = offsets.narrow(0, first + 1, count), part = part_GOI.narrow(0, 0, count);
+        if (lo > 0) ends = ends - lo;
         grouped_into(dy_RO.narrow(0, lo, rows).t(), x_RI.narrow(0, lo, rows), ends, part);
         sm90::AddGroups p{};
         p.groups = count, p.size = O * I, p.ends = ends.const_data_ptr<int>(), p.part = in_pointer(part);

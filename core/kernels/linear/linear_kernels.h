@@ -4,7 +4,7 @@
 // fp32, in fp64 where an operand is fp64, and rounded once to the output's dtype. Row counts may be 0, the outputs are then
 // zero or unchanged. Letters as in linear.h.
 #pragma once
-#include <ATen/core/Tensor.h>
+#include "core/kernels/common/row_groups.h"
 
 namespace moe::kernels {
 using at::Tensor;
@@ -21,13 +21,13 @@ void product_nn_cuda(const Tensor& dy_TO, const Tensor& w_OI, Tensor dx_TI);
 void add_product_tn_cpu(const Tensor& dy_TO, const Tensor& x_TI, Tensor dw_OI);
 void add_product_tn_cuda(const Tensor& dy_TO, const Tensor& x_TI, Tensor dw_OI);
 
-/// The same three by groups of rows: rows offsets[e] … offsets[e+1] belong to w[e]; offsets int64 [E + 1] on the host.
-void grouped_product_nt_cpu(const Tensor& x_RI, const Tensor& offsets_E1, const Tensor& w_EOI, Tensor y_RO);
-void grouped_product_nt_cuda(const Tensor& x_RI, const Tensor& offsets_E1, const Tensor& w_EOI, Tensor y_RO);
-void grouped_product_nn_cpu(const Tensor& dy_RO, const Tensor& offsets_E1, const Tensor& w_EOI, Tensor dx_RI);
-void grouped_product_nn_cuda(const Tensor& dy_RO, const Tensor& offsets_E1, const Tensor& w_EOI, Tensor dx_RI);
-void add_grouped_product_tn_cpu(const Tensor& dy_RO, const Tensor& x_RI, const Tensor& offsets_E1, Tensor dw_EOI);
-void add_grouped_product_tn_cuda(const Tensor& dy_RO, const Tensor& x_RI, const Tensor& offsets_E1, Tensor dw_EOI);
+/// The same three by groups of rows. Rows outside of all groups are neither read nor written.
+void grouped_product_nt_cpu(const Tensor& x_RI, const RowGroups& groups, const Tensor& w_EOI, Tensor y_RO);
+void grouped_product_nt_cuda(const Tensor& x_RI, const RowGroups& groups, const Tensor& w_EOI, Tensor y_RO);
+void grouped_product_nn_cpu(const Tensor& dy_RO, const RowGroups& groups, const Tensor& w_EOI, Tensor dx_RI);
+void grouped_product_nn_cuda(const Tensor& dy_RO, const RowGroups& groups, const Tensor& w_EOI, Tensor dx_RI);
+void add_grouped_product_tn_cpu(const Tensor& dy_RO, const Tensor& x_RI, const RowGroups& groups, Tensor dw_EOI);
+void add_grouped_product_tn_cuda(const Tensor& dy_RO, const Tensor& x_RI, const RowGroups& groups, Tensor dw_EOI);
 
 /// Dispatch by the first operand's device (linear.cpp). Throws moe::Error (device) where this build has no CUDA parts.
 void product_nt(const Tensor& x_TI, const Tensor& w_OI, Tensor y_TO);

@@ -59,13 +59,14 @@ struct UnpermuteFunction : Function<UnpermuteFunction> {
 };
 }  // namespace
 
-SortPlan sort_by_expert(const Tensor& ids_TK, int64_t num_experts) {
+SortPlan sort_by_expert(const Tensor& ids_TK, int64_t num_experts, int64_t align) {
     check_dims("sort_by_expert", {"ids", ids_TK}, 2);
     check_dtype("sort_by_expert", {"ids", ids_TK}, {at::kLong});
     MOE_CHECK(num_experts > 0, usage, "sort_by_expert: num_experts", std::to_string(num_experts), "at least 1", "");
-    MOE_CHECK(ids_TK.numel() <= std::numeric_limits<int32_t>::max(), shape, "sort_by_expert: ids", shape_text(ids_TK.sizes()), "fewer than 2^31 pairs", "use a smaller micro-batch");
+    MOE_CHECK(align > 0, usage, "sort_by_expert: align", std::to_string(align), "at least 1", "");
+    MOE_CHECK(ids_TK.numel() + num_experts * (align - 1) <= std::numeric_limits<int32_t>::max(), shape, "sort_by_expert: ids", shape_text(ids_TK.sizes()), "fewer than 2^31 pairs", "use a smaller micro-batch");
     Tensor ids = ids_TK.contiguous();
-    return MOE_BY_DEVICE("sort_by_expert", ids, sort_by_expert, ids, num_experts);
+    return MOE_BY_DEVICE("sort_by_expert", ids, sort_by_expert, ids, num_experts, align);
 }
 
 std::pair<Tensor, Tensor> permute(const Tensor& x_TD, const Tensor& weights_TK, const SortPlan& plan) {

@@ -4,29 +4,30 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/full.h>
 #include <ATen/ops/zeros.h>
 
 #include <vector>
 
 namespace moe::kernels {
-SortPlan sort_by_expert_cpu(const Tensor& ids_TK, int64_t num_experts) {
+SortPlan sort_by_expert_cpu(const Tensor& ids_TK, int64_t num_experts, int64_t align) {
     SortPlan plan;
     plan.T = ids_TK.size(0);
     plan.K = ids_TK.size(1);
     int64_t pairs = plan.T * plan.K;
     auto* id = data<int64_t>(ids_TK);
-    plan.offsets_E1 = at::zeros({num_experts + 1}, at::kLong);
-    auto* offset = mutable_data<int64_t>(plan.offsets_E1);
+    plan.groups = {at::zeros({num_experts + 1}, at::kLong), align};
+    auto* offset = mutable_data<int64_t>(plan.groups.offsets_E1);
     for (int64_t p = 0; p < pairs; ++p) {
         MOE_CHECK(id[p] >= -1 && id[p] < num_experts, shape, fmt::format("sort_by_expert: ids[{}][{}]", p / plan.K, p % plan.K), std::to_string(id[p]),
                   fmt::format("an expert in [0, {}), or -1 for a dropped pair", num_experts), "");
         if (id[p] >= 0) ++offset[id[p] + 1];
     }
-    for (int64_t e = 0; e < num_experts; ++e) offset[e + 1] += offset[e];
+    for (int64_t e = 0; e < num_experts; ++e) offset[e + 1] = offset[e] + (offset[e + 1] + align - 1) / align * align;
     plan.R = offset[num_experts];
     plan.position_TK = at::empty({plan.T, plan.K}, at::kInt);
-    plan.token_R = at::empty({plan.R}, at::kInt);
-    plan.choice_R = at::empty({plan.R}, at::kInt);
+    plan.token_R = at::full({plan.R}, -1, at::kInt);
+    plan.choice_R = at::zeros({plan.R}, at::kInt);
     auto *position = mutable_data<int32_t>(plan.position_TK), *token = mutable_data<int32_t>(plan.token_R), *choice = mutable_data<int32_t>(plan.choice_R);
     std::vector<int64_t> next(offset, offset + num_experts);
     for (int64_t p = 0; p < pairs; ++p) {
@@ -47,7 +48,10 @@ void gather_rows_cpu(const Tensor& x_TD, const SortPlan& plan, Tensor y_RD) {
         auto* x = data<T>(x_TD);
         auto* y = mutable_data<T>(y_RD);
         at::parallel_for(0, plan.R, 64, [&](int64_t lo, int64_t hi) {
-            for (int64_t r = lo; r < hi; ++r) std::copy_n(x + token[r] * D, D, y + r * D);
+            for (int64_t r = lo; r < hi; ++r) {
+                if (token[r] < 0) std::fill_n(y + r * D, D, T(0));
+                else std::copy_n(x + token[r] * D, D, y + r * D);
+            }
         });
     });
 }
@@ -88,6 +92,7 @@ void gather_weights_cpu(const Tensor& weights_TK, const SortPlan& plan, Tensor r
         using T = decltype(zero);
         auto* weights = data<T>(weights_TK);
         auto* rows = mutable_data<T>(rows_R);
+        if (plan.groups.align > 1) std::fill_n(rows, plan.R, T(0));
         for (int64_t p = 0; p < plan.T * plan.K; ++p)
             if (position[p] >= 0) rows[position[p]] = weights[p];
     });

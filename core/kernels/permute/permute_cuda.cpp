@@ -7,6 +7,8 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 
+#include <algorithm>
+
 namespace moe::kernels {
 namespace {
 sm90::Rows rows(const Tensor& in, const SortPlan& plan, const Tensor& out) {
@@ -18,38 +20,25 @@ sm90::Rows rows(const Tensor& in, const SortPlan& plan, const Tensor& out) {
 }
 }  // namespace
 
-/// The one wait for the device of an expert layer: the offsets are on the host by contract, since the number of rows is the
-/// shape of what follows. All kernels are queued before the wait.
-SortPlan sort_by_expert_cuda(const Tensor& ids_TK, int64_t num_experts) {
+SortPlan sort_by_expert_cuda(const Tensor& ids_TK, int64_t num_experts, int64_t align) {
     OnDevice on(ids_TK);
     SortPlan plan;
     plan.T = ids_TK.size(0), plan.K = ids_TK.size(1);
     const int64_t pairs = plan.T * plan.K;
     MOE_CHECK(num_experts <= sm90::kSortMostExperts, shape, "sort_by_expert: experts on CUDA", std::to_string(num_experts), fmt::format("at most {}", sm90::kSortMostExperts), "");
-    MOE_CHECK(pairs < (int64_t(1) << 31), shape, "sort_by_expert: tokens x choices", std::to_string(pairs), "less than 2^31", "");
+    // No expert without rows needs padding, so there are at most min(E, N) padded groups.
+    plan.R = (pairs + std::min(num_experts, pairs) * (align - 1)) / align * align;
     auto ints = ids_TK.options().dtype(at::kInt);
     plan.position_TK = at::empty({plan.T, plan.K}, ints);
-    if (pairs == 0) {
-        plan.token_R = at::empty({0}, ints), plan.choice_R = at::empty({0}, ints);
-        plan.offsets_E1 = at::zeros({num_experts + 1}, at::kLong);
-        return plan;
-    }
-    Tensor token_N = at::empty({pairs}, ints), choice_N = at::empty({pairs}, ints);
-    Tensor counts = at::empty({sm90::sort_chunks(pairs), num_experts}, ints), bad = at::empty({sm90::sort_chunks(pairs)}, ints);
-    Tensor totals = at::empty({num_experts + 2}, ids_TK.options());
+    plan.token_R = at::empty({plan.R}, ints), plan.choice_R = at::empty({plan.R}, ints);
+    plan.groups = {pairs == 0 ? at::zeros({num_experts + 1}, ints) : at::empty({num_experts + 1}, ints), align};
+    if (pairs == 0) return plan;
+    Tensor counts = at::empty({sm90::sort_chunks(pairs), num_experts}, ints);
     sm90::SortPairs p{};
-    p.pairs = pairs, p.K = int(plan.K), p.E = int(num_experts), p.ids = ids_TK.const_data_ptr<int64_t>();
-    p.counts = counts.mutable_data_ptr<int>(), p.bad = bad.mutable_data_ptr<int>(), p.totals = totals.mutable_data_ptr<int64_t>();
-    p.position = plan.position_TK.mutable_data_ptr<int>(), p.token = token_N.mutable_data_ptr<int>(), p.choice = choice_N.mutable_data_ptr<int>();
+    p.pairs = pairs, p.rows = plan.R, p.K = int(plan.K), p.E = int(num_experts), p.align = int(align), p.ids = ids_TK.const_data_ptr<int64_t>();
+    p.counts = counts.mutable_data_ptr<int>(), p.offsets = plan.groups.offsets_E1.mutable_data_ptr<int>();
+    p.position = plan.position_TK.mutable_data_ptr<int>(), p.token = plan.token_R.mutable_data_ptr<int>(), p.choice = plan.choice_R.mutable_data_ptr<int>();
     MOE_CUDA_CHECK(sm90::sort_pairs(p, on.stream));
-    Tensor on_host = at::empty({num_experts + 2}, at::TensorOptions().dtype(at::kLong).pinned_memory(true));
-    on_host.copy_(totals, /*non_blocking=*/true);
-    MOE_CUDA_CHECK(cudaStreamSynchronize(on.stream));
-    plan.offsets_E1 = on_host.narrow(0, 0, num_experts + 1);
-    const int64_t* total = on_host.const_data_ptr<int64_t>();
-    MOE_CHECK(total[num_experts + 1] == 0, shape, "sort_by_expert: ids", fmt::format("{} ids outside", total[num_experts + 1]), fmt::format("-1 … {}", num_experts - 1), "");
-    plan.R = total[num_experts];
-    plan.token_R = token_N.narrow(0, 0, plan.R), plan.choice_R = choice_N.narrow(0, 0, plan.R);
     return plan;
 }
 

@@ -5,10 +5,10 @@
 namespace moe::kernels {
 
 /// See sort_by_expert.
-SortPlan sort_by_expert_cpu(const Tensor& ids_TK, int64_t num_experts);
-SortPlan sort_by_expert_cuda(const Tensor& ids_TK, int64_t num_experts);
+SortPlan sort_by_expert_cpu(const Tensor& ids_TK, int64_t num_experts, int64_t align);
+SortPlan sort_by_expert_cuda(const Tensor& ids_TK, int64_t num_experts, int64_t align);
 
-/// y [R, D] row r = x [T, D] row token[r]; fp64, fp32, bf16 or fp16.
+/// y [R, D] row r = x [T, D] row token[r], zeros for padding; fp64, fp32, bf16 or fp16.
 void gather_rows_cpu(const Tensor& x_TD, const SortPlan& plan, Tensor y_RD);
 void gather_rows_cuda(const Tensor& x_TD, const SortPlan& plan, Tensor y_RD);
 
@@ -16,7 +16,7 @@ void gather_rows_cuda(const Tensor& x_TD, const SortPlan& plan, Tensor y_RD);
 void add_rows_cpu(const Tensor& base_TD, const Tensor& y_RD, const SortPlan& plan, Tensor out_TD);
 void add_rows_cuda(const Tensor& base_TD, const Tensor& y_RD, const SortPlan& plan, Tensor out_TD);
 
-/// rows [R] = weights [T, K] by pair.
+/// rows [R] = weights [T, K] by pair, 0 for padding.
 void gather_weights_cpu(const Tensor& weights_TK, const SortPlan& plan, Tensor rows_R);
 void gather_weights_cuda(const Tensor& weights_TK, const SortPlan& plan, Tensor rows_R);
 

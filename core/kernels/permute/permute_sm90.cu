@@ -9,21 +9,19 @@ constexpr int kThreads = 256;
 
 /// counts[chunk][e] = pairs of the chunk with expert e.
 __global__ void count_kernel(SortPairs p) {
-    extern __shared__ int count[];         // [E], then the ids outside
-    for (int e = threadIdx.x; e <= p.E; e += blockDim.x) count[e] = 0;
+    extern __shared__ int count[];         // [E]
+    for (int e = threadIdx.x; e < p.E; e += blockDim.x) count[e] = 0;
     __syncthreads();
     const int64_t first = int64_t(blockIdx.x) * kSortChunk;
     for (int i = threadIdx.x; i < kSortChunk && first + i < p.pairs; i += blockDim.x) {
         const int64_t id = p.ids[first + i];
         if (id >= 0 && id < p.E) atomicAdd(&count[id], 1);
-        else if (id != -1) atomicAdd(&count[p.E], 1);
     }
     __syncthreads();
     for (int e = threadIdx.x; e < p.E; e += blockDim.x) p.counts[int64_t(blockIdx.x) * p.E + e] = count[e];
-    if (threadIdx.x == 0) p.bad[blockIdx.x] = count[p.E];
 }
 
-/// One block. counts[chunk][e] becomes the first row of expert e's pairs of this chunk; totals as in SortPairs.
+/// One block. counts[chunk][e] becomes the first row of expert e's pairs of this chunk.
 __global__ void scan_kernel(SortPairs p, int chunks) {
     extern __shared__ int start[];         // [E]: pairs of each expert, then its first row
     for (int e = threadIdx.x; e < p.E; e += blockDim.x) {
@@ -35,16 +33,13 @@ __global__ void scan_kernel(SortPairs p, int chunks) {
     __syncthreads();
     if (threadIdx.x == 0) {
         int row = 0;
-        int64_t bad = 0;
         for (int e = 0; e < p.E; ++e) {
             const int n = start[e];
             start[e] = row;
-            p.totals[e] = row;
-            row += n;
+            p.offsets[e] = row;
+            row += (n + p.align - 1) / p.align * p.align;
         }
-        for (int c = 0; c < chunks; ++c) bad += p.bad[c];
-        p.totals[p.E] = row;
-        p.totals[p.E + 1] = bad;
+        p.offsets[p.E] = row;
     }
     __syncthreads();
     for (int e = threadIdx.x; e < p.E; e += blockDim.x) {
@@ -89,7 +84,13 @@ __global__ void place_kernel(SortPairs p) {
 
 template <class T, int N> __global__ void gather_kernel(const T* x, const int* token, int64_t D, T* y) {
     const int64_t row = blockIdx.x;
-    x += int64_t(token[row]) * D, y += row * D;
+    const int from = token[row];
+    x += int64_t(from) * D, y += row * D;
+    if (from < 0) {
+        const Vector<T, N> zeros{};
+        for (int64_t i = threadIdx.x * N; i < D; i += int64_t(blockDim.x) * N) store<N>(y + i, zeros);
+        return;
+    }
     for (int64_t i = threadIdx.x * N; i < D; i += int64_t(blockDim.x) * N) store<N>(y + i, load<N>(x + i));
 }
 
@@ -118,7 +119,7 @@ template <class T, int N> __global__ void add_kernel(const T* base, const T* y, 
 
 template <class T> __global__ void gather_weights_kernel(const T* weights, const int* token, const int* choice, int64_t R, int K, T* rows) {
     for (int64_t r = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; r < R; r += int64_t(gridDim.x) * blockDim.x)
-        rows[r] = weights[int64_t(token[r]) * K + choice[r]];
+        rows[r] = token[r] < 0 ? narrow<T>(Wide<T>(0)) : weights[int64_t(token[r]) * K + choice[r]];
 }
 template <class T> __global__ void scatter_weights_kernel(const T* rows, const int* position, int64_t pairs, T* weights) {
     for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < pairs; i += int64_t(gridDim.x) * blockDim.x)
@@ -137,7 +138,8 @@ template <class T, int N> void launch_add(const Rows& p, cudaStream_t stream) {
 cudaError_t sort_pairs(const SortPairs& p, cudaStream_t stream) {
     if (p.pairs == 0) return cudaSuccess;
     const unsigned chunks = unsigned(sort_chunks(p.pairs));
-    const size_t shared = size_t(p.E + 1) * sizeof(int);
+    const size_t shared = size_t(p.E) * sizeof(int);
+    if (auto error = cudaMemsetAsync(p.token, 0xff, p.rows * sizeof(int), stream); error != cudaSuccess) return error;      // -1
     count_kernel<<<chunks, kThreads, shared, stream>>>(p);
     if (auto error = cudaGetLastError(); error != cudaSuccess) return error;
     scan_kernel<<<1, row_threads(p.E, 1024), shared, stream>>>(p, int(chunks));

@@ -12,16 +12,16 @@ inline int64_t sort_chunks(int64_t pairs) { return (pairs + kSortChunk - 1) / kS
 
 struct SortPairs {
     int64_t pairs;                ///< N
-    int K, E;
+    int K, E, align;
     const int64_t* ids;           ///< [N]
     int* counts;                  ///< [sort_chunks(N), E]: scratch
-    int* bad;                     ///< [sort_chunks(N)]: scratch
-    int64_t* totals;              ///< [E + 2]: the offsets, then the number of ids outside −1 … E−1 (taken as dropped)
+    int* offsets;                 ///< [E + 1]
     int* position;                ///< [N]
-    int* token;                   ///< [N], the first R written
-    int* choice;                  ///< [N], the first R written
+    int64_t rows;                 ///< R, at least N + E·(align − 1) rounded to align
+    int* token;                   ///< [R]
+    int* choice;                  ///< [R], written where a pair is
 };
-/// Stable counting sort in three kernels.
+/// Stable counting sort in a fill and three kernels; an id outside 0 … E−1 is taken as dropped.
 cudaError_t sort_pairs(const SortPairs& p, cudaStream_t stream);
 
 struct Rows {

@@ -93,6 +93,31 @@ TEST_CASE("cuda grouped_linear: experts with no rows, odd sizes, both tile sizes
     compare("grouped no rows", grouped_op({0, 0, 0}, 16, 8));
 }
 
+TEST_CASE("cuda grouped_linear: padded groups whose offsets only the device knows, and rows after them that are not read", "[gpu][kernels]") {
+    if (!has_gpu()) return;
+    auto op = [](std::vector<int64_t> offsets, int64_t rows, int64_t I, int64_t O) {
+        return [=](const Place& p) -> std::vector<Result> {
+            const int64_t R = offsets.back(), E = int64_t(offsets.size()) - 1;
+            Tensor x = p.leaf({R, I}, 1), dy = p.random({R, O}, 3);
+            auto w = p.weight({E, O, I}, 2, 0.3);
+            if (!p.device.is_cuda()) {
+                Tensor y = kernels::grouped_linear(x, longs(offsets), w);
+                y.backward(dy);
+                return {{"y", y}, {"dx", x.grad()}, {"dw", w->grad}};
+            }
+            auto longer = [&](const Tensor& t) { return at::cat({t.detach(), at::full({rows - R, t.size(1)}, NAN, t.options())}); };
+            Tensor more = longer(x).requires_grad_(true);
+            Tensor y = kernels::grouped_linear(more, {longs(offsets).to(p.device, at::kInt), 128}, w);
+            y.backward(longer(dy));
+            return {{"y", y.narrow(0, 0, R)}, {"dx", more.grad().narrow(0, 0, R)}, {"dw", w->grad}};
+        };
+    };
+    compare("grouped padded", op({0, 0, 128, 384, 384, 512}, 768, 64, 48), 5e-3);
+    compare("grouped padded, sizes of a model", op({0, 256, 256, 1024}, 1152, 256, 512), 5e-3, {at::kBFloat16});
+    compare("grouped padded, one has all", op({0, 0, 640, 640}, 640, 128, 192), 5e-3, {at::kBFloat16});
+    compare("grouped padded, nobody has any", op({0, 0, 0}, 128, 64, 64), 5e-3, {at::kBFloat16});
+}
+
 TEST_CASE("cuda grouped_linear: an expert with no rows leaves its gradient as it was", "[gpu][kernels]") {
     if (!has_gpu()) return;
     Place p{at::Device(at::kCUDA, 0), at::kBFloat16, at::kBFloat16};

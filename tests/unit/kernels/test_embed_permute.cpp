@@ -74,7 +74,7 @@ TEST_CASE("sort_by_expert: rows follow (expert, token, choice), dropped pairs ha
     CHECK(plan.T == kT);
     CHECK(plan.K == kK);
     require_close(plan.position_TK, std::vector<double>(position.begin(), position.end()), 0);
-    require_close(plan.offsets_E1, {0, 2, 5, 5, 7}, 0);
+    require_close(plan.groups.offsets_E1, {0, 2, 5, 5, 7}, 0);
     for (size_t p = 0; p < kIds.size(); ++p)
         if (position[p] >= 0) {
             CHECK(plan.token_R.select(0, position[p]).item<int32_t>() == int32_t(p / kK));
@@ -85,12 +85,40 @@ TEST_CASE("sort_by_expert: rows follow (expert, token, choice), dropped pairs ha
 TEST_CASE("sort_by_expert: no tokens, and everything dropped", "[kernels][permute]") {
     auto none = sort_by_expert(integers({}, {0, 2}), 3);
     CHECK(none.R == 0);
-    require_close(none.offsets_E1, {0, 0, 0, 0}, 0);
+    require_close(none.groups.offsets_E1, {0, 0, 0, 0}, 0);
     auto dropped = sort_by_expert(integers({-1, -1}, {2, 1}), 3);
     CHECK(dropped.R == 0);
     Tensor y = unpermute({}, at::zeros({0, 4}, at::kFloat), dropped);
     CHECK(y.abs().sum().item<double>() == 0);
     CHECK(y.sizes() == at::IntArrayRef({2, 4}));
+}
+
+TEST_CASE("sort_by_expert: groups start at multiples of align, what lies between is rows of zeros", "[kernels][permute]") {
+    constexpr int64_t D = 3, align = 4;
+    auto plain = sort_by_expert(integers(kIds, {kT, kK}), kE), plan = sort_by_expert(integers(kIds, {kT, kK}), kE, align);
+    require_close(plan.groups.offsets_E1, {0, 4, 8, 8, 12}, 0);                 // groups of 2, 3, 0 and 2 rows
+    REQUIRE(plan.R == 12);
+    Tensor x = leaf(randn("x", {kT, D}), at::kDouble), w = leaf(randn("w", {kT, kK}), at::kDouble);
+    auto [rows, weights] = permute(x, w, plan);
+    auto [plain_rows, plain_weights] = permute(x, w, plain);
+    for (auto [from, to, n] : {std::tuple(0, 0, 2), std::tuple(2, 4, 3), std::tuple(5, 8, 2)}) {
+        CHECK(at::equal(rows.narrow(0, to, n), plain_rows.narrow(0, from, n)));
+        CHECK(at::equal(weights.narrow(0, to, n), plain_weights.narrow(0, from, n)));
+    }
+    for (int64_t r : {2, 3, 7, 10, 11}) {
+        CHECK(plan.token_R[r].item<int32_t>() == -1);
+        CHECK(rows[r].abs().sum().item<double>() == 0);
+        CHECK(weights[r].item<double>() == 0);
+    }
+    CHECK(at::equal(unpermute({}, rows, plan), unpermute({}, plain_rows, plain)));
+    Tensor dy = randn("dy", {12, D});
+    rows.backward(dy);                                                          // padding's gradient reaches no token
+    auto token = values(plan.token_R), dyv = values(dy);
+    std::vector<double> want(kT * D);
+    for (int64_t r = 0; r < 12; ++r)
+        for (int64_t d = 0; d < D && token[r] >= 0; ++d) want[int64_t(token[r]) * D + d] += dyv[r * D + d];
+    require_close(x.grad(), want, 1e-12);
+    require_error(ErrorKind::usage, "align", [&] { sort_by_expert(integers(kIds, {kT, kK}), kE, 0); });
 }
 
 TEST_CASE("permute: rows, weights and gradients equal plain loops", "[kernels][permute]") {

@@ -18,7 +18,7 @@ using namespace moe::routing;
 namespace {
 RouterSettings with_capacity(int64_t E, int64_t K, double factor, int64_t least) {
     RouterSettings s;
-    s.num_experts = E; s.top_k = K; s.capacity_factor = factor; s.min_capacity = least;
+    s.num_experts = E; s.route.top_k = K; s.capacity_factor = factor; s.min_capacity = least;
     return s;
 }
 
@@ -117,10 +117,11 @@ TEST_CASE("capacity: tokens that are not whole sequences are refused", "[routing
 TEST_CASE("capacity: weights stay what the chosen had, and gradients flow through kept pairs only, to 1e-8 of plain loops", "[routing]") {
     constexpr int64_t S = 9, E = 4, K = 2, F = 3;
     RouterSettings s = with_capacity(E, K, 0.7, 1);
-    s.scale = 2.5;
+    s.route.scale = 2.5;
     auto gen = at::make_generator<at::CPUGeneratorImpl>(11);
     at::Tensor logits = at::randn({S, E}, gen, at::kDouble).requires_grad_(true), value = at::randn({E, F}, gen, at::kDouble), upstream = at::randn({S, F}, gen, at::kDouble), bias = at::tensor({0.2, 0.0, -0.3, 0.1}, at::kDouble);
-    at::Tensor sc = scores(logits, s), chosen = choose(sc, bias, s), w = weights(sc, chosen, s), counted = at::ones({S}, at::kBool);
+    auto [sc, w, chosen] = kernels::route(logits, bias, s.route);
+    at::Tensor counted = at::ones({S}, at::kBool);
     counted[4] = false;
     at::Tensor kept = drop_over_capacity(chosen, w, counted, S, s);
     REQUIRE(kept.lt(0).sum().item<int64_t>() > 2);                       // more than the padding's two

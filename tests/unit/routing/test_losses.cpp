@@ -16,7 +16,7 @@ namespace {
 /// Routed tokens as plain vectors: logits [T][E], chosen ids [T][K], which tokens count.
 struct PlainWindow {
     int64_t B, S, E, K;
-    Scoring scoring;
+    bool softmax;
     std::vector<double> logits;
     std::vector<int64_t> ids;
     std::vector<char> counted;
@@ -26,7 +26,7 @@ struct PlainWindow {
     std::vector<double> share_of(int64_t t) const {
         std::vector<double> p(E);
         double sum = 0;
-        for (int64_t e = 0; e < E; ++e) sum += p[e] = scoring == Scoring::softmax ? std::exp(logits[t * E + e]) : 1 / (1 + std::exp(-logits[t * E + e]));
+        for (int64_t e = 0; e < E; ++e) sum += p[e] = softmax ? std::exp(logits[t * E + e]) : 1 / (1 + std::exp(-logits[t * E + e]));
         for (double& x : p) x /= sum;
         return p;
     }
@@ -72,7 +72,7 @@ struct PlainWindow {
     }
     /// Sequences [first, first + count).
     PlainWindow part(int64_t first, int64_t count) const {
-        PlainWindow out{count, S, E, K, scoring, {}, {}, {}, load};
+        PlainWindow out{count, S, E, K, softmax, {}, {}, {}, load};
         int64_t lo = first * S, hi = (first + count) * S;
         out.logits.assign(logits.begin() + lo * E, logits.begin() + hi * E);
         out.ids.assign(ids.begin() + lo * K, ids.begin() + hi * K);
@@ -82,8 +82,8 @@ struct PlainWindow {
 };
 
 /// Three sequences of 7 tokens, 5 experts, 2 chosen; expert 3 is never chosen; padding ends the second sequence and is all of the third.
-PlainWindow plain_window(Scoring scoring) {
-    PlainWindow w{3, 7, 5, 2, scoring, {}, {}, {}, {0.4, 1.7, 1.1, 0.0, 1.8}};
+PlainWindow plain_window(bool softmax) {
+    PlainWindow w{3, 7, 5, 2, softmax, {}, {}, {}, {0.4, 1.7, 1.1, 0.0, 1.8}};
     int64_t T = w.B * w.S;
     at::Tensor noise = at::randn({T, w.E}, at::make_generator<at::CPUGeneratorImpl>(3), at::kDouble);
     w.logits.assign(noise.data_ptr<double>(), noise.data_ptr<double>() + noise.numel());
@@ -100,13 +100,13 @@ at::Tensor tensor_of(const std::vector<double>& x) { return at::tensor(at::Array
 /// The same through core/routing: loss and the gradient of the logits.
 struct Got { double value; std::vector<double> gradient; };
 Got through_core(const PlainWindow& w, const LossWeights& weights, double share, at::ScalarType dtype = at::kDouble) {
-    RouterSettings s;
-    s.num_experts = w.E; s.top_k = w.K; s.scoring = w.scoring;
+    kernels::RouteOptions o;
+    o.top_k = w.K; o.softmax = w.softmax;
     int64_t T = w.B * w.S;
     at::Tensor logits = tensor_of(w.logits).view({T, w.E}).to(dtype).requires_grad_(true), counted = at::empty({T}, at::kBool);
     for (int64_t t = 0; t < T; ++t) counted.data_ptr<bool>()[t] = w.counted[t];
     at::Tensor ids = at::tensor(at::ArrayRef<int64_t>(w.ids), at::kLong).view({T, w.K});
-    at::Tensor total = window_loss({scores(logits, s), ids, counted, w.B, w.S}, weights, tensor_of(w.load), share) + z_loss(logits, counted, weights.z, share);
+    at::Tensor total = window_loss({kernels::route(logits, {}, o).scores_TE, ids, counted, w.B, w.S}, weights, tensor_of(w.load), share) + z_loss(logits, counted, weights.z, share);
     REQUIRE(total.scalar_type() == at::kDouble);
     auto grads = torch::autograd::grad({total}, {logits}, {}, false, false, true);
     at::Tensor g = grads[0].defined() ? grads[0].to(at::kDouble).contiguous() : at::zeros({T, w.E}, at::kDouble);
@@ -133,11 +133,11 @@ double largest(const std::vector<double>& x) {
 }  // namespace
 
 TEST_CASE("router losses: values and gradients of the logits are those of plain loops, padding and an empty expert included", "[routing]") {
-    auto scoring = GENERATE(Scoring::sigmoid, Scoring::softmax);
-    PlainWindow w = plain_window(scoring);
+    auto softmax = GENERATE(false, true);
+    PlainWindow w = plain_window(softmax);
     REQUIRE(w.means(0, 21).c[3] == 0);
     for (auto& [name, weights] : each_loss()) {
-        INFO(name << (scoring == Scoring::softmax ? ", softmax" : ", sigmoid"));
+        INFO(name << (softmax ? ", softmax" : ", sigmoid"));
         double share = 1.0 / 12, want = w.loss(weights, share);
         Got got = through_core(w, weights, share);
         REQUIRE(std::abs(want) > 1e-3);
@@ -153,13 +153,13 @@ TEST_CASE("router losses: values and gradients of the logits are those of plain 
 }
 
 TEST_CASE("router losses: fp32 logits give the same to fp32's accuracy, summed in float64", "[routing]") {
-    PlainWindow w = plain_window(Scoring::sigmoid);
+    PlainWindow w = plain_window(false);
     LossWeights all = each_loss().back().weights;
     REQUIRE(through_core(w, all, 0.5, at::kFloat).value == Approx(w.loss(all, 0.5)).epsilon(1e-6));
 }
 
 TEST_CASE("router losses: micro-batches add up to the mean over the tokens of all", "[routing]") {
-    PlainWindow w = plain_window(Scoring::sigmoid);
+    PlainWindow w = plain_window(false);
     for (auto& [name, weights] : each_loss()) {
         INFO(name);
         double share = 1.0 / 12, sum = 0, want = 0;
@@ -181,7 +181,7 @@ TEST_CASE("router losses: micro-batches add up to the mean over the tokens of al
 
 TEST_CASE("router losses: perfect balance gives each loss its least value", "[routing]") {
     // Equal scores, choices that go round: f = 1 and P = 1/N, so Switch, sequence-wise and global are 1, the entropy log N, the load 0.
-    PlainWindow w{2, 5, 5, 2, Scoring::sigmoid, std::vector<double>(50, 0.3), {}, std::vector<char>(10, 1), std::vector<double>(5, 1.0)};
+    PlainWindow w{2, 5, 5, 2, false, std::vector<double>(50, 0.3), {}, std::vector<char>(10, 1), std::vector<double>(5, 1.0)};
     for (int64_t i = 0; i < 20; ++i) w.ids.push_back(i % 5);
     const double want[] = {0.7, 0.3, 0.9, 0.2 * std::pow(0.3 + std::log(5), 2), -1.3 * std::log(5), 0};
     auto losses = each_loss();
@@ -192,7 +192,7 @@ TEST_CASE("router losses: perfect balance gives each loss its least value", "[ro
 }
 
 TEST_CASE("router losses: nothing but padding gives zero and no gradient that is not a number", "[routing]") {
-    PlainWindow w = plain_window(Scoring::sigmoid);
+    PlainWindow w = plain_window(false);
     std::fill(w.counted.begin(), w.counted.end(), 0);
     for (auto& [name, weights] : each_loss()) {
         INFO(name);
@@ -203,7 +203,7 @@ TEST_CASE("router losses: nothing but padding gives zero and no gradient that is
 }
 
 TEST_CASE("router losses: a weight of zero has no effect, and the weights come from their keys", "[routing]") {
-    PlainWindow w = plain_window(Scoring::sigmoid);
+    PlainWindow w = plain_window(false);
     Got none = through_core(w, {}, 1);
     REQUIRE(none.value == 0);
     REQUIRE(largest(none.gradient) == 0);
