@@ -364,6 +364,7 @@ static Tensor most_likely(const Tensor& final_TD, const WeightPtr& head) {
 Tensor Model::head_loss(const Tensor& final_TD, const Tensor& targets_T, double scale, Call& call, bool main) const {
     kernels::HeadLossOptions options;
     options.scale = scale;
+    options.gradients_in_forward = call.backward_follows;
     Tensor loss = kernels::head_loss(final_TD, head_, targets_T, options, main ? call.batch.token_loss : nullptr);
     if (!call.again) call.batch.add_loss(main ? "loss" : "mtp", loss / call.batch.gradient_scale);
     if (call.batch.predicted) call.batch.predicted->push_back(most_likely(final_TD, head_));

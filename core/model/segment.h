@@ -65,6 +65,7 @@ struct MicroBatch {
 struct Call {
     MicroBatch& batch;
     bool again = false;                   ///< a recomputation: decisions are taken from batch.routed, nothing is counted
+    bool backward_follows = false;        ///< once, and a loss gets 1 from above: a head may make its gradients at once
 };
 
 /// A named piece of the model. What it writes to the slot "loss" is a loss: it starts a backward.

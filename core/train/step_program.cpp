@@ -181,7 +181,7 @@ void Executor::run_segment(int s, int mb, Slots& slots, bool keep_graph, bool ag
     Tape t;
     for (auto& slot : segment.reads) t.in.push_back(cut(slots.at(slot), keep_graph));
     at::AutoGradMode mode(keep_graph);                // the caller may be under NoGradGuard
-    Call call{(*batches_)[size_t(mb)], again};
+    Call call{(*batches_)[size_t(mb)], again, keep_graph && !model_.store().is_cut()};      // a cut gradient has room in backward only
     model_.store().gather(segment.weights, false);
     t.out = segment.forward(t.in, call);
     model_.store().release(segment.weights, false);

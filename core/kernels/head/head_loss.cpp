@@ -45,6 +45,26 @@ Tensor token_losses(const Chunks& c, const Tensor& all_TV) {
     return loss_T;
 }
 
+/// The gradients of one chunk: dx of its rows, and the weight's main gradient added to. `x_scale`, where given, multiplies x in the latter.
+void chunk_gradients(const Chunks& c, const WeightPtr& w, int64_t lo, int64_t n, const Tensor& dlogits_NV, const Tensor& x_scale, Tensor dx_TD) {
+    product_nn(dlogits_NV, c.w_VD, dx_TD.narrow(0, lo, n));
+    if (!w->grad.defined()) return;
+    Tensor x_ND = c.x_TD.narrow(0, lo, n).detach();
+    add_product_tn(dlogits_NV, x_scale.defined() ? x_ND.mul(x_scale).to(x_ND.scalar_type()) : x_ND, w->grad);
+}
+
+/// Losses as token_losses, and the gradients with 1 from above.
+Tensor losses_and_gradients(const Chunks& c, const WeightPtr& w, Tensor dx_TD) {
+    Tensor loss_T = at::empty({c.T()}, c.x_TD.options().dtype(at::kDouble)), dlogits = c.empty_rows(c.rows_at(0));
+    for (int64_t lo = 0; lo < c.T(); lo += c.options.chunk) {
+        int64_t n = c.rows_at(lo);
+        Tensor dlogits_NV = dlogits.narrow(0, 0, n);
+        chunk_pass(c, lo, n, loss_T.narrow(0, lo, n), dlogits_NV);
+        chunk_gradients(c, w, lo, n, dlogits_NV, {}, dx_TD);
+    }
+    return loss_T;
+}
+
 /// On the CPU added in token order, so that it does not depend on the number of threads.
 Tensor total(const Tensor& loss_T, double scale) {
     if (!loss_T.is_cpu()) return loss_T.sum().mul(scale);
@@ -58,6 +78,12 @@ struct HeadLossFunction : Function<HeadLossFunction> {
     static Tensor forward(AutogradContext* ctx, const Tensor& x_TD, const WeightPtr& w, const Tensor& targets_T, const HeadLossOptions& options, Tensor* token_loss) {
         Chunks c{x_TD, w->value, targets_T, options};
         Tensor all_TV;
+        if (options.gradients_in_forward) {
+            Tensor dx_TD = at::empty_like(x_TD), loss_T = losses_and_gradients(c, w, dx_TD);
+            ctx->save_for_backward({dx_TD});
+            if (token_loss) *token_loss = loss_T.to(at::kFloat);
+            return total(loss_T, options.scale);
+        }
         if (c.T() * c.V() * x_TD.element_size() <= options.keep_bytes) all_TV = c.empty_rows(c.T());
         Tensor loss_T = token_losses(c, all_TV);
         ctx->save_for_backward({x_TD, targets_T, all_TV});
@@ -71,6 +97,7 @@ struct HeadLossFunction : Function<HeadLossFunction> {
     /// the narrow operands (dx, x) in at least fp32, not the logits' gradient.
     static Grads backward(AutogradContext* ctx, Grads grads) {
         auto saved = ctx->get_saved_variables();
+        if (saved.size() == 1) return {saved[0], Tensor(), Tensor(), Tensor(), Tensor()};        // made in forward
         WeightPtr w = held_weight(ctx);
         Chunks c{saved[0], w->value, saved[1], kept<HeadLossOptions>(ctx, "options")};
         Tensor all_TV = saved[2], dx_TD = at::empty_like(c.x_TD), upstream = grads[0].reshape({1}).to(wide_dtype(c.x_TD));
@@ -80,10 +107,7 @@ struct HeadLossFunction : Function<HeadLossFunction> {
             int64_t n = c.rows_at(lo);
             Tensor dlogits_NV = all_TV.defined() ? all_TV.narrow(0, lo, n) : c.empty_rows(n);
             if (!all_TV.defined()) chunk_pass(c, lo, n, unused_T.narrow(0, lo, n), dlogits_NV);
-            product_nn(dlogits_NV, w->value, dx_TD.narrow(0, lo, n));
-            if (!w->grad.defined()) continue;
-            Tensor x_ND = c.x_TD.narrow(0, lo, n).detach();
-            add_product_tn(dlogits_NV, is_one ? x_ND : x_ND.mul(upstream).to(x_ND.scalar_type()), w->grad);
+            chunk_gradients(c, w, lo, n, dlogits_NV, is_one ? Tensor() : upstream, dx_TD);
         }
         if (!is_one) dx_TD.mul_(upstream);
         return {dx_TD, Tensor(), Tensor(), Tensor(), Tensor()};

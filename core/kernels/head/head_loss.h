@@ -10,6 +10,9 @@ struct HeadLossOptions {
     double scale = 1;                     ///< usually 1 / valid tokens of the global batch
     int64_t chunk = 1024;                 ///< tokens whose logits exist at a time
     int64_t keep_bytes = 256 << 20;       ///< the logits' gradient is kept for backward up to this size, else computed again
+    /// The caller promises that backward follows, once, with 1 from above: then forward makes both gradients, the weight's is added there
+    /// and then, and the logits are made only once.
+    bool gradients_in_forward = false;
 };
 
 /// Sum over valid tokens of cross entropy · scale, in chunks: x [T, D], w.value [V, D], targets int64 [T] (kIgnore = none) →

@@ -10,6 +10,7 @@
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/mm.h>
+#include <ATen/ops/sub.h>
 #include <ATen/ops/sum.h>
 #include <ATen/native/cuda/GroupMM.h>
 
@@ -205,7 +206,7 @@ void add_grouped_product_tn_cuda(const Tensor& dy_RO, const Tensor& x_RI, const 
         const int64_t lo = step < E ? on_host.const_data_ptr<int64_t>()[first] : 0, rows = step < E ? on_host.const_data_ptr<int64_t>()[first + count] - lo : dy_RO.size(0);
         if (rows == 0) continue;
         Tensor ends = offsets.narrow(0, first + 1, count), part = part_GOI.narrow(0, 0, count);
-        if (lo > 0) ends = ends - lo;
+        if (lo > 0) ends = at::sub(ends, lo);
         grouped_into(dy_RO.narrow(0, lo, rows).t(), x_RI.narrow(0, lo, rows), ends, part);
         sm90::AddGroups p{};
         p.groups = count, p.size = O * I, p.ends = ends.const_data_ptr<int>(), p.part = in_pointer(part);

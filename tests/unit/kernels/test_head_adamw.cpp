@@ -67,6 +67,26 @@ TEST_CASE("head_loss: gradients equal finite differences, kept or computed again
     require_close(w->grad, differences(w->value, f), 1e-7);
 }
 
+TEST_CASE("head_loss: gradients made in forward are those made in backward", "[kernels][head]") {
+    auto dtype = GENERATE(at::kDouble, at::kFloat, at::kBFloat16);
+    HeadLossOptions options;
+    options.scale = 0.5;
+    options.chunk = 4;
+    Tensor targets = some_targets(), token_loss;
+    auto run = [&](bool at_once) {
+        options.gradients_in_forward = at_once;
+        auto w = weight(randn("w", {V, D}), dtype);
+        Tensor x = leaf(randn("x", {T, D}), dtype), loss = head_loss(x, w, targets, options, &token_loss);
+        if (at_once) CHECK(w->grad.abs().sum().item<double>() > 0);
+        return std::tuple(loss.item<double>(), backward(loss, {x}, at::ones({}, at::kDouble))[0], w->grad);
+    };
+    auto [loss, dx, dw] = run(true);
+    auto [want, want_dx, want_dw] = run(false);
+    CHECK(loss == want);
+    require_close(dx, values(want_dx), 1e-12);
+    require_close(dw, values(want_dw), 1e-12);
+}
+
 TEST_CASE("head_loss: narrow dtypes' gradients follow float64", "[kernels][head]") {
     auto [dtype, tolerance] = GENERATE(table<at::ScalarType, double>({{at::kFloat, 3e-6}, {at::kBFloat16, 1e-2}, {at::kHalf, 2e-3}}));
     HeadLossOptions options;
