@@ -1,4 +1,4 @@
-# The launcher's slow path: system packages, the virtual environment with LibTorch, configuring, building.
+# The launcher's slow path: system packages, the virtual environment with LibTorch and DeepGEMM's headers, configuring, building.
 # Sourced by ./moelab, which sets root, build, preset, key, nvcc, assume_yes.
 
 python_wanted="3.11 or 3.12"
@@ -76,32 +76,51 @@ find_missing_packages() {
   fi
 }
 
-# What the virtual environment must hold: one line that changes with the pinned versions and with the need for CUDA libraries.
-wanted_requirements() {
-  local files=("$root/cmake/requirements.txt")
-  [[ -n $nvcc ]] && files+=("$root/cmake/requirements_cuda.txt")
-  cat "${files[@]}" | cksum
+# The requirement files whose wheels build/venv must hold: LibTorch unless it is installed elsewhere; where nvcc is also its CUDA libraries, and DeepGEMM's headers
+# unless they lie beside that other LibTorch.
+requirement_files() {
+  [[ -n ${MOELAB_TORCH_DIR:-} ]] || echo requirements.txt
+  [[ -n $nvcc ]] || return 0
+  [[ -n ${MOELAB_TORCH_DIR:-} ]] || echo requirements_cuda.txt
+  [[ -n ${MOELAB_TORCH_DIR:-} && -d ${MOELAB_TORCH_DIR%/}/../deep_gemm/include ]] || echo requirements_headers.txt
 }
 
+# A line for each of them, which changes with the pinned versions.
+wanted_requirements() { (cd "$root/cmake" && requirement_files | xargs -r cksum); }
+
+# .moelab_installed holds such lines. One that is missing, as after an update of the project, makes the environment incomplete.
 venv_is_ready() {
-  local installed=""
-  [[ -n ${MOELAB_TORCH_DIR:-} ]] && return 0
-  [[ -f $root/build/venv/.moelab_installed ]] && read -r installed < "$root/build/venv/.moelab_installed"
-  [[ $installed == "$(wanted_requirements)" ]] && compgen -G "$root/build/venv/lib/python3*/site-packages/torch/version.py" > /dev/null
+  local line installed="" wanted
+  wanted=$(wanted_requirements)
+  [[ -f $root/build/venv/.moelab_installed ]] && installed=$(< "$root/build/venv/.moelab_installed")
+  while read -r line; do
+    [[ -z $line || $'\n'$installed$'\n' == *$'\n'"$line"$'\n'* ]] || return 1
+  done <<< "$wanted"
+  [[ -n ${MOELAB_TORCH_DIR:-} ]] || compgen -G "$root/build/venv/lib/python3*/site-packages/torch/version.py" > /dev/null
+}
+
+# Whether LibTorch itself need not be fetched.
+has_torch() { [[ -n ${MOELAB_TORCH_DIR:-} ]] || compgen -G "$root/build/venv/lib/python3*/site-packages/torch-$torch_wanted*" > /dev/null; }
+
+# What is missing of the environment, for the user.
+venv_needs() {
+  local size="0.6 GB to fetch, 2 GB on disk"
+  [[ -n $nvcc ]] && size="2.5 GB to fetch with the CUDA libraries and DeepGEMM's headers, 5 GB on disk"
+  if has_torch; then echo "pinned wheels beside LibTorch (DeepGEMM's headers: 5 MB to fetch, 33 MB on disk)"; else echo "LibTorch $torch_wanted ($size)"; fi
 }
 
 install_missing() {
   find_missing_packages
-  local need_venv=0 download="0.6 GB to fetch, 2 GB on disk"
+  local need_venv=0
+  [[ -z ${MOELAB_TORCH_DIR:-} ]] || torch_dir > /dev/null || exit 1
   venv_is_ready || need_venv=1
-  [[ -n $nvcc ]] && download="2.5 GB to fetch with the CUDA libraries, 5 GB on disk"
   if ((${#missing_packages[@]} + need_venv == 0)); then
     check_tools
     return
   fi
   say "moelab: not set up here yet. Missing:"
   ((${#missing_packages[@]})) && say "  system packages: ${missing_packages[*]}"
-  ((need_venv)) && say "  LibTorch $torch_wanted, checked by hash, in build/venv ($download)"
+  ((need_venv)) && say "  in build/venv, checked by hash: $(venv_needs)"
   ((${#missing_packages[@]})) && require_installer
   if ((!assume_yes)); then
     [[ -t 0 ]] || fail "nobody to ask: this is not a terminal." "Run ./moelab --yes to install what is missing."
@@ -188,11 +207,12 @@ find_python() {
 }
 
 install_venv() {
-  local venv=$root/build/venv log=$root/build/log/venv.log need_mb=3000 free_mb python
-  local requirements=(-r "$root/cmake/requirements.txt")
-  [[ -n $nvcc ]] && { requirements+=(-r "$root/cmake/requirements_cuda.txt"); need_mb=8000; }
+  local venv=$root/build/venv log=$root/build/log/venv.log need_mb=3000 free_mb python name requirements=()
+  for name in $(requirement_files); do requirements+=(-r "$root/cmake/$name"); done
+  [[ -n $nvcc ]] && need_mb=8000
+  has_torch && need_mb=500
   free_mb=$(df -Pm "$root/build" | awk 'NR == 2 { print $4 }')
-  ((free_mb >= need_mb)) || fail "the disk is too full for LibTorch: got $free_mb MB free in $root/build, want $need_mb MB."
+  ((free_mb >= need_mb)) || fail "the disk is too full for what build/venv holds: got $free_mb MB free in $root/build, want $need_mb MB."
   find_python
   rm -f "$venv/.moelab_installed"
   if ! "$venv/bin/python" -m pip --version > /dev/null 2>&1; then
@@ -201,7 +221,7 @@ install_venv() {
   fi
   # pip unpacks downloads in TMPDIR; /tmp is often small or in memory.
   mkdir -p "$root/build/tmp"
-  progress=progress_venv step "Installing LibTorch $torch_wanted" "$log" env TMPDIR="$root/build/tmp" "$venv/bin/python" -m pip --disable-pip-version-check \
+  progress=progress_venv step "Installing pinned wheels" "$log" env TMPDIR="$root/build/tmp" "$venv/bin/python" -m pip --disable-pip-version-check \
     install --no-deps --require-hashes --only-binary :all: --no-compile "${requirements[@]}" || fail_pip "$log"
   rm -rf "$root/build/tmp"
   wanted_requirements > "$venv/.moelab_installed"
@@ -216,7 +236,7 @@ fail_log() {
 
 fail_pip() {
   rm -rf "$root/build/tmp"
-  local reason="pip could not install LibTorch."
+  local reason="pip could not install the pinned wheels."
   if grep -q 'DO NOT MATCH THE HASHES' "$1"; then
     reason="a downloaded wheel is not the pinned one (hash mismatch). Nothing of it was installed; check the package index or proxy in use."
   elif grep -q 'No space left on device' "$1"; then
@@ -236,14 +256,21 @@ torch_dir() {
   printf '%s' "$dir"
 }
 
+# Beside LibTorch, where pip puts them, or in build/venv. Nothing where no CUDA parts are built.
+deepgemm_dir() {
+  local dir=${1%/*}/deep_gemm/include
+  [[ -d $dir ]] || dir=$(compgen -G "$root/build/venv/lib/python3*/site-packages/deep_gemm/include" | head -1)
+  printf '%s' "$dir"
+}
+
 configure() {
   local torch configured="" log=$root/build/log/configure.$preset.log
   [[ -f $build/.moelab_configured ]] && read -r configured < "$build/.moelab_configured"
-  if [[ $configured == "$key" && -f $build/build.ninja ]]; then return 0; fi
+  if [[ $configured == "$key" && -f $build/build.ninja ]] && { [[ -z $nvcc ]] || grep -q '^MOE_DEEPGEMM_DIR:[A-Z]*=.' "$build/CMakeCache.txt"; }; then return 0; fi
   # A folder that was configured for a tree or a compiler elsewhere cannot be reused.
   if [[ -n $configured && ${configured%|*} != "${key%|*}" ]] || [[ -z $configured && -f $build/CMakeCache.txt ]]; then rm -rf "$build"; fi
   torch=$(torch_dir) || exit 1
-  local options=(--preset "$preset" -S "$root" -B "$build" -DMOE_TORCH_DIR="$torch")
+  local options=(--preset "$preset" -S "$root" -B "$build" -DMOE_TORCH_DIR="$torch" -DMOE_DEEPGEMM_DIR="$(deepgemm_dir "${torch%/}")")
   [[ $preset == portable ]] || options+=(-DMOE_TESTS="$tests")
   cd "$root" || exit 1
   step "Configuring $preset" "$log" cmake "${options[@]}" || fail_log "$log" "cmake could not configure the $preset preset."

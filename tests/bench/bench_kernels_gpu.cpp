@@ -3,6 +3,7 @@
 #include "core/kernels/adamw/adamw.h"
 #include "core/kernels/adamw/adamw_kernels.h"
 #include "core/kernels/embed/embed_kernels.h"
+#include "core/kernels/grouped/grouped.h"
 #include "core/kernels/head/head_loss_kernels.h"
 #include "core/kernels/linear/linear_kernels.h"
 #include "core/kernels/mla/attention_kernels.h"
@@ -33,8 +34,8 @@ at::TensorOptions bf16() { return at::TensorOptions().dtype(at::kBFloat16).devic
 at::TensorOptions fp32() { return bf16().dtype(at::kFloat); }
 
 /// Seconds of one call, the median of `repeats`.
-double seconds(const std::function<void()>& f, int repeats = 20) {
-    for (int i = 0; i < 3; ++i) f();
+double seconds(const std::function<void()>& f, int repeats = 20, int warm_up = 3) {
+    for (int i = 0; i < warm_up; ++i) f();
     std::vector<double> times;
     for (int i = 0; i < repeats; ++i) {
         at::cuda::CUDAEvent start(cudaEventDefault), end(cudaEventDefault);
@@ -133,6 +134,73 @@ void grouped() {
     speed("grouped_wgrad_library_and_add", shape + " into fp32", flops, [&] { dw.add_(at::_grouped_mm(y.t(), x, ends)); });
 }
 
+struct Rival { std::string name; std::function<void()> run; };
+/// TFLOPS of each, call by call in turn: a card at its power limit slows down as it warms, which must not favour the first.
+void in_turn(const std::string& shape, double flops, std::vector<Rival> rivals, int rounds = 15) {
+    std::erase_if(rivals, [](const Rival& r) { return !wanted(r.name); });
+    std::vector<std::vector<double>> times(rivals.size());
+    for (int i = -2; i < rounds; ++i)
+        for (size_t r = 0; r < rivals.size(); ++r) {
+            const double t = seconds(rivals[r].run, 1, 0);
+            if (i >= 0) times[r].push_back(t);
+        }
+    for (size_t r = 0; r < rivals.size(); ++r) {
+        std::nth_element(times[r].begin(), times[r].begin() + rounds / 2, times[r].end());
+        print(rivals[r].name, flops / times[r][rounds / 2] * 1e-12, "TFLOPS", shape, "bf16");
+    }
+}
+
+/// Groups known on the device only, beside the library's product. `skewed`: from none to twice the mean.
+void grouped_on_device(int64_t E, int64_t R, int64_t O, int64_t I, bool skewed, bool wgrad) {
+    std::vector<int> offset{0};
+    const int64_t tiles = R / kGroupAlign;
+    int64_t weights = 0, left = tiles;
+    auto weight = [&](int64_t e) { return !skewed ? 1 : e % 16 == 5 ? 0 : 1 + e * 37 % 11; };
+    for (int64_t e = 0; e < E; ++e) weights += weight(e);
+    for (int64_t e = 0; e < E; ++e) {
+        const int64_t n = e + 1 == E ? left : tiles * weight(e) / weights;
+        left -= n;
+        offset.push_back(int(offset.back() + n * kGroupAlign));
+    }
+    Tensor offsets = at::tensor(offset, at::kInt).to(at::kCUDA), host = at::tensor(offset, at::kInt).to(at::kLong), ends = offsets.slice(0, 1).contiguous();
+    Tensor x = at::randn({R, I}, bf16()), w = at::empty({E, O, I}, bf16()).normal_(), y = at::randn({R, O}, bf16()), dx = at::empty_like(x), out = at::empty_like(y);
+    const double flops = 2.0 * double(R) * double(I * O);
+    const std::string shape = "E" + std::to_string(E) + " M" + std::to_string(R) + " " + std::to_string(O) + "x" + std::to_string(I) + (skewed ? " skewed" : "");
+    in_turn(shape, flops, {{"device_groups_forward", [&] { grouped_nt(x, offsets, w, out); }}, {"device_groups_forward_library", [&] { at::_grouped_mm(x, w.transpose(-2, -1), ends); }}});
+    in_turn(shape, flops, {{"device_groups_dgrad", [&] { grouped_nn(y, offsets, w, dx); }}, {"device_groups_dgrad_library", [&] { at::_grouped_mm(y, w, ends); }}});
+    if (!wgrad) return;
+    Tensor dw = at::zeros({E, O, I}, fp32());
+    in_turn(shape + " into fp32", flops, {{"device_groups_wgrad", [&] { add_grouped_tn(y, x, offsets, dw); }},
+                                          {"device_groups_wgrad_library_bf16_out", [&] { at::_grouped_mm(y.t(), x, ends); }},
+                                          {"device_groups_wgrad_library_and_add", [&] { add_grouped_product_tn_cuda(y, x, host, dw); }}});
+}
+
+void device_groups() {
+    if (!wanted("device_groups")) return;
+    for (bool skewed : {false, true}) {
+        grouped_on_device(64, 98304, 2816, 2048, skewed, true);
+        grouped_on_device(64, 98304, 2048, 1408, skewed, true);
+    }
+    grouped_on_device(64, 98304, 1408, 2048, false, true);
+    grouped_on_device(256, 131072, 2048, 7168, false, true);
+    grouped_on_device(8, 32768, 2048, 1024, false, true);
+    grouped_on_device(4, 8192, 1024, 512, false, true);
+    // What a launch costs the host, with descriptors that come again and with matrices that always lie elsewhere.
+    Tensor x = at::zeros({1 << 20, 64}, bf16()), w = at::zeros({1, 128, 64}, bf16()), y = at::zeros({128, 128}, bf16()), offsets = at::tensor({0, 128}, at::kInt).to(at::kCUDA);
+    for (bool fresh : {false, true}) {
+        const int calls = 500;
+        int64_t row = 0;
+        auto once = [&] { grouped_nt(x.narrow(0, fresh ? row++ : 0, 128), offsets, w, y); };
+        for (int i = 0; i < 5; ++i) once();
+        at::cuda::getCurrentCUDAStream().synchronize();
+        auto start = std::chrono::steady_clock::now();
+        for (int i = 0; i < calls; ++i) once();
+        const double us = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() / calls * 1e6;
+        print(fresh ? "device_groups_launch_one_new_matrix" : "device_groups_launch", us, "us", "on the host", "bf16");
+        at::cuda::getCurrentCUDAStream().synchronize();
+    }
+}
+
 /// Documents of 128 … 2047 tokens. Returns the pairs of query and key that are seen.
 double documents(const MlaShape& m, Tensor& doc_start) {
     Tensor doc = at::empty({m.B, m.S}, at::kInt);
@@ -193,7 +261,7 @@ int main(int argc, char** argv) {
     if (argc > 1) filter = argv[1];
     device_name = at::cuda::getCurrentDeviceProperties()->name;
     at::NoGradGuard no_grad;
-    for (auto part : {rows_and_elements, optimizer, vocabulary, dense, grouped, attention}) {
+    for (auto part : {rows_and_elements, optimizer, vocabulary, dense, grouped, device_groups, attention}) {
         try {
             part();
         } catch (const std::exception& e) {

@@ -113,6 +113,7 @@ with zipfile.ZipFile(sys.argv[1] + "/moelab_dummy-1.0-py3-none-any.whl", "w") as
 END
   printf 'moelab-dummy==1.0 --hash=sha256:%064d\n' 0 > "$tree/cmake/requirements.txt"
   : > "$tree/cmake/requirements_cuda.txt"
+  : > "$tree/cmake/requirements_headers.txt"
   text=$(cd / && env -u MOELAB_TORCH_DIR PIP_NO_INDEX=1 PIP_FIND_LINKS="$tree/wheels" "$tree/moelab" --yes 2>&1 < /dev/null)
   code=$?
   if [[ $text == *"no Python with the venv module"* || $text == *"disk is too full"* ]]; then

@@ -1,0 +1,19 @@
+// Builds without CUDA parts refuse what grouped_fits has said no to.
+#ifndef MOE_WITH_CUDA
+#include "core/kernels/grouped/grouped.h"
+
+#include "core/tensor/check.h"
+
+namespace moe::kernels {
+namespace {
+[[noreturn]] void refuse_grouped(std::string_view op) {
+    MOE_THROW(device, std::string(op), "a build without CUDA parts", "a CUDA device of compute capability 9.0", "ask grouped_fits first");
+}
+}  // namespace
+
+bool grouped_fits(const Tensor&, const Tensor&) { return false; }
+void grouped_nt(const Tensor&, const Tensor&, const Tensor&, Tensor) { refuse_grouped("grouped_nt"); }
+void grouped_nn(const Tensor&, const Tensor&, const Tensor&, Tensor) { refuse_grouped("grouped_nn"); }
+void add_grouped_tn(const Tensor&, const Tensor&, const Tensor&, Tensor) { refuse_grouped("add_grouped_tn"); }
+}  // namespace moe::kernels
+#endif

@@ -1,0 +1,26 @@
+// Products by groups of rows whose sizes are known on the device only, on Hopper: what grouped_linear does with offsets on the host, without waiting for them.
+// No autograd, no weights with sinks. Letters: R rows as allocated, E experts, I in, O out. Every tensor is contiguous, bf16 unless said, on one device.
+// offsets is int32 [E + 1] on the device, offsets[0] = 0: rows offsets[e] … offsets[e+1] belong to w[e]. Each is a multiple of kGroupAlign, none is above R;
+// the caller fills groups up with rows of zeros, and nothing checks the values. Rows from offsets[E] on are neither read nor written.
+// All throw moe::Error: shape, dtype, device, and device where grouped_fits is false.
+#pragma once
+#include <ATen/core/Tensor.h>
+
+namespace moe::kernels {
+using at::Tensor;
+
+/// What groups are a multiple of, in rows.
+constexpr int64_t kGroupAlign = 128;
+
+/// Whether the products take experts with this weight [E, O, I] and this main gradient (undefined: none): bf16 and fp32 on a device of compute capability 9.0,
+/// O a multiple of 128, I of 8, both contiguous from a multiple of 16 bytes on. Cheap: to be asked before every step. False in builds without CUDA parts.
+bool grouped_fits(const Tensor& w_EOI, const Tensor& dw_EOI = {});
+
+/// y [R, O] = x [R, I] w[e] [O, I]ᵀ, summed in fp32 and rounded once. A row's result depends on that row and its expert only.
+void grouped_nt(const Tensor& x_RI, const Tensor& offsets_E1, const Tensor& w_EOI, Tensor y_RO);
+/// dx [R, I] = dy [R, O] w[e] [O, I], the same.
+void grouped_nn(const Tensor& dy_RO, const Tensor& offsets_E1, const Tensor& w_EOI, Tensor dx_RI);
+/// dw [E, O, I] fp32 += dy [R, O]ᵀ x [R, I] over the rows of each expert; an expert without rows keeps its dw. The same bits every time.
+void add_grouped_tn(const Tensor& dy_RO, const Tensor& x_RI, const Tensor& offsets_E1, Tensor dw_EOI);
+
+}  // namespace moe::kernels

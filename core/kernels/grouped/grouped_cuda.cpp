@@ -1,0 +1,75 @@
+// Checks, and the way to the launchers.
+#ifdef MOE_WITH_CUDA
+#include "core/kernels/common/cuda_check.h"
+#include "core/kernels/grouped/grouped.h"
+#include "core/kernels/grouped/grouped_sm90.h"
+
+#include <algorithm>
+
+namespace moe::kernels {
+namespace {
+constexpr int64_t kBelow = int64_t(1) << 31;
+static_assert(kGroupAlign == sm90::kGroupRows);
+
+void check_on_cuda(std::string_view op, const Tensor& t) {
+    MOE_CHECK(t.defined() && t.is_cuda(), device, std::string(op), t.defined() ? t.device().str() : "undefined", "a CUDA device of compute capability 9.0", "ask grouped_fits first");
+}
+bool from_16_bytes(const Tensor& t) { return t.is_contiguous() && reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 16 == 0; }
+
+void check_grouped(std::string_view op, Named t, std::initializer_list<int64_t> sizes, at::ScalarType dtype, const Tensor& beside) {
+    check_shape(op, t, sizes);
+    check_dtype(op, t, {dtype});
+    check_same_device(op, t, {"w", beside});
+    check_contiguous(op, t);
+    MOE_CHECK(from_16_bytes(t.tensor), shape, fmt::format("{}: {}", op, t.name), "data that does not start at a multiple of 16 bytes", "a multiple of 16 bytes", "clone() it");
+}
+
+/// Of a product with w, or with dw in its place.
+sm90::GroupedShape grouped_shape(std::string_view op, Named rows_in, Named rows_out, const Tensor& offsets_E1, Named w, at::ScalarType w_dtype) {
+    check_dims(op, rows_in, 2);
+    check_dims(op, w, 3);
+    const int64_t R = rows_in.tensor.size(0), E = w.tensor.size(0), O = w.tensor.size(1), I = w.tensor.size(2);
+    check_grouped(op, rows_in, {R, I}, at::kBFloat16, w.tensor);
+    check_grouped(op, rows_out, {R, O}, at::kBFloat16, w.tensor);
+    check_grouped(op, w, {E, O, I}, w_dtype, w.tensor);
+    check_shape(op, {"offsets", offsets_E1}, {E + 1});
+    check_dtype(op, {"offsets", offsets_E1}, {at::kInt});
+    check_same_device(op, {"offsets", offsets_E1}, w);
+    check_contiguous(op, {"offsets", offsets_E1});
+    MOE_CHECK(sm90::grouped_device(), device, std::string(op), w.tensor.device().str(), "a CUDA device of compute capability 9.0", "ask grouped_fits first");
+    MOE_CHECK(sm90::grouped_bf16_fits(O, I), shape, fmt::format("{}: experts", op), shape_text({O, I}), "out a multiple of 128, in of 8", "ask grouped_fits first");
+    MOE_CHECK(R < kBelow && E * O < kBelow && E * I < kBelow, shape, std::string(op), fmt::format("{} rows, {} experts of {}", R, E, shape_text({O, I})), "rows and experts x sizes below 2^31", "");
+    return {E, R, O, I, offsets_E1.const_data_ptr<int>()};
+}
+}  // namespace
+
+bool grouped_fits(const Tensor& w_EOI, const Tensor& dw_EOI) {
+    if (!w_EOI.defined() || !w_EOI.is_cuda() || w_EOI.dim() != 3 || w_EOI.scalar_type() != at::kBFloat16 || !from_16_bytes(w_EOI)) return false;
+    if (dw_EOI.defined() && (dw_EOI.scalar_type() != at::kFloat || dw_EOI.sizes() != w_EOI.sizes() || !from_16_bytes(dw_EOI))) return false;
+    const int64_t E = w_EOI.size(0), O = w_EOI.size(1), I = w_EOI.size(2);
+    c10::cuda::CUDAGuard guard(w_EOI.device());
+    return sm90::grouped_bf16_fits(O, I) && E * std::max(O, I) < kBelow && sm90::grouped_device();
+}
+
+void grouped_nt(const Tensor& x_RI, const Tensor& offsets_E1, const Tensor& w_EOI, Tensor y_RO) {
+    check_on_cuda("grouped_nt", x_RI);
+    OnDevice on(x_RI);
+    auto s = grouped_shape("grouped_nt", {"x", x_RI}, {"y", y_RO}, offsets_E1, {"w", w_EOI}, at::kBFloat16);
+    MOE_CUDA_CHECK(sm90::grouped_nt_bf16(s, in_pointer(x_RI), in_pointer(w_EOI), out_pointer(y_RO), on.stream));
+}
+
+void grouped_nn(const Tensor& dy_RO, const Tensor& offsets_E1, const Tensor& w_EOI, Tensor dx_RI) {
+    check_on_cuda("grouped_nn", dy_RO);
+    OnDevice on(dy_RO);
+    auto s = grouped_shape("grouped_nn", {"dx", dx_RI}, {"dy", dy_RO}, offsets_E1, {"w", w_EOI}, at::kBFloat16);
+    MOE_CUDA_CHECK(sm90::grouped_nn_bf16(s, in_pointer(dy_RO), in_pointer(w_EOI), out_pointer(dx_RI), on.stream));
+}
+
+void add_grouped_tn(const Tensor& dy_RO, const Tensor& x_RI, const Tensor& offsets_E1, Tensor dw_EOI) {
+    check_on_cuda("add_grouped_tn", dy_RO);
+    OnDevice on(dy_RO);
+    auto s = grouped_shape("add_grouped_tn", {"x", x_RI}, {"dy", dy_RO}, offsets_E1, {"dw", dw_EOI}, at::kFloat);
+    MOE_CUDA_CHECK(sm90::add_grouped_tn_bf16(s, in_pointer(dy_RO), in_pointer(x_RI), dw_EOI.mutable_data_ptr<float>(), on.stream));
+}
+}  // namespace moe::kernels
+#endif

@@ -1,0 +1,29 @@
+// Launchers of grouped matrix products on Hopper. Plain C++. They never wait, allocate nothing and read the groups on the device, so they can be captured.
+// Letters: R rows allocated, E groups, O out, I in. All tensors are contiguous and start at a multiple of 16 bytes.
+#pragma once
+#include "core/kernels/common/sm90.h"
+
+namespace moe::kernels::sm90 {
+
+/// Groups of a multiple of this many rows, empty ones included: rows that fill a group up are zeros, or whatever may be computed with.
+constexpr int kGroupRows = 128;
+
+struct GroupedShape {
+    int64_t groups, rows, out, in;      ///< E, R, O, I; each of E · O, E · I and R below 2^31
+    const int* offsets;                 ///< [E + 1] on the device, from 0 on, multiples of kGroupRows, none above R; nothing checks them
+    int blocks = 0;                     ///< multiprocessors to use; 0: all
+};
+
+/// Whether the current device runs these kernels: compute capability 9.0.
+bool grouped_device();
+/// Whether the products below take bf16 experts of [out, in].
+bool grouped_bf16_fits(int64_t out, int64_t in);
+
+/// y [R, O] = x [R, I] w[e] [O, I]ᵀ in bf16, summed in fp32, rounded once. Rows from offsets[E] on are neither read nor written.
+cudaError_t grouped_nt_bf16(const GroupedShape& s, const void* x, const void* w, void* y, cudaStream_t stream);
+/// dx [R, I] = dy [R, O] w[e] [O, I], the same.
+cudaError_t grouped_nn_bf16(const GroupedShape& s, const void* dy, const void* w, void* dx, cudaStream_t stream);
+/// dw [E, O, I] fp32 += dyᵀ x over each group's rows of bf16. A group without rows is left alone. The same bits every time.
+cudaError_t add_grouped_tn_bf16(const GroupedShape& s, const void* dy, const void* x, float* dw, cudaStream_t stream);
+
+}  // namespace moe::kernels::sm90

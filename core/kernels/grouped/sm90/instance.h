@@ -1,0 +1,18 @@
+// A product's kernel, compiled from DeepGEMM's templates, and what its launch needs to know. Plain C++: the host side includes no CUTLASS.
+#pragma once
+#include <cstdint>
+
+namespace moe::kernels::sm90 {
+
+struct Instance {
+    const void* kernel;                        ///< __global__ function
+    uint32_t block_m, block_n, stages;         ///< a tile of the result, and how many steps along k are in flight
+};
+constexpr uint32_t kInstanceThreads = 3 * 128;      ///< a warp group that loads and two that multiply
+
+/// bf16 (bf16.cu). nt and nn: groups of rows, result in bf16, w [out, in] read along its rows or across. tn: groups along k, added to fp32.
+Instance bf16_nt_instance();
+Instance bf16_nn_instance();
+Instance bf16_tn_instance();
+
+}  // namespace moe::kernels::sm90

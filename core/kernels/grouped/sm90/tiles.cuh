@@ -1,0 +1,93 @@
+// Which tile a block works on next: DeepGEMM's Scheduler, specialised for groups that are known on the device only. Its own forms take the number of
+// groups as a template parameter, walk through all of them and want the number of blocks compiled in; these read offsets[groups + 1] as sort_by_expert
+// leaves them, with the number of groups as an argument and any number of blocks. Everything that DeepGEMM's kernels ask of a scheduler is here.
+#pragma once
+#include <deep_gemm/scheduler/gemm.cuh>
+
+namespace moe::kernels::sm90 {
+/// In place of the number of groups: it comes at run time. Not 0: a kernel compares group numbers with it.
+constexpr uint32_t kGroupsAtRunTime = 0x7fffffff;
+}  // namespace moe::kernels::sm90
+
+namespace deep_gemm::sched {
+
+/// What both forms share: tiles of one group of m_blocks x n_blocks, in bands of kBand rows of tiles, down a band's columns, so that the tiles in flight
+/// share rows of A and columns of B in the cache.
+template <uint32_t kBand> struct Tiles {
+    __device__ static void place(uint32_t tile, uint32_t m_blocks, uint32_t n_blocks, uint32_t& m, uint32_t& n) {
+        const uint32_t first = tile / (kBand * n_blocks) * kBand, inside = tile - first * n_blocks, height = min(kBand, m_blocks - first);
+        m = first + inside % height;
+        n = inside / height;
+    }
+};
+
+/// Groups of rows (y = x wᵀ): group g has the rows offsets[g] … offsets[g + 1], both multiples of BLOCK_M. The kernel is given the number of groups
+/// where it expects the number of rows, which it does not use. Rows from offsets[groups] on are not visited.
+template <uint32_t BLOCK_M, uint32_t BLOCK_N, uint32_t kMulticast, bool kOnA, uint32_t kSMs, bool kZero, uint32_t kAlign, uint32_t kSpan, uint32_t kBand, uint32_t kSplit, bool kPadded, bool kSkip>
+struct Scheduler<GemmType::MGroupedContiguousWithPsumLayout, BLOCK_M, BLOCK_N, moe::kernels::sm90::kGroupsAtRunTime, kMulticast, kOnA, kSMs, kZero, kAlign, kSpan, kBand, kSplit, kPadded, kSkip> {
+    static_assert(kMulticast == 1);
+    uint32_t current_shape_k, current_group_idx = 0;
+    bool is_peer_cta_alive = true;
+
+    __device__ Scheduler(uint32_t groups, uint32_t n, uint32_t k, int* offsets)
+        : current_shape_k(k), offsets_(offsets), groups_(groups), n_blocks_((n + BLOCK_N - 1) / BLOCK_N), tile_(blockIdx.x), row_block_(block(0)), m_blocks_(block(1) - row_block_) {}
+
+    __device__ bool get_next_block(uint32_t& m, uint32_t& n) {
+        while (tile_ >= m_blocks_ * n_blocks_) {
+            tile_ -= m_blocks_ * n_blocks_;
+            if (++current_group_idx >= groups_) return false;
+            row_block_ += m_blocks_;
+            m_blocks_ = block(current_group_idx + 1) - row_block_;
+        }
+        Tiles<kBand>::place(tile_, m_blocks_, n_blocks_, m, n);
+        m += row_block_;
+        tile_ += gridDim.x;
+        return true;
+    }
+
+    template <bool kWithGroup, IndexType = IndexType::MN> __device__ uint32_t get_global_idx(uint32_t size, uint32_t block_size, uint32_t block, uint32_t = 0) const {
+        return (kWithGroup ? current_group_idx * size : 0) + block * block_size;
+    }
+    __device__ bool is_tma_multicast_valid(uint32_t) const { return false; }
+    __device__ bool is_computation_valid(uint32_t, uint32_t) const { return true; }
+
+private:
+    __device__ uint32_t block(uint32_t group) const { return uint32_t(__ldg(offsets_ + group)) / BLOCK_M; }
+
+    const int* offsets_;
+    uint32_t groups_, n_blocks_, tile_, row_block_, m_blocks_;      // tile_ counts from the group's first
+};
+
+/// Groups along k (dw += dyᵀ x): every group has all tiles of an [m, n] result, and sums over the rows offsets[g] … offsets[g + 1]. The kernel is given the
+/// number of groups where it expects k, which it does not use. Kernels skip tiles of a group without rows.
+template <uint32_t BLOCK_M, uint32_t BLOCK_N, uint32_t kMulticast, bool kOnA, uint32_t kSMs, bool kZero, uint32_t kAlign, uint32_t kSpan, uint32_t kBand, uint32_t kSplit, bool kPadded, bool kSkip>
+struct Scheduler<GemmType::KGroupedContiguous, BLOCK_M, BLOCK_N, moe::kernels::sm90::kGroupsAtRunTime, kMulticast, kOnA, kSMs, kZero, kAlign, kSpan, kBand, kSplit, kPadded, kSkip> {
+    static_assert(kMulticast == 1);
+    uint32_t current_shape_k = 0, current_k_start = 0, current_group_idx = 0;
+    bool is_peer_cta_alive = true;
+
+    __device__ Scheduler(uint32_t m, uint32_t n, uint32_t groups, int* offsets)
+        : offsets_(offsets), groups_(groups), m_blocks_((m + BLOCK_M - 1) / BLOCK_M), n_blocks_((n + BLOCK_N - 1) / BLOCK_N), tile_(blockIdx.x) {}
+
+    __device__ bool get_next_block(uint32_t& m, uint32_t& n) {
+        const uint32_t tiles = m_blocks_ * n_blocks_;
+        current_group_idx = tile_ / tiles;
+        if (current_group_idx >= groups_) return false;
+        current_k_start = __ldg(offsets_ + current_group_idx);
+        current_shape_k = __ldg(offsets_ + current_group_idx + 1) - current_k_start;
+        Tiles<kBand>::place(tile_ % tiles, m_blocks_, n_blocks_, m, n);
+        tile_ += gridDim.x;
+        return true;
+    }
+
+    template <bool kWithGroup, IndexType kIndex = IndexType::MN> __device__ uint32_t get_global_idx(uint32_t size, uint32_t block_size, uint32_t block, uint32_t = 0) const {
+        static_assert(kIndex != IndexType::SF_K);
+        return (!kWithGroup ? 0 : kIndex == IndexType::MN ? current_group_idx * size : current_k_start) + block * block_size;
+    }
+    __device__ bool is_tma_multicast_valid(uint32_t) const { return false; }
+
+private:
+    const int* offsets_;
+    uint32_t groups_, m_blocks_, n_blocks_, tile_;                   // tile_ counts over all groups
+};
+}  // namespace deep_gemm::sched
