@@ -252,7 +252,7 @@ Tensor Model::router_losses(const Tensor& logits_TE, const Tensor& scores_TE, co
     if (loss_weights_.need_window()) {                                           // the same on every rank of tp, each with its share
         auto& tp = layout_.tp;
         routing::LossWindow window{tp.enter(scores_TE), tp.enter(routed.chosen_TK), tp.enter(counted_T.to(at::kInt)).ne(0), batch.B, batch.S};
-        take("balance", routing::window_loss(window, loss_weights_, routed.load_E, batch.token_share / double(tp.group.size())));
+        take("balance", routing::window_loss(window, loss_weights_, routed.load_E, batch.token_share * (1 / double(tp.group.size()))));
     }
     return total;
 }
@@ -361,7 +361,7 @@ static Tensor most_likely(const Tensor& final_TD, const WeightPtr& head) {
     return at::cat(parts);
 }
 
-Tensor Model::head_loss(const Tensor& final_TD, const Tensor& targets_T, double scale, Call& call, bool main) const {
+Tensor Model::head_loss(const Tensor& final_TD, const Tensor& targets_T, const Factor& scale, Call& call, bool main) const {
     kernels::HeadLossOptions options;
     options.scale = scale;
     options.gradients_in_forward = call.backward_follows;

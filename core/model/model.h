@@ -75,7 +75,7 @@ private:
     WeightPtr add_route(int64_t layer);
     void add_head();
     void add_mtp(int64_t k);
-    Tensor head_loss(const Tensor& final_TD, const Tensor& targets_T, double scale, Call& call, bool main) const;
+    Tensor head_loss(const Tensor& final_TD, const Tensor& targets_T, const Factor& scale, Call& call, bool main) const;
     const kernels::RopeTable& rope(int64_t S);
     Tensor router_losses(const Tensor& logits_TE, const Tensor& scores_TE, const Tensor& counted_T, const Routed& routed, MicroBatch& batch, bool again) const;
     void decide(int64_t layer, const Tensor& weights_TK, const Tensor& domain_T, Routed& routed, MicroBatch& batch);

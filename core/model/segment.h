@@ -6,6 +6,7 @@
 #include "core/routing/ledger.h"
 #include "core/routing/losses.h"
 #include "core/routing/trace.h"
+#include "core/tensor/factor.h"
 #include "core/tensor/weight.h"
 
 #include <functional>
@@ -31,7 +32,7 @@ struct Routed {
 /// What MTP module k (from 1) reads and predicts at each position i of this rank's tokens: the token i + k, and i + k + 1.
 struct Shifted {
     Tensor ids_T, targets_T, domain_T;    ///< id 0, target and domain −1 where the document ends before
-    double loss_scale = 0;                ///< gradient_scale · λ / (depth · valid targets of the global batch)
+    Factor loss_scale = 0;                ///< gradient_scale · λ / (depth · valid targets of the global batch)
 };
 
 /// One micro-batch on its way through the model. Everything that segments may know besides tensors. T is this rank's tokens: all
@@ -45,9 +46,9 @@ struct MicroBatch {
     bool training = false;                ///< dropout, noise and balance losses are on
     int64_t first_token = 0;              ///< global index of this rank's first token in this step: key of randomness
     uint32_t step = 0;
-    double loss_scale = 1;                ///< gradient_scale / valid targets of the global batch
+    Factor loss_scale;                    ///< gradient_scale / valid targets of the global batch
     double gradient_scale = 1;            ///< of the whole backward, for fp16; what is noted in `losses` is without it
-    double token_share = 1;               ///< 1 / tokens of the global batch that count: scale of the routers' losses
+    Factor token_share;                   ///< 1 / tokens of the global batch that count: scale of the routers' losses
     double noise_std = 0;                 ///< of the routers' noise, annealed
     std::map<std::string, Tensor> losses; ///< "loss", "mtp", "balance", "z": 0-d float64 sums over segments, scaled, without gradient
     routing::Ledger* ledger = nullptr;    ///< counts in training only

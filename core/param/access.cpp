@@ -52,6 +52,7 @@ Tensor ParamStore::grad(const std::string& name) const {
     const Placed& p = placed(name);
     MOE_CHECK(built_ && options_.training && stage_of(BucketKind(p.bucket)) < 2, state, name, !built_ ? "gradient before build()" : options_.training ? "gradients cut by ZeRO" : "a gradient without training",
               "a store built for training, ZeRO 0 or 1", "");
+    if (BucketKind(p.bucket) == BucketKind::expert) const_cast<ParamStore*>(this)->settle_grads();      // what it shows is the same
     return buckets_[p.bucket].grad_of(p.offset, p.offset + p.count).view(p.spec.local_shape());
 }
 
@@ -201,12 +202,32 @@ int64_t ParamStore::num_parameters() const {
 }
 
 void ParamStore::zero_grads() {
+    mark_grads_written();
     for (Bucket& b : buckets_)
         if (b.grad.defined()) b.grad.zero_();
 }
 
+void ParamStore::begin_grads() {
+    if (is_cut()) return zero_grads();                  // room for a whole gradient is made anew in every backward
+    for (Bucket& b : buckets_)
+        if (b.grad.defined() && b.kind != BucketKind::expert) b.grad.zero_();
+    for (Handle& h : handles_) h.weight->is_grad_stale = h.spec.bucket == BucketKind::expert && h.weight->grad.defined();
+}
+
+void ParamStore::settle_grads() {
+    for (Handle& h : handles_) {
+        if (h.weight->is_grad_stale) h.weight->grad.zero_();
+        h.weight->is_grad_stale = false;
+    }
+}
+
+void ParamStore::mark_grads_written() {
+    for (Handle& h : handles_) h.weight->is_grad_stale = false;
+}
+
 void ParamStore::reduce_grads() {
     if (!options_.training) return;
+    settle_grads();
     for (const auto& [name, p] : tensors_) {
         if (!p.spec.frozen) continue;               // a neighbour in the same handle may have made one
         Bucket& b = buckets_[p.bucket];

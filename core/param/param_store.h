@@ -152,6 +152,13 @@ public:
 
     /// All main gradients become 0.
     void zero_grads();
+    /// The same, but those of experts, most of a model, only count as zero until they are written or settled: what makes them first then
+    /// overwrites them, which spares a pass over them and a read.
+    void begin_grads();
+    /// Gradients that still only count as zero become zero. reduce_grads() and grad() do it themselves.
+    void settle_grads();
+    /// Whatever was written since begin_grads() was so without the host's doing (a replayed graph): nothing is stale.
+    void mark_grads_written();
     /// Sums main gradients over the ranks that hold the same parameters: all-reduce under ZeRO 0, reduce-scatter into the own
     /// part under ZeRO 1, whose other parts keep this rank's share; from ZeRO 2 release() has done it. Gradients of frozen tensors
     /// become zero first.

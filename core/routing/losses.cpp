@@ -46,7 +46,7 @@ Tensor switch_sum(const Tensor& p_BSE, const Tensor& ids_TK, const Tensor& count
 }
 }  // namespace
 
-Tensor window_loss(const LossWindow& w, const LossWeights& weights, const Tensor& load_E, double share) {
+Tensor window_loss(const LossWindow& w, const LossWeights& weights, const Tensor& load_E, const Factor& share) {
     int64_t T = w.scores_TE.size(0), E = w.scores_TE.size(1);
     MOE_CHECK(w.B * w.S == T && w.ids_TK.size(0) == T && w.counted_T.size(0) == T, shape, "router losses", fmt::format("{} tokens", T), fmt::format("{} sequences of {}", w.B, w.S), "");
     Tensor counted_T = w.counted_T.to(at::kDouble), scores = w.scores_TE.to(at::kDouble);
@@ -57,11 +57,11 @@ Tensor window_loss(const LossWindow& w, const LossWeights& weights, const Tensor
     if (weights.global != 0) total = total + weights.global * n * (load_E * P_E).sum();
     if (weights.entropy != 0) total = total + weights.entropy * n * (P_E * P_E.clamp_min(1e-300).log()).sum();
     if (weights.load != 0) total = total + weights.load * n * (double(E) * P_E.square().sum() - 1);
-    return total * share;
+    return scaled(total, share);
 }
 
-Tensor z_loss(const Tensor& logits_TE, const Tensor& counted_T, double weight, double share) {
-    return (logits_TE.to(at::kDouble).logsumexp({-1}).square() * counted_T.to(at::kDouble)).sum() * (weight * share);
+Tensor z_loss(const Tensor& logits_TE, const Tensor& counted_T, double weight, const Factor& share) {
+    return scaled((logits_TE.to(at::kDouble).logsumexp({-1}).square() * counted_T.to(at::kDouble)).sum(), share * weight);
 }
 
 namespace {

@@ -3,6 +3,7 @@
 #pragma once
 #include "core/config/config.h"
 #include "core/dist/group.h"
+#include "core/tensor/factor.h"
 
 #include <ATen/core/Tensor.h>
 
@@ -47,10 +48,10 @@ struct LossWindow {
 /// mean p: Switch Σ f_i P_i over the window; sequence-wise the same for each sequence; global Σ load_i P_i; entropy −H(P); load: the
 /// squared coefficient of variation of P, N Σ P_i² − 1. Each is multiplied by its window's n, so that micro-batches add up to the
 /// mean over tokens. Source: Fedus et al., 2101.03961; DeepSeek-V3 2.1.2; Qiu et al., 2501.11873 (global); Shazeer et al., 1701.06538 (load).
-Tensor window_loss(const LossWindow& window, const LossWeights& weights, const Tensor& load_E, double share);
+Tensor window_loss(const LossWindow& window, const LossWeights& weights, const Tensor& load_E, const Factor& share);
 
 /// Σ over tokens that count of weight · (log Σ_e exp(logits))² · share: 0-d float64. Source: Zoph et al., 2202.08906.
-Tensor z_loss(const Tensor& logits_TE, const Tensor& counted_T, double weight, double share);
+Tensor z_loss(const Tensor& logits_TE, const Tensor& counted_T, double weight, const Factor& share);
 
 /// c_i of the tokens that count, float64 [E].
 Tensor routed_counts(const Tensor& ids_TK, const Tensor& counted_T, int64_t num_experts);

@@ -38,6 +38,8 @@ private:
 /// (a frozen or inference weight): then no gradient is made. A CustomClassHolder only so that autograd can hold it.
 struct Weight : torch::CustomClassHolder {
     Tensor value, grad;
+    /// grad holds nothing of this step and may be anything: whoever adds to it first overwrites it and clears this.
+    bool is_grad_stale = false;
     std::string name;
     GradSink* sink = nullptr;
 };

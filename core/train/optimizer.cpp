@@ -39,10 +39,10 @@ bool is_hidden_matrix(const ParamStore& store, const std::string& name) {
 }
 
 double grad_norm(ParamStore& store, const dist::Group& world) {
-    double sum = 0;
+    Tensor sum = at::zeros({}, at::TensorOptions().dtype(at::kDouble).device(store.options().device));
     for (auto& b : store.buckets())
-        if (b.norm_end > b.norm_begin) sum += kernels::sum_of_squares(b.grad_of(b.norm_begin, b.norm_end)).item<double>();
-    return std::sqrt(world.all_reduce(sum));
+        if (b.norm_end > b.norm_begin) sum = sum + kernels::sum_of_squares(b.grad_of(b.norm_begin, b.norm_end));
+    return std::sqrt(world.all_reduce(sum.item<double>()));
 }
 
 namespace {
@@ -160,7 +160,7 @@ void update(ParamStore& store, const TrainingConfig& c, double lr, double norm, 
         }
     }
     store.gather_values();
-    store.zero_grads();
+    store.begin_grads();
 }
 
 }  // namespace moe::train

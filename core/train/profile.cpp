@@ -75,16 +75,19 @@ Profile summary(const std::vector<kineto::KinetoEvent>& events) {
     std::map<uint64_t, std::vector<Span>> operators;               // by thread
     std::unordered_map<uint64_t, uint64_t> launched;               // correlation → time of the launch
     bool on_gpu = false;
+    Sums kernels, by_phase, calls;
     for (auto& e : events) {
         Span span{e.startNs(), e.endNs(), e.name()};
         uint8_t kind = e.activityType();
         if (e.deviceType() != c10::DeviceType::CPU) on_gpu = on_gpu || kind == kKernel;
         else if (kind == kAnnotation) phases.push_back(span);
         else if (kind == kOperator) operators[e.startThreadId()].push_back(span);
-        else if (kind == kRuntime || kind == kDriver) launched[e.correlationId()] = e.startNs();
+        else if (kind == kRuntime || kind == kDriver) {
+            launched[e.correlationId()] = e.startNs();
+            calls.add(e.name(), double(e.durationNs()) * 1e-9);
+        }
     }
     std::stable_sort(phases.begin(), phases.end(), [](auto& a, auto& b) { return a.start < b.start; });
-    Sums kernels, by_phase;
     Profile out;
     if (!on_gpu) {
         for (auto& [thread, spans] : operators) add_own_times(spans, kernels);
@@ -102,6 +105,7 @@ Profile summary(const std::vector<kineto::KinetoEvent>& events) {
     }
     out.kernels = kernels.rows();
     out.phases = by_phase.rows();
+    out.calls = calls.rows();
     return out;
 }
 }  // namespace

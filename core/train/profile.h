@@ -15,6 +15,7 @@ struct ProfileRow {
 /// Most costly first.
 struct Profile {
     std::vector<ProfileRow> kernels;              ///< GPU: kernels, copies, fills; CPU: operators by their own time
+    std::vector<ProfileRow> calls;                ///< of the CUDA runtime and driver, by the host's time in them: launches, waits, allocations
     std::vector<ProfileRow> phases;               ///< the ranges opened by Phase: GPU: of the kernels launched in them; CPU: from start to end
     double wall_secs = 0, busy_secs = 0;          ///< of the work; of the GPU's kernels (CPU: 0)
 };

@@ -71,6 +71,10 @@ Run::Run(const Config& config, const RunOptions& options, const dist::Group& wor
     if (config_.model.moe.global_aux_loss_weight != 0) global_load_ = std::make_unique<routing::GlobalLoad>(layers, E, mesh_.stage, device);
     executor_ = std::make_unique<Executor>(*model_);
     executor_->set_recompute(recompute_spans(*model_, config_.training.gradient_checkpointing, config_.training.recompute));
+    std::string obstacle;
+    bool can_replay = StepGraph::takes(config_, *model_, &obstacle);
+    MOE_CHECK(can_replay || config_.training.compile_graphs != "on", config, "training.compile_graphs", "on", "a step that can be recorded", "in the way: " + obstacle + "; auto replays where it can");
+    if (can_replay && (config_.training.compile_graphs == "on" || (config_.training.compile_graphs == "auto" && StepGraph::pays(config_)))) graph_ = std::make_unique<StepGraph>(*executor_, *model_);
     flops_per_token_ = plan::flops_per_token(config_.model, config_.training.seq_length, plan::FlopsRule::causal, config_.training.mtp_depth());
     peak_flops_ = peak_flops(device, precision) * mesh_.world.size();
     if (resumed_) restore();
@@ -149,7 +153,10 @@ void Run::compute(std::vector<MicroBatch>& batches) {
     if (global_load_) global_load_->clear();
     try {
         if (mode_ == Mode::attached) executor_->run_attached(batches);
-        else executor_->run(schedule(config_.distributed.pipeline_schedule, {int(model_->segments().size()), int(batches.size()), mesh_.pp.rank(), mesh_.num_stages(), defer_}), batches);
+        else {
+            Program program = schedule(config_.distributed.pipeline_schedule, {int(model_->segments().size()), int(batches.size()), mesh_.pp.rank(), mesh_.num_stages(), defer_});
+            graph_ ? graph_->run(program, batches) : executor_->execute(program, batches);
+        }
     } catch (...) {
         model_->store().zero_grads();
         ledger_->clear();
@@ -177,10 +184,11 @@ void Run::report_skip(const StepMetrics& m) {
 /// The losses of all ranks' micro-batches.
 void Run::sum_losses(const std::vector<MicroBatch>& batches, StepMetrics& m) {
     const char* names[] = {"loss", "mtp", "balance", "z"};
-    Tensor sums = at::zeros({4}, at::kDouble);
+    std::vector<Tensor> by_name(4, at::zeros({}, at::TensorOptions().dtype(at::kDouble).device(model_->options().device)));
     for (auto& batch : batches)
         for (int i = 0; i < 4; ++i)
-            if (auto it = batch.losses.find(names[i]); it != batch.losses.end()) sums[i] += it->second.to(at::kCPU);
+            if (auto it = batch.losses.find(names[i]); it != batch.losses.end()) by_name[size_t(i)] = by_name[size_t(i)] + it->second;
+    Tensor sums = at::stack(by_name).to(at::kCPU);
     mesh_.world.all_reduce(sums);
     auto sum = [&](int i) { return sums[i].item<double>(); };
     m.loss = sum(0);
@@ -200,11 +208,10 @@ void Run::take_counts(StepMetrics& m) {
     m.max_vio = max_vio(last_counts_, routed_layers());
 }
 
-/// Moves weights and selection biases, or skips the step where loss or norm is not finite.
+/// Moves the weights, or skips the step where loss or norm is not finite.
 void Run::apply(StepMetrics& m) {
     RECORD_USER_SCOPE("optimizer");
     double scale = loss_scale_.value();
-    m.grad_norm = grad_norm(model_->store(), mesh_.world) / scale;
     m.skipped = !std::isfinite(m.loss + m.mtp_loss + m.balance_loss) || !std::isfinite(m.grad_norm);
     if (loss_scale_.update(std::isfinite(m.grad_norm)) && mesh_.world.rank() == 0) log::warn(fmt::format("step {}: the loss scale is lowered from {} to {}", step_ + 1, scale, loss_scale_.value()));
     if (m.skipped) {
@@ -215,7 +222,6 @@ void Run::apply(StepMetrics& m) {
     } else {
         skipped_in_a_row_ = 0;
         update(model_->store(), config_.training, m.lr, m.grad_norm, ++updates_, scale);
-        balance(last_counts_);
     }
 }
 
@@ -233,10 +239,13 @@ StepMetrics Run::step() {
         loader_->restore(position);
         throw;
     }
-    sum_losses(batches, m);
+    // On a GPU the norm is the step's first wait for the device and the only long one: what it does next is queued before the host turns to the rest.
     model_->store().reduce_grads();
-    take_counts(m);
+    m.grad_norm = grad_norm(model_->store(), mesh_.world) / loss_scale_.value();
+    sum_losses(batches, m);
     apply(m);
+    take_counts(m);
+    if (!m.skipped) balance(last_counts_);
     m.step = ++step_;
     m.tokens = tokens_ += step_tokens_;
     m.memory_gib = peak_memory_bytes(model_->options().device) / double(1 << 30);

@@ -7,6 +7,7 @@
 #include "core/store/folder_lock.h"
 #include "core/train/checkpointing.h"
 #include "core/train/loss_scale.h"
+#include "core/train/step_graph.h"
 #include "core/train/step_program.h"
 
 #include <nlohmann/json_fwd.hpp>
@@ -141,6 +142,7 @@ private:
     std::unique_ptr<routing::Ledger> ledger_;
     std::unique_ptr<routing::GlobalLoad> global_load_;      ///< where that loss is on
     std::unique_ptr<Executor> executor_;
+    std::unique_ptr<StepGraph> graph_;                      ///< where steps are replayed
     std::unique_ptr<store::FolderLock> lock_;               ///< rank 0's; outlives what writes to the folder
     std::unique_ptr<metrics::Writer> metrics_;
     std::exception_ptr write_error_;                        ///< rank 0's, until all ranks know

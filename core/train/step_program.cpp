@@ -113,6 +113,11 @@ Executor::Tape& Executor::tape(int segment, int micro_batch) { return tapes_[siz
 Tensor Executor::anchor() const { return at::zeros({1}, at::TensorOptions().dtype(model_.options().precision.compute).device(model_.options().device)); }
 
 Tensor Executor::run(const Program& program, std::vector<MicroBatch>& batches) {
+    execute(program, batches);
+    return main_loss(batches.data(), batches.size());
+}
+
+void Executor::execute(const Program& program, std::vector<MicroBatch>& batches) {
     // Whatever throws, no tape, queue or deferred mode is left: the caller zeroes the gradients and the step is as if never begun.
     struct Rollback {
         Executor& e;
@@ -141,7 +146,6 @@ Tensor Executor::run(const Program& program, std::vector<MicroBatch>& batches) {
     }
     model_.mesh().pp.flush();
     sent_.clear();
-    return main_loss(batches.data(), batches.size());
 }
 
 /// "forward attention", "backward experts", "weights experts", "message".

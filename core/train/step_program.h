@@ -51,6 +51,8 @@ public:
     /// the losses called "loss" (0-d float64, host; 0 on a stage without the head). A segment that throws leaves queue and tapes empty;
     /// main gradients then hold a part of the step, and the caller zeroes them.
     Tensor run(const Program& program, std::vector<MicroBatch>& batches);
+    /// The same without the sum: nothing waits for the device.
+    void execute(const Program& program, std::vector<MicroBatch>& batches);
     /// The same as one autograd graph a micro-batch. One stage only.
     Tensor run_attached(std::vector<MicroBatch>& batches);
     /// recompute_spans() of the model; all −1 at first.

@@ -244,7 +244,7 @@ int profile(lua_State* L) {
         lua_pushvalue(L, 1);
         lua_call(L, 0, 0);
     });
-    push_ordered_table(L, {"wall_secs", "busy_secs", "kernels", "phases"});
+    push_ordered_table(L, {"wall_secs", "busy_secs", "kernels", "phases", "calls"});
     lua_pushnumber(L, p.wall_secs);
     lua_setfield(L, -2, "wall_secs");
     lua_pushnumber(L, p.busy_secs);
@@ -253,12 +253,14 @@ int profile(lua_State* L) {
     lua_setfield(L, -2, "kernels");
     push_rows(L, p.phases);
     lua_setfield(L, -2, "phases");
+    push_rows(L, p.calls);
+    lua_setfield(L, -2, "calls");
     return 1;
 }
 
 const Binding kFunctions[] = {
     {"profile", profile,
-     "moe.profile(work): calls work() and says where its time went: {wall_secs, busy_secs (of a GPU's kernels), kernels, phases}, the last two lists of {name, count, secs}, most costly first. "
+     "moe.profile(work): calls work() and says where its time went: {wall_secs, busy_secs (of a GPU's kernels), kernels, phases, calls (of the CUDA runtime)}, the last three lists of {name, count, secs}, most costly first. "
      "On a GPU kernels are its kernels and copies, on a CPU operators without the time of those they call; phases are the parts of a training step, \"forward attention\" and so on."},
     {"execute", execute,
      "moe.execute({\"program\", \"argument\", …}, {timeout_secs = 10}): runs a program without a shell: {found (is there such a program), timed_out (it was ended), code, output (with its errors)}."},

@@ -12,7 +12,7 @@ using at::Tensor;
 /// What groups are a multiple of, in rows.
 constexpr int64_t kGroupAlign = 128;
 
-/// Whether the products take experts with this weight [E, O, I] and this main gradient (undefined: none): bf16 and fp32 on a device of compute capability 9.0,
+/// Whether the products take experts with this weight [E, O, I] and this main gradient (either may be undefined: is not looked at): bf16 and fp32 on a device of compute capability 9.0,
 /// O a multiple of 128, I of 8, both contiguous from a multiple of 16 bytes on. Cheap: to be asked before every step. False in builds without CUDA parts.
 bool grouped_fits(const Tensor& w_EOI, const Tensor& dw_EOI = {});
 

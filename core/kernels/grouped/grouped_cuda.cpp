@@ -44,10 +44,12 @@ sm90::GroupedShape grouped_shape(std::string_view op, Named rows_in, Named rows_
 }  // namespace
 
 bool grouped_fits(const Tensor& w_EOI, const Tensor& dw_EOI) {
-    if (!w_EOI.defined() || !w_EOI.is_cuda() || w_EOI.dim() != 3 || w_EOI.scalar_type() != at::kBFloat16 || !from_16_bytes(w_EOI)) return false;
-    if (dw_EOI.defined() && (dw_EOI.scalar_type() != at::kFloat || dw_EOI.sizes() != w_EOI.sizes() || !from_16_bytes(dw_EOI))) return false;
-    const int64_t E = w_EOI.size(0), O = w_EOI.size(1), I = w_EOI.size(2);
-    c10::cuda::CUDAGuard guard(w_EOI.device());
+    auto fits = [](const Tensor& t, at::ScalarType dtype) { return !t.defined() || (t.is_cuda() && t.dim() == 3 && t.scalar_type() == dtype && from_16_bytes(t)); };
+    if (!fits(w_EOI, at::kBFloat16) || !fits(dw_EOI, at::kFloat)) return false;
+    const Tensor& shape = w_EOI.defined() ? w_EOI : dw_EOI;
+    if (!shape.defined() || (dw_EOI.defined() && dw_EOI.sizes() != shape.sizes())) return false;
+    const int64_t E = shape.size(0), O = shape.size(1), I = shape.size(2);
+    c10::cuda::CUDAGuard guard(shape.device());
     return sm90::grouped_bf16_fits(O, I) && E * std::max(O, I) < kBelow && sm90::grouped_device();
 }
 

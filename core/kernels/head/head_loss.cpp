@@ -10,6 +10,8 @@
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/scalar_tensor.h>
 
+#include <algorithm>
+
 namespace moe::kernels {
 namespace {
 /// What the passes over chunks share.
@@ -66,12 +68,12 @@ Tensor losses_and_gradients(const Chunks& c, const WeightPtr& w, Tensor dx_TD) {
 }
 
 /// On the CPU added in token order, so that it does not depend on the number of threads.
-Tensor total(const Tensor& loss_T, double scale) {
-    if (!loss_T.is_cpu()) return loss_T.sum().mul(scale);
+Tensor total(const Tensor& loss_T, const Factor& scale) {
+    if (!loss_T.is_cpu()) return scaled(loss_T.sum(), scale);
     double sum = 0;
     auto* loss = data<double>(loss_T);
     for (int64_t t = 0; t < loss_T.numel(); ++t) sum += loss[t];
-    return at::scalar_tensor(sum * scale, at::kDouble);
+    return at::scalar_tensor(sum * scale.value(), at::kDouble);
 }
 
 struct HeadLossFunction : Function<HeadLossFunction> {
@@ -114,6 +116,10 @@ struct HeadLossFunction : Function<HeadLossFunction> {
     }
 };
 
+/// Tall products are quicker, and there must be room for them.
+int64_t largest_chunk(int64_t V) { return std::clamp<int64_t>((int64_t(1) << 30) / (4 * std::max<int64_t>(V, 1)) / 128 * 128, 128, 8192); }
+constexpr int64_t kCpuChunk = 1024;
+
 void check_targets(const Tensor& targets_T, int64_t V) {
     if (!targets_T.is_cpu()) return;                    // reading them would make the host wait
     auto* target = data<int64_t>(targets_T);
@@ -123,7 +129,8 @@ void check_targets(const Tensor& targets_T, int64_t V) {
 }
 }  // namespace
 
-Tensor head_loss(const Tensor& x_TD, const WeightPtr& w_VD, const Tensor& targets_T, const HeadLossOptions& options, Tensor* token_loss) {
+Tensor head_loss(const Tensor& x_TD, const WeightPtr& w_VD, const Tensor& targets_T, const HeadLossOptions& given, Tensor* token_loss) {
+    HeadLossOptions options = given;
     check_dims("head_loss", {"x", x_TD}, 2);
     check_float("head_loss", {"x", x_TD});
     MOE_CHECK(w_VD, state, "head_loss", "no weight", "a Weight", "");
@@ -134,11 +141,12 @@ Tensor head_loss(const Tensor& x_TD, const WeightPtr& w_VD, const Tensor& target
     check_shape("head_loss", {"targets", targets_T}, {x_TD.size(0)});
     check_dtype("head_loss", {"targets", targets_T}, {at::kLong});
     check_same_device("head_loss", {"x", x_TD}, {"targets", targets_T});
-    MOE_CHECK(options.chunk > 0, usage, "head_loss: chunk", std::to_string(options.chunk), "at least 1", "");
+    MOE_CHECK(options.chunk >= 0, usage, "head_loss: chunk", std::to_string(options.chunk), "at least 1, or 0", "");
     if (w_VD->grad.defined()) {
         check_main_float("head_loss", {"w.grad", w_VD->grad});
         check_shape("head_loss", {"w.grad", w_VD->grad}, {w_VD->value.size(0), w_VD->value.size(1)});
     }
+    if (options.chunk == 0) options.chunk = x_TD.is_cuda() ? largest_chunk(w_VD->value.size(0)) : kCpuChunk;
     Tensor x = x_TD.contiguous(), targets = targets_T.contiguous();
     check_targets(targets, w_VD->value.size(0));
     if (wants_grad(x)) return HeadLossFunction::apply(x, w_VD, targets, options, token_loss);

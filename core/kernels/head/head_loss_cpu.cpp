@@ -44,7 +44,7 @@ template <class T> double row_loss(const T* x, int64_t target, T scale, T* e, in
 }
 }  // namespace
 
-void cross_entropy_cpu(const Tensor& logits_NV, const Tensor& targets_N, double scale, Tensor loss_N, Tensor dlogits_NV) {
+void cross_entropy_cpu(const Tensor& logits_NV, const Tensor& targets_N, const Factor& scale, Tensor loss_N, Tensor dlogits_NV) {
     int64_t N = logits_NV.size(0), V = logits_NV.size(1);
     auto* target = data<int64_t>(targets_N);
     auto* loss = mutable_data<double>(loss_N);
@@ -61,7 +61,7 @@ void cross_entropy_cpu(const Tensor& logits_NV, const Tensor& targets_N, double 
                     loss[n] = 0;
                     if (e) std::fill_n(e, V, T(0));
                 } else {
-                    loss[n] = row_loss(logits + n * V, target[n], T(scale), e, V);
+                    loss[n] = row_loss(logits + n * V, target[n], T(scale.value()), e, V);
                 }
                 if (narrow) by_dtype("head_loss", dlogits_NV, [&](auto out) { std::copy_n(row.data(), V, mutable_data<decltype(out)>(dlogits_NV) + n * V); });
             }

@@ -7,12 +7,13 @@
 
 namespace moe::kernels {
 
-void cross_entropy_cuda(const Tensor& logits_NV, const Tensor& targets_N, double scale, Tensor loss_N, Tensor dlogits_NV) {
+void cross_entropy_cuda(const Tensor& logits_NV, const Tensor& targets_N, const Factor& scale, Tensor loss_N, Tensor dlogits_NV) {
     check_wide_float("head_loss", {"logits", logits_NV});
     OnDevice on(logits_NV);
     sm90::CrossEntropy p{};
     p.dtype = sm90_dtype("head_loss", logits_NV), p.n = logits_NV.size(0), p.V = logits_NV.size(1), p.ignore = kIgnore;
-    p.logits = in_pointer(logits_NV), p.targets = targets_N.const_data_ptr<int64_t>(), p.scale = scale, p.loss = loss_N.mutable_data_ptr<double>();
+    p.logits = in_pointer(logits_NV), p.targets = targets_N.const_data_ptr<int64_t>(), p.scale = scale.number, p.loss = loss_N.mutable_data_ptr<double>();
+    if (scale.tensor.defined()) p.device_scale = scale.tensor.const_data_ptr<double>();
     p.dlogits = out_pointer(dlogits_NV), p.dlogits_dtype = dlogits_NV.defined() ? sm90_dtype("head_loss", dlogits_NV) : p.dtype;
     MOE_CUDA_CHECK(sm90::cross_entropy(p, on.stream));
 }

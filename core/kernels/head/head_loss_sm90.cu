@@ -24,7 +24,8 @@ template <class W> __device__ inline W block_max(W x) {
 }
 
 template <class W, class G, int N>
-__global__ void kernel(const W* logits, const int64_t* targets, int64_t V, int64_t ignore, W scale, double* loss, G* dlogits) {
+__global__ void kernel(const W* logits, const int64_t* targets, int64_t V, int64_t ignore, W scale, const double* device_scale, double* loss, G* dlogits) {
+    if (device_scale) scale = W(*device_scale);
     const int64_t row = blockIdx.x, target = targets[row], first = threadIdx.x * N, step = int64_t(blockDim.x) * N;
     const W* x = logits + row * V;
     if (target == ignore) {                // the whole block takes this way
@@ -65,7 +66,7 @@ __global__ void kernel(const W* logits, const int64_t* targets, int64_t V, int64
 
 template <class W, class G, int N> cudaError_t launch(const CrossEntropy& p, cudaStream_t stream) {
     kernel<W, G, N><<<unsigned(p.n), row_threads(p.V / N, kMostThreads), 0, stream>>>(
-        static_cast<const W*>(p.logits), p.targets, p.V, p.ignore, W(p.scale), p.loss, static_cast<G*>(p.dlogits));
+        static_cast<const W*>(p.logits), p.targets, p.V, p.ignore, W(p.scale), p.device_scale, p.loss, static_cast<G*>(p.dlogits));
     return cudaGetLastError();
 }
 template <class W, class G> cudaError_t by_width(const CrossEntropy& p, cudaStream_t stream) {

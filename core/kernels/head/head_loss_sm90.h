@@ -10,6 +10,7 @@ struct CrossEntropy {
     const void* logits;           ///< [n, V]
     const int64_t* targets;       ///< [n]
     double scale;
+    const double* device_scale;   ///< where given, in place of scale
     double* loss;                 ///< [n]
     void* dlogits;                ///< [n, V], may be logits itself, or null
     Dtype dlogits_dtype;          ///< bf16, fp16 or logits' own

@@ -2,11 +2,14 @@
 
 #include "core/kernels/common/autograd.h"
 #include "core/kernels/common/dispatch.h"
+#include "core/kernels/grouped/grouped.h"
 #include "core/kernels/linear/linear_kernels.h"
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros.h>
+
+#include <utility>
 
 namespace moe::kernels {
 void product_nt(const Tensor& x_TI, const Tensor& w_OI, Tensor y_TO) { MOE_BY_DEVICE("linear", x_TI, product_nt, x_TI, w_OI, y_TO); }
@@ -14,9 +17,6 @@ void product_nn(const Tensor& dy_TO, const Tensor& w_OI, Tensor dx_TI) { MOE_BY_
 void add_product_tn(const Tensor& dy_TO, const Tensor& x_TI, Tensor dw_OI) { MOE_BY_DEVICE("linear", dy_TO, add_product_tn, dy_TO, x_TI, dw_OI); }
 
 namespace {
-/// Rows of the tallest tile of the grouped kernels on a GPU: a tile then has rows of one expert only.
-constexpr int64_t kGroupAlignment = 128;
-
 void check_weight(std::string_view op, const Tensor& x, const WeightPtr& w, int64_t dims) {
     check_dims(op, {"x", x}, 2);
     MOE_CHECK(w, state, std::string(op), "no weight", "a Weight", "");
@@ -101,7 +101,7 @@ struct GroupedLinearFunction : Function<GroupedLinearFunction> {
             MOE_BY_DEVICE("grouped_linear", dy_RO, grouped_product_nn, dy_RO, groups, w->value, dx_RI);
         }
         add_weight_grad(w, [w, groups, dy_RO = dy_RO.detach(), x_RI] {
-            MOE_BY_DEVICE("grouped_linear", dy_RO, add_grouped_product_tn, dy_RO, x_RI, groups, w->grad);
+            MOE_BY_DEVICE("grouped_linear", dy_RO, add_grouped_product_tn, dy_RO, x_RI, groups, w->grad, std::exchange(w->is_grad_stale, false));
         });
         return {dx_RI, Tensor(), Tensor()};
     }
@@ -154,5 +154,5 @@ Tensor grouped_linear(const Tensor& x_RI, const RowGroups& groups, const WeightP
     return wants_grad(x) ? GroupedLinearFunction::apply(x, groups, w_EOI) : grouped_forward(x, groups, w_EOI->value);
 }
 
-int64_t grouped_alignment(at::Device device, at::ScalarType dtype) { return device.is_cuda() && dtype == at::kBFloat16 ? kGroupAlignment : 1; }
+int64_t grouped_alignment(at::Device device, at::ScalarType dtype) { return device.is_cuda() && dtype == at::kBFloat16 ? kGroupAlign : 1; }
 }  // namespace moe::kernels

@@ -68,7 +68,10 @@ void grouped_product_nt_cpu(const Tensor& x_RI, const RowGroups& groups, const T
 void grouped_product_nn_cpu(const Tensor& dy_RO, const RowGroups& groups, const Tensor& w_EOI, Tensor dx_RI) {
     each_group(groups, [&](int64_t e, int64_t lo, int64_t n) { multiply(dy_RO.narrow(0, lo, n), w_EOI.select(0, e), dx_RI.narrow(0, lo, n)); });
 }
-void add_grouped_product_tn_cpu(const Tensor& dy_RO, const Tensor& x_RI, const RowGroups& groups, Tensor dw_EOI) {
-    each_group(groups, [&](int64_t e, int64_t lo, int64_t n) { multiply_add(dy_RO.narrow(0, lo, n).t(), x_RI.narrow(0, lo, n), dw_EOI.select(0, e)); });
+void add_grouped_product_tn_cpu(const Tensor& dy_RO, const Tensor& x_RI, const RowGroups& groups, Tensor dw_EOI, bool overwrite) {
+    const int64_t* offset = groups.offsets_E1.const_data_ptr<int64_t>();
+    for (int64_t e = 0; overwrite && e < groups.size(); ++e)
+        if (offset[e] == offset[e + 1]) dw_EOI.select(0, e).zero_();
+    each_group(groups, [&](int64_t e, int64_t lo, int64_t n) { (overwrite ? multiply : multiply_add)(dy_RO.narrow(0, lo, n).t(), x_RI.narrow(0, lo, n), dw_EOI.select(0, e)); });
 }
 }  // namespace moe::kernels

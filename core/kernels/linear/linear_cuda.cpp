@@ -2,6 +2,7 @@
 #ifdef MOE_WITH_CUDA
 #include "core/kernels/common/cuda_check.h"
 #include "core/kernels/common/dtype.h"
+#include "core/kernels/grouped/grouped.h"
 #include "core/kernels/linear/grouped_sm90.h"
 #include "core/kernels/linear/linear_kernels.h"
 #include "core/kernels/linear/split_sm90.h"
@@ -168,9 +169,15 @@ void add_product_tn_cuda(const Tensor& dy_TO, const Tensor& x_TI, Tensor dw_OI) 
     multiply_add_on_gpu(dy_TO.t(), x_TI, dw_OI);
 }
 
+/// Whether the products of core/kernels/grouped take these: they want groups that start at whole tiles, and offsets on the device.
+bool takes_tiles(const RowGroups& groups, const Tensor& w_EOI, const Tensor& dw_EOI = {}) {
+    return groups.align % kGroupAlign == 0 && groups.offsets_E1.is_cuda() && grouped_fits(w_EOI, dw_EOI);
+}
+
 void grouped_product_nt_cuda(const Tensor& x_RI, const RowGroups& groups, const Tensor& w_EOI, Tensor y_RO) {
     OnDevice on(x_RI);
     if (y_RO.numel() == 0) return;
+    if (is_bf16(x_RI) && takes_tiles(groups, w_EOI)) return grouped_nt(x_RI, groups.offsets_E1, w_EOI, y_RO);
     if (fits_grouped({x_RI, w_EOI, y_RO})) {
         check_limits(groups, x_RI);
         return grouped_into(x_RI, w_EOI.transpose(-2, -1), ends_on_device(groups, x_RI), y_RO);
@@ -181,6 +188,7 @@ void grouped_product_nt_cuda(const Tensor& x_RI, const RowGroups& groups, const 
 void grouped_product_nn_cuda(const Tensor& dy_RO, const RowGroups& groups, const Tensor& w_EOI, Tensor dx_RI) {
     OnDevice on(dy_RO);
     if (dx_RI.numel() == 0) return;
+    if (is_bf16(dy_RO) && takes_tiles(groups, w_EOI)) return grouped_nn(dy_RO, groups.offsets_E1, w_EOI, dx_RI);
     if (fits_grouped({dy_RO, w_EOI, dx_RI})) {
         check_limits(groups, dy_RO);
         return grouped_into(dy_RO, w_EOI, ends_on_device(groups, dy_RO), dx_RI);
@@ -191,9 +199,11 @@ void grouped_product_nn_cuda(const Tensor& dy_RO, const RowGroups& groups, const
 /// The library's grouped product writes bf16 parts, which are then added to the main gradient: all experts at once while the parts stay
 /// below kPartBytes, else some at a time, for which the host must know their rows. The part of an expert without rows may be anything and
 /// is skipped.
-void add_grouped_product_tn_cuda(const Tensor& dy_RO, const Tensor& x_RI, const RowGroups& groups, Tensor dw_EOI) {
+void add_grouped_product_tn_cuda(const Tensor& dy_RO, const Tensor& x_RI, const RowGroups& groups, Tensor dw_EOI, bool overwrite) {
     OnDevice on(dy_RO);
+    if (overwrite) dw_EOI.zero_();
     if (dy_RO.size(0) == 0 || dw_EOI.numel() == 0) return;
+    if (is_bf16(dy_RO) && is_bf16(x_RI) && takes_tiles(groups, {}, dw_EOI)) return add_grouped_tn(dy_RO, x_RI, groups.offsets_E1, dw_EOI);
     if (!fits_grouped({dy_RO, x_RI})) {
         each_group_on_gpu(groups, [&](int64_t e, int64_t lo, int64_t n) { multiply_add_on_gpu(dy_RO.narrow(0, lo, n).t(), x_RI.narrow(0, lo, n), dw_EOI[e]); });
         return;

@@ -26,8 +26,9 @@ void grouped_product_nt_cpu(const Tensor& x_RI, const RowGroups& groups, const T
 void grouped_product_nt_cuda(const Tensor& x_RI, const RowGroups& groups, const Tensor& w_EOI, Tensor y_RO);
 void grouped_product_nn_cpu(const Tensor& dy_RO, const RowGroups& groups, const Tensor& w_EOI, Tensor dx_RI);
 void grouped_product_nn_cuda(const Tensor& dy_RO, const RowGroups& groups, const Tensor& w_EOI, Tensor dx_RI);
-void add_grouped_product_tn_cpu(const Tensor& dy_RO, const Tensor& x_RI, const RowGroups& groups, Tensor dw_EOI);
-void add_grouped_product_tn_cuda(const Tensor& dy_RO, const Tensor& x_RI, const RowGroups& groups, Tensor dw_EOI);
+/// With `overwrite` dw is the sum itself, zeros for a group without rows, whatever it held.
+void add_grouped_product_tn_cpu(const Tensor& dy_RO, const Tensor& x_RI, const RowGroups& groups, Tensor dw_EOI, bool overwrite);
+void add_grouped_product_tn_cuda(const Tensor& dy_RO, const Tensor& x_RI, const RowGroups& groups, Tensor dw_EOI, bool overwrite);
 
 /// Dispatch by the first operand's device (linear.cpp). Throws moe::Error (device) where this build has no CUDA parts.
 void product_nt(const Tensor& x_TI, const Tensor& w_OI, Tensor y_TO);

@@ -40,6 +40,10 @@ Tensor mla_attention(const Tensor& q, const Tensor& kv, const Tensor& k_rope, co
 /// position. Keeps [B, H, S, S]. fp64, fp32, bf16. `shape.window` must be folded into doc_start (see windowed).
 Tensor mla_attention_dropout(const Tensor& q, const Tensor& kv, const Tensor& k_rope, const RopeTable& table, const MlaShape& shape, const Tensor& doc_start_BS, double p, const RandomRows& rows);
 
+/// Whether CUDA takes packed documents of sequences of S tokens as a mask, where shape and dtype allow it (cuDNN's widths, H = G, bf16 or fp16):
+/// nothing then waits for their number.
+bool masks_documents(int64_t S);
+
 /// First position that each token sees, int32 [B, S]: its document's start (0 where undefined) or position − window + 1, whichever
 /// is later.
 Tensor windowed(const Tensor& doc_start_BS, int64_t B, int64_t S, int64_t window, at::Device device);

@@ -1,5 +1,6 @@
 // MLA's attention on CUDA. Operands are rotated and laid out by kernels of our own, then one of three ways:
-//   cudnn      bf16 or fp16, no packed documents, widths that cuDNN's kernels have (192/128 among them): the fastest there is;
+//   cudnn      bf16 or fp16, widths that cuDNN's kernels have (192/128 among them), no packed documents or sequences so short that a mask costs
+//              less than waiting for their number: the fastest there is, and what CUDA graphs can record;
 //   flash      other bf16 or fp16 up to width 256: wants one width, so v is padded to that of q; takes packed documents as they are;
 //   composed   fp32, fp64 and wider bf16 or fp16: blocks of query rows, softmax in fp32 or fp64, probabilities computed again in backward.
 // Letters: B sequences, S positions, T = B·S, H query heads, G key and value heads, D = nope + rope, W and U padded widths.
@@ -29,7 +30,8 @@ Way way_of(const MlaInputs& in) {
     if (!at::isReducedFloatingType(in.q.scalar_type()) || D > 256 || m.v > 256) return Way::composed;
     if (m.window > 0 && m.window < m.S) return Way::composed;            // the fused kernels know documents, not windows
     const bool has_widths = (D == 192 && m.v == 128) || (D <= 128 && m.v <= 128);
-    if (!at::globalContext().deterministicAlgorithms() && !in.doc_start_BS.defined() && m.H == m.G && m.S > 1 && D % 8 == 0 && m.v % 8 == 0 && has_widths) return Way::cudnn;
+    const bool few_documents = !in.doc_start_BS.defined() || masks_documents(m.S);
+    if (!at::globalContext().deterministicAlgorithms() && few_documents && m.H == m.G && m.S > 1 && D % 8 == 0 && m.v % 8 == 0 && has_widths) return Way::cudnn;
     return Way::flash;
 }
 
@@ -97,11 +99,32 @@ Tensor tokens_first(const Tensor& x) { return x.transpose(1, 2).contiguous().fla
 /// [T, G, v] → [B, G, S, v], also where x is a view with gaps.
 Tensor v_heads_first(const Tensor& v, const MlaShape& m) { return v.unflatten(0, {m.B, m.S}).transpose(1, 2); }
 
+/// 0 where a query sees a key of its document, else −∞, beside the causal mask: [B, H, S, S], the heads sharing memory; undefined without documents.
+/// The layers of a model share doc_start, so the last answer is kept. A graph of kernels that is being recorded gets one of its own: whoever
+/// records writes doc_start first, which changes its version.
+Tensor document_mask(const MlaInputs& in) {
+    const MlaShape& m = in.shape;
+    const Tensor& doc = in.doc_start_BS;
+    if (!doc.defined()) return {};
+    struct Last { std::mutex mutex; Tensor doc, mask; int64_t version = 0; };
+    static Last& last = *new Last;                       // never destroyed: the device may be gone by then
+    const bool tracked = !doc.is_inference();
+    auto spread = [&](const Tensor& mask) { return mask.expand({m.B, m.H, m.S, m.S}); };
+    std::lock_guard lock(last.mutex);
+    if (tracked && last.doc.defined() && last.doc.is_same(doc) && last.version == int64_t(doc._version()) && last.mask.scalar_type() == in.q.scalar_type()) return spread(last.mask);
+    Tensor hidden = at::arange(m.S, doc.options()).view({1, 1, 1, m.S}) < doc.view({m.B, 1, m.S, 1});
+    Tensor mask = at::zeros({m.B, 1, m.S, m.S}, in.q.options()).masked_fill_(hidden, -std::numeric_limits<double>::infinity());
+    if (tracked) last.doc = doc, last.mask = mask, last.version = int64_t(doc._version());
+    return spread(mask);
+}
+
+std::optional<Tensor> optional_mask(const MlaInputs& in) { return in.doc_start_BS.defined() ? std::optional<Tensor>(document_mask(in)) : std::nullopt; }
+
 std::vector<Tensor> cudnn_forward(const MlaInputs& in, Tensor out, bool want_grad, cudaStream_t stream) {
     const MlaShape& m = in.shape;
     Operands o = assemble(in, width(m), m.v, m.nope % 8 == 0, stream);
     auto [made, lse, cum_q, cum_k, max_q, max_k, seed, offset, mask] = at::_scaled_dot_product_cudnn_attention(
-        heads_first(o.q, m), heads_first(o.k, m), v_heads_first(o.v, m), {}, want_grad, 0.0, true, false, m.softmax_scale);
+        heads_first(o.q, m), heads_first(o.k, m), v_heads_first(o.v, m), optional_mask(in), want_grad, 0.0, true, false, m.softmax_scale);
     hand_over(made.transpose(1, 2), out);
     if (!want_grad) return {};
     return {o.q, o.k, m.nope % 8 == 0 ? Tensor() : o.v, lse, seed, offset};
@@ -113,7 +136,7 @@ void cudnn_backward(const MlaInputs& in, const Tensor& out, const std::vector<Te
     Tensor v = saved[2].defined() ? saved[2] : v_in_kv(in);
     auto heads = [&](const Tensor& x) { return x.reshape({m.B, m.S, m.H, m.v}).transpose(1, 2); };
     auto [gq, gk, gv] = at::_scaled_dot_product_cudnn_attention_backward(
-        heads(dout), heads_first(saved[0], m), heads_first(saved[1], m), v_heads_first(v, m), heads(out), saved[3], saved[4], saved[5], Tensor(), Tensor(), Tensor(), m.S, m.S,
+        heads(dout), heads_first(saved[0], m), heads_first(saved[1], m), v_heads_first(v, m), heads(out), saved[3], saved[4], saved[5], document_mask(in), Tensor(), Tensor(), m.S, m.S,
         0.0, true, m.softmax_scale);
     take_apart(in, {tokens_first(gq), tokens_first(gk), tokens_first(gv)}, dq, dkv, dk_rope, stream);
 }

@@ -6,7 +6,6 @@
 namespace moe::kernels::sm90 {
 namespace {
 constexpr int kThreads = 256;
-constexpr int kPadRows = 64;                // rows that one block looks at for padding
 
 /// counts[chunk][e] = pairs of the chunk with expert e.
 __global__ void count_kernel(SortPairs p) {
@@ -83,29 +82,16 @@ __global__ void place_kernel(SortPairs p) {
     }
 }
 
-/// The first T blocks read a token's row once and write it to its K rows; each of the others looks at kPadRows rows and clears those
-/// of padding.
-template <class T, int N> __global__ void gather_kernel(const T* x, const int* token, const int* position, int64_t tokens, int64_t R, int K, int64_t D, T* y) {
-    if (blockIdx.x < tokens) {
-        const int64_t t = blockIdx.x;
-        x += t * D, position += t * K;
-        for (int64_t i = threadIdx.x * N; i < D; i += int64_t(blockDim.x) * N) {
-            const auto v = load<N>(x + i);
-            #pragma unroll 8
-            for (int k = 0; k < K; ++k)
-                if (const int row = position[k]; row >= 0) store<N>(y + int64_t(row) * D + i, v);
-        }
+template <class T, int N> __global__ void gather_kernel(const T* x, const int* token, int64_t D, T* y) {
+    const int64_t row = blockIdx.x;
+    const int from = token[row];
+    x += int64_t(from) * D, y += row * D;
+    if (from < 0) {
+        const Vector<T, N> zeros{};
+        for (int64_t i = threadIdx.x * N; i < D; i += int64_t(blockDim.x) * N) store<N>(y + i, zeros);
         return;
     }
-    const Vector<T, N> zeros{};
-    __shared__ int from[kPadRows];
-    const int64_t first = (blockIdx.x - tokens) * kPadRows;
-    for (int r = threadIdx.x; r < kPadRows; r += blockDim.x) from[r] = first + r < R ? token[first + r] : 0;
-    __syncthreads();
-    for (int r = 0; r < kPadRows; ++r) {
-        if (from[r] >= 0) continue;
-        for (int64_t i = threadIdx.x * N; i < D; i += int64_t(blockDim.x) * N) store<N>(y + (first + r) * D + i, zeros);
-    }
+    for (int64_t i = threadIdx.x * N; i < D; i += int64_t(blockDim.x) * N) store<N>(y + i, load<N>(x + i));
 }
 
 template <class T, int N> __global__ void add_kernel(const T* base, const T* y, const int* position, int K, int64_t D, T* out) {
@@ -141,8 +127,7 @@ template <class T> __global__ void scatter_weights_kernel(const T* rows, const i
 }
 
 template <class T, int N> void launch_gather(const Rows& p, cudaStream_t stream) {
-    gather_kernel<T, N><<<unsigned(p.T + (p.R + kPadRows - 1) / kPadRows), row_threads(p.D / N, kThreads), 0, stream>>>(static_cast<const T*>(p.in), p.token, p.position, p.T, p.R, p.K, p.D,
-                                                                                                                        static_cast<T*>(p.out));
+    gather_kernel<T, N><<<unsigned(p.R), row_threads(p.D / N, kThreads), 0, stream>>>(static_cast<const T*>(p.in), p.token, p.D, static_cast<T*>(p.out));
 }
 template <class T, int N> void launch_add(const Rows& p, cudaStream_t stream) {
     add_kernel<T, N><<<unsigned(p.T), row_threads(p.D / N, kThreads), 0, stream>>>(

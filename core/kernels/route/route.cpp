@@ -9,12 +9,21 @@
 
 namespace moe::kernels {
 namespace {
+/// What has no gradient.
+struct RouteRest {
+    Tensor bias_E;
+    RouteOptions options;
+    bool choose;
+    Route out;
+};
+
 struct RouteFunction : Function<RouteFunction> {
-    static Grads forward(AutogradContext* ctx, const Tensor& logits_TE, const Tensor& bias_E, const RouteOptions& options, bool choose, const Route& out) {
-        MOE_BY_DEVICE("route", logits_TE, route_forward, logits_TE, bias_E, options, choose, out);
+    static Grads forward(AutogradContext* ctx, const Tensor& logits_TE, const RouteRest& rest) {
+        const Route& out = rest.out;
+        MOE_BY_DEVICE("route", logits_TE, route_forward, logits_TE, rest.bias_E, rest.options, rest.choose, out);
         ctx->save_for_backward({out.scores_TE, out.ids_TK});
         ctx->set_materialize_grads(false);
-        keep(ctx, "options", options);
+        keep(ctx, "options", rest.options);
         return {out.scores_TE, out.weights_TK};
     }
     static Grads backward(AutogradContext* ctx, Grads grads) {
@@ -22,7 +31,7 @@ struct RouteFunction : Function<RouteFunction> {
         Tensor dlogits_TE = at::empty_like(saved[0]);
         auto whole = [](const Tensor& t) { return t.defined() ? t.contiguous() : t; };
         MOE_BY_DEVICE("route", saved[0], route_backward, Route{saved[0], {}, saved[1]}, whole(grads[1]), whole(grads[0]), kept<RouteOptions>(ctx, "options"), dlogits_TE);
-        return {dlogits_TE, Tensor(), Tensor(), Tensor(), Tensor()};
+        return {dlogits_TE, Tensor()};
     }
 };
 
@@ -54,7 +63,7 @@ Route route(const Tensor& logits_TE, const Tensor& bias_E, const RouteOptions& o
     }
     Route out{at::empty({T, E}, logits.options()), at::empty({T, options.top_k}, logits.options()), choose ? at::empty({T, options.top_k}, logits.options().dtype(at::kLong)) : ids_TK.contiguous()};
     if (wants_grad(logits)) {
-        auto made = RouteFunction::apply(logits, bias, options, choose, out);
+        auto made = RouteFunction::apply(logits, RouteRest{bias, options, choose, out});
         return {made[0], made[1], out.ids_TK};
     }
     Tensor plain = logits.detach();

@@ -23,6 +23,7 @@ local function print_profile(p, steps)
   local columns, formats = { "share", "ms", "calls", "name" }, { share = "%.1f", ms = "%.3f", calls = "%.4g" }
   print(("a step: %.2f ms; GPU busy %.2f ms"):format(1e3 * p.wall_secs / steps, 1e3 * p.busy_secs / steps))
   print(moe.table(rows(p.phases, sum(p.phases)), { title = "by phase", columns = columns, titles = { share = "%", ms = "ms" }, formats = formats }))
+  if #p.calls > 0 then print(moe.table(rows(p.calls, sum(p.calls)), { title = "calls of the CUDA runtime, the host's time", columns = columns, titles = { share = "%", ms = "ms" }, formats = formats })) end
   print(moe.table(rows(p.kernels, sum(p.kernels)), { title = p.busy_secs > 0 and "by kernel" or "by operator", columns = columns, titles = { share = "%", ms = "ms" }, formats = formats }))
 end
 

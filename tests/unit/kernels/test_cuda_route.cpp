@@ -8,7 +8,7 @@ namespace {
 /// fp32 and fp64 agree on the choice unless two choices are within rounding: logits on a grid of 1/64 keep them apart.
 Tensor spread(int64_t T, int64_t E) {
     auto gen = at::make_generator<at::CPUGeneratorImpl>(uint64_t(5));
-    return at::rand({T, E}, gen, at::TensorOptions().dtype(at::kDouble)).argsort(-1).to(at::kDouble) / 64 - double(E) / 128;
+    return at::rand({T, E}, gen, at::TensorOptions().dtype(at::kDouble)).argsort(int64_t(-1), false).to(at::kDouble) / 64 - double(E) / 128;
 }
 
 void check_route(const char* what, int64_t T, int64_t E, kernels::RouteOptions o, bool with_bias, bool given = false) {

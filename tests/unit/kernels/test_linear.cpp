@@ -189,6 +189,21 @@ TEST_CASE("grouped_linear: groups shared out over threads give what one thread g
     require_close(results[1][2], ref.dw, 1e-6);
 }
 
+TEST_CASE("grouped_linear: a stale gradient is overwritten, by zeros where an expert has no rows, and then added to", "[kernels][linear]") {
+    auto dtype = GENERATE(at::kDouble, at::kFloat, at::kBFloat16);
+    Tensor offsets = at::tensor({0, 3, 3, 7}, at::kLong), x = leaf(randn("x", {7, I}), dtype), dy = randn("dy", {7, O}).to(dtype);
+    auto fresh = weight(randn("w", {3, O, I}), dtype), stale = weight(randn("w", {3, O, I}), dtype);
+    stale->grad.fill_(NAN);
+    stale->is_grad_stale = true;
+    for (int pass = 0; pass < 2; ++pass) {
+        backward(grouped_linear(x, offsets, fresh), {x}, dy);
+        backward(grouped_linear(x, offsets, stale), {x}, dy);
+        CHECK_FALSE(stale->is_grad_stale);
+        CHECK(stale->grad[1].abs().sum().item<double>() == 0);
+        require_close(stale->grad, values(fresh->grad), 1e-12);
+    }
+}
+
 TEST_CASE("grouped_linear: a deferred weight gradient equals an immediate one", "[kernels][linear]") {
     GradSink sink;
     auto now = weight(randn("w", {2, O, I})), later = weight(randn("w", {2, O, I}));

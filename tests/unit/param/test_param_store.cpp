@@ -217,6 +217,39 @@ TEST_CASE("param: the first parameter with a bad gradient is named", "[param]") 
     CHECK(m.store.first_non_finite() == "kv.weight");
 }
 
+TEST_CASE("param: gradients of experts count as zero from begin_grads on, whatever they hold until they are written or settled", "[param]") {
+    Model m(options("fp32"));
+    auto& store = m.store;
+    auto fill = [&] {
+        for (auto& b : store.buckets()) b.grad.fill_(3);
+    };
+    fill();
+    store.begin_grads();
+    CHECK(m.experts->is_grad_stale);
+    CHECK_FALSE(m.packed->is_grad_stale);
+    CHECK(m.packed->grad.abs().sum().item<double>() == 0);
+    CHECK(store.grad("e.1").abs().sum().item<double>() == 0);             // whoever looks sees zeros
+    fill();
+    store.begin_grads();
+    m.experts->grad.fill_(2);                                             // a kernel overwrites it
+    m.experts->is_grad_stale = false;
+    store.reduce_grads();
+    CHECK((store.grad("e.1") == 2).all().item<bool>());
+    store.begin_grads();
+    store.reduce_grads();                                                 // nobody wrote it
+    CHECK(m.experts->grad.abs().sum().item<double>() == 0);
+    store.begin_grads();
+    m.experts->grad.fill_(2);
+    store.mark_grads_written();
+    store.reduce_grads();
+    CHECK((store.grad("e.1") == 2).all().item<bool>());
+    fill();
+    store.begin_grads();
+    store.zero_grads();
+    CHECK_FALSE(m.experts->is_grad_stale);
+    CHECK(m.experts->grad.abs().sum().item<double>() == 0);
+}
+
 TEST_CASE("param: wrong use is a clear error", "[param]") {
     Model m(options("fp32"));
     auto unknown = error_of([&] { m.store.value("q.weigth"); });
