@@ -439,12 +439,14 @@ MicroBatch Model::micro_batch(const Tensor& ids, const Tensor& targets, const Te
     MicroBatch b;
     b.B = ids.size(0);
     b.S = ids.size(1);
-    auto move = [&](const Tensor& t) { return layout_.tp.part(t.reshape({-1})).to(options_.device).contiguous(); };
+    // From pinned memory, so that the host need not wait for what the device is doing.
+    auto copy = [&](const Tensor& t) { return options_.device.is_cuda() && t.is_cpu() ? t.contiguous().pin_memory().to(options_.device, /*non_blocking=*/true) : t.to(options_.device).contiguous(); };
+    auto move = [&](const Tensor& t) { return copy(layout_.tp.part(t.reshape({-1}))); };
     Tensor target = targets.defined() ? targets : at::full_like(ids, kernels::kIgnore), label = domain.defined() ? domain : at::zeros(ids.sizes(), at::kInt);
     b.ids_T = move(ids);
     b.targets_T = move(target);
     b.domain_T = move(label);
-    if (doc_start.defined() && mask_documents) b.doc_start_BS = doc_start.to(options_.device).contiguous();
+    if (doc_start.defined() && mask_documents) b.doc_start_BS = copy(doc_start);
     b.first_token = layout_.tp.group.rank() * b.ids_T.numel();
     Tensor host = target.to(at::kCPU), starts = doc_start.defined() ? doc_start.to(at::kCPU) : doc_start, domains = label.to(at::kCPU);
     for (int64_t k = 1; k <= config_.training.mtp_depth() && mesh_.is_last(); ++k) {

@@ -19,7 +19,8 @@ void update_bias(at::Tensor bias_E, const at::Tensor& counts_E, double speed, co
         step = (mean - counts).sign();
         step = step - step.mean();
     } else MOE_THROW(config, "model.moe.bias_update_rule", rule, "sign, magnitude or centred", "");
-    bias_E.add_((step * speed).to(bias_E.device(), bias_E.scalar_type()));
+    step = (step * speed).to(bias_E.scalar_type());
+    bias_E.add_(bias_E.is_cuda() ? step.pin_memory().to(bias_E.device(), /*non_blocking=*/true) : step);      // nothing waits for what the device is doing
 }
 
 }  // namespace moe::routing

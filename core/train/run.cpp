@@ -197,15 +197,12 @@ void Run::sum_losses(const std::vector<MicroBatch>& batches, StepMetrics& m) {
 }
 
 /// The step's counts, summed over the ranks, out of the ledger.
-void Run::take_counts(StepMetrics& m) {
+void Run::take_counts() {
     RECORD_USER_SCOPE("counts");
     ledger_->reduce(mesh_.world);
     last_counts_by_domain_ = ledger_->counts_by_domain();
-    last_counts_ = last_counts_by_domain_.sum(1);
     last_dropped_ = ledger_->dropped();
     ledger_->clear();
-    m.drop_rate = double(last_dropped_.sum().item<int64_t>()) / double(std::max<int64_t>(1, last_counts_.sum().item<int64_t>()));
-    m.max_vio = max_vio(last_counts_, routed_layers());
 }
 
 /// Moves the weights, or skips the step where loss or norm is not finite.
@@ -239,12 +236,16 @@ StepMetrics Run::step() {
         loader_->restore(position);
         throw;
     }
-    // On a GPU the norm is the step's first wait for the device and the only long one: what it does next is queued before the host turns to the rest.
+    // On a GPU the norm is the step's first wait for the device and its only long one. Between it and the update the device has nothing to do, so
+    // the host does there only what waits for the device, and the rest while the update runs.
     model_->store().reduce_grads();
     m.grad_norm = grad_norm(model_->store(), mesh_.world) / loss_scale_.value();
     sum_losses(batches, m);
+    take_counts();
     apply(m);
-    take_counts(m);
+    last_counts_ = last_counts_by_domain_.sum(1);
+    m.drop_rate = double(last_dropped_.sum().item<int64_t>()) / double(std::max<int64_t>(1, last_counts_.sum().item<int64_t>()));
+    m.max_vio = max_vio(last_counts_, routed_layers());
     if (!m.skipped) balance(last_counts_);
     m.step = ++step_;
     m.tokens = tokens_ += step_tokens_;

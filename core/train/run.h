@@ -113,7 +113,7 @@ private:
     std::vector<MicroBatch> load_batch();
     void compute(std::vector<MicroBatch>& batches);
     void sum_losses(const std::vector<MicroBatch>& batches, StepMetrics& m);
-    void take_counts(StepMetrics& m);
+    void take_counts();
     void apply(StepMetrics& m);
     void balance(const Tensor& counts);
     void report_skip(const StepMetrics& m);

@@ -119,7 +119,7 @@ TEST_CASE("head_loss: wrong targets and shapes are named with their values", "[k
     require_error(ErrorKind::data, "got -1", [&] { head_loss(randn("x", {1, D}), w, at::full({1}, -1, at::kLong), {}); });
     require_error(ErrorKind::shape, "inner dims differ", [&] { head_loss(randn("x", {1, D + 1}), w, at::zeros({1}, at::kLong), {}); });
     HeadLossOptions options;
-    options.chunk = 0;
+    options.chunk = -1;
     require_error(ErrorKind::usage, "chunk", [&] { head_loss(randn("x", {1, D}), w, at::zeros({1}, at::kLong), options); });
 }
 
