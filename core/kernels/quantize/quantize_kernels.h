@@ -1,0 +1,10 @@
+// Raw entry points of the quantisers: checked tensors of one device.
+#pragma once
+#include "core/kernels/quantize/quantize.h"
+
+namespace moe::kernels {
+void quantize_rows_cpu(const Tensor& x_RK, const QuantizedRows& into, const Tensor& used);
+void quantize_rows_cuda(const Tensor& x_RK, const QuantizedRows& into, const Tensor& used);
+void quantize_weight_cpu(const Tensor& w_EOI, const QuantizedWeight& into);
+void quantize_weight_cuda(const Tensor& w_EOI, const QuantizedWeight& into);
+}  // namespace moe::kernels
