@@ -43,7 +43,6 @@ const std::vector<NotBuilt>& not_built() {
         refused("model.moe.deep_ep_fp8", "D3"),
         refused("model.moe.deep_ep_async", "D3"),
         refused("model.moe.redundant_experts", "D3"),
-        refused("training.use_fp8", "B4"),
         refused("training.sft", "B7"),
         refused("training.lora", "B7"),
         refused("training.dpo", "B7"),

@@ -4,6 +4,7 @@
 #include "core/base/error.h"
 #include "core/config/load.h"
 #include "core/kernels/embed/embed.h"
+#include "core/kernels/grouped/grouped.h"
 #include "core/kernels/head/head_loss.h"
 #include "core/kernels/linear/linear.h"
 #include "core/kernels/norm/layernorm.h"
@@ -97,6 +98,18 @@ TensorSpec Model::cut(TensorSpec spec, int dim) const {
     return spec;
 }
 
+WeightPtr Model::in_fp8(WeightPtr weight, int64_t out, int64_t in) const {
+    weight->is_fp8 = options_.precision.fp8;
+    bool fits = !weight->is_fp8 || options_.device.is_cpu() || kernels::grouped_fp8_fits(out, in, options_.device);
+    MOE_CHECK(fits, config, "training.use_fp8", fmt::format("{} of {} x {} on {}", weight->name, out, in, options_.device.str()), "both multiples of 16, on a GPU of compute capability 9.0", "use_bf16, or other widths");
+    return weight;
+}
+
+WeightPtr Model::projection(const std::string& name, int64_t out, int64_t in, int cut_dim) {
+    WeightPtr w = weight(name, {out, in}, cut_dim);
+    return in_fp8(w, cut_dim == 0 ? out / mesh_.tp.size() : out, cut_dim == 1 ? in / mesh_.tp.size() : in);
+}
+
 WeightPtr Model::weight(const std::string& name, std::vector<int64_t> shape, int cut_dim, BucketKind bucket) {
     TensorSpec tensor = cut({name + ".weight", shape, config_.model.init_method_std}, cut_dim);
     return store_.declare({name, tensor.cut_dim >= 0 ? BucketKind::tensor : bucket, {tensor}, tensor.local_shape()});
@@ -123,7 +136,8 @@ WeightPtr Model::gate_up(const std::string& prefix, int64_t width) {
     int64_t D = config_.model.mla.d_model;
     double std = config_.model.init_method_std;
     TensorSpec gate = cut({prefix + "gate_proj.weight", {width, D}, std}, 0), up = cut({prefix + "up_proj.weight", {width, D}, std}, 0);
-    return store_.declare({prefix + "gate_up", gate.cut_dim >= 0 ? BucketKind::tensor : BucketKind::dense, {gate, up}, {2 * gate.local_shape()[0], D}});
+    int64_t rows = 2 * gate.local_shape()[0];
+    return in_fp8(store_.declare({prefix + "gate_up", gate.cut_dim >= 0 ? BucketKind::tensor : BucketKind::dense, {gate, up}, {rows, D}}), rows, D);
 }
 
 /// The embedding is also what MTP modules read and, tied, the head: then the last stage has a copy.
@@ -165,16 +179,16 @@ void Model::add_attention(int64_t layer) {
     auto input_norm = norm(p + "input_layernorm", D);
     WeightPtr q_a, q_norm, q;
     if (c.q_lora_rank) {
-        q_a = weight(a + "q_a_proj", {*c.q_lora_rank, D});
+        q_a = projection(a + "q_a_proj", *c.q_lora_rank, D);
         q_norm = rms_gamma(a + "q_a_layernorm", *c.q_lora_rank);
-        q = weight(a + "q_b_proj", {H * qk, *c.q_lora_rank}, 0);
+        q = projection(a + "q_b_proj", H * qk, *c.q_lora_rank, 0);
     } else {
-        q = weight(a + "q_proj", {H * qk, D}, 0);
+        q = projection(a + "q_proj", H * qk, D, 0);
     }
-    auto kv_a = weight(a + "kv_a_proj_with_mqa", {L + rope_dim, D});
+    auto kv_a = projection(a + "kv_a_proj_with_mqa", L + rope_dim, D);
     auto kv_norm = rms_gamma(a + "kv_a_layernorm", L);
-    auto kv_b = weight(a + "kv_b_proj", {G * (c.qk_nope_head_dim + c.v_head_dim), L}, 0);
-    auto out = weight(a + "o_proj", {D, H * c.v_head_dim}, 1);
+    auto kv_b = projection(a + "kv_b_proj", G * (c.qk_nope_head_dim + c.v_head_dim), L, 0);
+    auto out = projection(a + "o_proj", D, H * c.v_head_dim, 1);
     kernels::MlaShape shape{0, 0, H / tp, G / tp, c.qk_nope_head_dim, rope_dim, c.v_head_dim, kernels::yarn_softmax_correction(yarn_of(c)) / std::sqrt(double(qk)), c.sliding_window.value_or(0)};
     std::vector<WeightPtr> weights = {input_norm.gamma, input_norm.beta, q_a, q_norm, q, kv_a, kv_norm, kv_b, out};
 
@@ -214,7 +228,7 @@ void Model::add_dense(int64_t layer) {
     int64_t D = config_.model.mla.d_model, width = config_.model.dense_width();
     auto post_norm = norm(p + "post_attention_layernorm", D);
     auto up = gate_up(p + "mlp.", width);
-    auto down = weight(p + "mlp.down_proj", {D, width}, 1);
+    auto down = projection(p + "mlp.down_proj", D, width, 1);
     add(fmt::format("layers.{}.feed_forward", layer), layer, {"residual"}, {"residual"}, {post_norm.gamma, post_norm.beta, up, down}, [=, this](const Tensors& in, Call&) -> Tensors {
         Tensor h_TD = layout_.tp.enter(normalized(in[0], post_norm));
         return {in[0] + layout_.tp.exit(kernels::linear(kernels::swiglu(kernels::linear(h_TD, up)), down))};
@@ -325,7 +339,7 @@ void Model::add_experts(int64_t layer) {
         up.tensors.push_back({x + "up_proj.weight", {F, D}, std});
         down.tensors.push_back({x + "down_proj.weight", {D, F}, std});
     }
-    auto up_EFD = store_.declare(up), down_EDF = store_.declare(down);
+    auto up_EFD = in_fp8(store_.declare(up), 2 * F, D), down_EDF = in_fp8(store_.declare(down), D, F);
     add(name + "experts", layer, {"rows", "row_weights"}, {"expert_rows"}, {up_EFD, down_EDF}, [=](const Tensors& in, Call& call) -> Tensors {
         const kernels::RowGroups& groups = call.batch.routed[layer].groups;
         return {kernels::grouped_linear(kernels::swiglu(kernels::grouped_linear(in[0], groups, up_EFD), in[1]), groups, down_EDF)};
@@ -334,7 +348,7 @@ void Model::add_experts(int64_t layer) {
     std::vector<std::string> combined = {"residual", "expert_rows"};
     if (shared_width > 0) {
         auto shared_up = gate_up(m + "shared_experts.", shared_width);
-        auto shared_down = weight(m + "shared_experts.down_proj", {D, shared_width}, 1);
+        auto shared_down = projection(m + "shared_experts.down_proj", D, shared_width, 1);
         add(name + "shared_experts", layer, {"hidden"}, {"shared"}, {shared_up, shared_down}, [=, this](const Tensors& in, Call&) -> Tensors {
             return {layout_.tp.exit(kernels::linear(kernels::swiglu(kernels::linear(layout_.tp.enter(in[0]), shared_up)), shared_down))};
         });
@@ -387,7 +401,7 @@ void Model::add_mtp(int64_t k) {
     int64_t layer = config_.model.num_layers + k - 1, D = config_.model.mla.d_model;
     std::string p = layer_prefix(layer), name = fmt::format("mtp.{}.", k);
     auto enorm = norm(p + "enorm", D), hnorm = norm(p + "hnorm", D);
-    auto join = weight(p + "eh_proj", {D, 2 * D});
+    auto join = projection(p + "eh_proj", D, 2 * D);
     add(name + "join", -1, {"final", "anchor"}, {"residual"}, {enorm.gamma, enorm.beta, hnorm.gamma, hnorm.beta, join, embedding_}, [=, this](const Tensors& in, Call& call) -> Tensors {
         Tensor ahead_TD = kernels::embed(in[1], call.batch.mtp.at(size_t(k - 1)).ids_T, embedding_);
         return {kernels::linear(at::cat({normalized(ahead_TD, enorm), normalized(in[0], hnorm)}, -1), join)};

@@ -63,6 +63,10 @@ private:
     WeightPtr rms_gamma(const std::string& name, int64_t width);
     Tensor normalized(const Tensor& x_TD, const Norm& norm) const;
     /// cut_dim: the dim that tensor parallel cuts, −1 for none.
+    /// A matrix of a layer, [out, in]: in E4M3 where the precision says so. Embedding, head, gate and norms never are.
+    WeightPtr projection(const std::string& name, int64_t out, int64_t in, int cut_dim = -1);
+    /// Marks the weight for E4M3 products where the precision wants them. Throws moe::Error (config) for sizes that the device cannot.
+    WeightPtr in_fp8(WeightPtr weight, int64_t out, int64_t in) const;
     WeightPtr weight(const std::string& name, std::vector<int64_t> shape, int cut_dim = -1, BucketKind bucket = BucketKind::dense);
     TensorSpec cut(TensorSpec spec, int dim) const;
     WeightPtr gate_up(const std::string& prefix, int64_t width);

@@ -151,6 +151,7 @@ void ParamStore::gather_value(const Handle& h) {
     int64_t mine = counts[size_t(b.group.rank())], begin = std::clamp(h.offset, b.own_begin, b.own_end);
     b.group.all_gather(mine > 0 ? b.value_of(begin, begin + mine) : b.value.narrow(0, 0, 0), whole, counts);
     h.weight->value = whole.view(h.spec.shape);
+    h.weight->fp8.version = -1;                         // other values may lie where the last ones did
 }
 
 void ParamStore::scatter_grad(const Handle& h) {
@@ -256,6 +257,7 @@ std::string ParamStore::first_non_finite() const {
 }
 
 void ParamStore::gather_values() {
+    for (Bucket& b : buckets_) b.value.unsafeGetTensorImpl()->bump_version();      // the optimizer's kernels write through pointers
     for (Bucket& b : buckets_)
         if (stage_of(b.kind) < 3 && b.group.size() > 1 && !b.counts.empty() && b.value.numel() > 0)
             b.group.all_gather(b.value.narrow(0, b.own_begin, b.own_end - b.own_begin), b.value, b.counts);

@@ -22,7 +22,8 @@ Sizes sizes_of(const TrainingConfig& t) {
     Sizes s;
     std::string precision = t.precision();
     if (precision == "fp64") s.compute = s.master = s.grad = s.moments = 8;
-    if (precision == "bf16" || precision == "fp16" || precision == "fp8") s.compute = 2;
+    if (precision == "bf16" || precision == "fp16") s.compute = 2;
+    if (precision == "fp8") s.compute = 4;               // bf16, and E4M3 straight and transposed
     if (t.grads_dtype == "bf16") s.grad = 2;
     if (t.moments_dtype == "bf16") s.moments = 2;
     if (t.optimizer == "sgd") s.num_moments = t.momentum == 0 ? 0 : 1;

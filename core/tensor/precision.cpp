@@ -8,6 +8,7 @@ Precision Precision::named(const std::string& name) {
     if (name == "fp32") return {};
     if (name == "bf16") return {at::kBFloat16, at::kFloat, at::kFloat, at::kFloat};
     if (name == "fp16") return {at::kHalf, at::kFloat, at::kFloat, at::kFloat};
-    MOE_THROW(config, "precision", name, "fp64, fp32, bf16 or fp16", "fp8 is not built yet (row B4)");
+    if (name == "fp8") return {at::kBFloat16, at::kFloat, at::kFloat, at::kFloat, /*fp8=*/true};
+    MOE_THROW(config, "precision", name, "fp64, fp32, bf16, fp16 or fp8", "");
 }
 }  // namespace moe

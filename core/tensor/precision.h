@@ -11,9 +11,10 @@ struct Precision {
     at::ScalarType master = at::kFloat;    ///< what the optimizer updates
     at::ScalarType grad = at::kFloat;      ///< main gradients
     at::ScalarType moments = at::kFloat;   ///< optimizer's state; its arithmetic is in the master type
+    bool fp8 = false;                      ///< the layers' products in E4M3 between bf16 activations
 
-    /// "fp64" (tests), "fp32", "bf16" or "fp16" (compute in it; fp32 master, gradients and moments). Throws moe::Error (config) for
-    /// another word.
+    /// "fp64" (tests), "fp32", "bf16" or "fp16" (compute in it; fp32 master, gradients and moments), "fp8" (as bf16, with E4M3 products).
+    /// Throws moe::Error (config) for another word.
     static Precision named(const std::string& name);
     bool operator==(const Precision&) const = default;
 };

@@ -33,6 +33,13 @@ private:
     std::vector<Deferred> queue_;
 };
 
+/// A weight's values in E4M3, straight and transposed, with their scales, and what they were made of.
+struct Fp8Copy {
+    Tensor q, transposed, scale;
+    int64_t version = -1;             ///< value's, when the copies were made; −1: they are to be made again
+    const void* data = nullptr;       ///< value's
+};
+
 /// value: what the product reads, in the compute dtype; may be replaced between forward and backward (gather and release).
 /// grad: main gradient, same shape, fp64, fp32 or bf16, added to in place (sums are made in at least fp32, then rounded); not the .grad of an autograd leaf. It may be undefined
 /// (a frozen or inference weight): then no gradient is made. A CustomClassHolder only so that autograd can hold it.
@@ -42,6 +49,9 @@ struct Weight : torch::CustomClassHolder {
     bool is_grad_stale = false;
     std::string name;
     GradSink* sink = nullptr;
+    /// Products with it are in E4M3 where activations are bf16 (kernels/quantize), and these are the copies that they read.
+    bool is_fp8 = false;
+    Fp8Copy fp8;
 };
 using WeightPtr = c10::intrusive_ptr<Weight>;
 

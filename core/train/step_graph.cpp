@@ -113,6 +113,7 @@ void StepGraph::record(const Program& program, const std::vector<MicroBatch>& ba
     std::vector<MicroBatch> now = batches;
     fill_factors(now, made->factors);
     copy_tensors(now, made->batches);                      // also tells whoever keeps what follows from doc_start that it has changed
+    for (auto& w : model_.weights()) w->fp8.version = -1;    // the record makes the E4M3 copies, as every replay must
     c10::cuda::device_synchronize();
     c10::cuda::CUDACachingAllocator::emptyCache();         // a record's memory is its own: the steps before must not keep theirs beside it
     auto stream = c10::cuda::getStreamFromPool(/*isHighPriority=*/false, model_.options().device.index());

@@ -98,7 +98,7 @@ test("run: wrong events, keys and folders", function()
   raises("usage", function() return moe.run {} end, "config")
   raises("io", function() return moe.run { config = cfg:with { output_dir = "/proc/none" }, console = false } end)
   raises("config", function() return moe.run { config = cfg:with { model = { moe = { num_experts_per_token = 9 } } } } end, "9")
-  raises("config", function() return moe.run { config = cfg:with { training = { use_fp8 = true } } } end, "not built yet")
+  raises("config", function() return moe.run { config = cfg:with { model = { moe = { use_deep_ep = true } } } } end, "not built yet")
   raises("io", function() return moe.run { config = cfg:with { data = { dataset_type = "text", sources = { { name = "a", path = folder .. "/none" } } }, validation = { enabled = false } } } end, "none")
 end)
 

@@ -36,19 +36,56 @@ Tensor linear_forward(const Tensor& x_TI, const Tensor& w_OI, at::ScalarType dty
     return y_TO;
 }
 
+// ---- E4M3
+/// Whether a product of x with w is in E4M3.
+bool takes_fp8(const Tensor& x, const WeightPtr& w) { return w->is_fp8 && x.scalar_type() == at::kBFloat16 && w->value.scalar_type() == at::kBFloat16; }
+
+/// The weight's E4M3 copies, made again where its values have changed.
+QuantizedWeight fp8_weight(const WeightPtr& w) {
+    Fp8Copy& c = w->fp8;
+    const Tensor& value = w->value;
+    if (c.version != int64_t(value._version()) || c.data != value.const_data_ptr() || !c.q.defined()) {
+        const int64_t E = value.dim() == 3 ? value.size(0) : 1, O = value.size(-2), I = value.size(-1);
+        if (!c.q.defined()) {
+            auto made = empty_quantized_weight(E, O, I, value);
+            c.q = made.q_EOI, c.transposed = made.q_EIO, c.scale = made.scale_EOI;
+        }
+        quantize_weight(value, {c.q, c.transposed, c.scale});
+        c.version = int64_t(value._version()), c.data = value.const_data_ptr();
+    }
+    return {c.q, c.transposed, c.scale};
+}
+
+QuantizedRows fp8_rows(const Tensor& x_RI, const RowGroups& groups) {
+    auto out = empty_quantized_rows(x_RI.size(0), x_RI.size(1), x_RI);
+    // Rows after the last group hold anything; the device knows how many count.
+    const Tensor& offsets = groups.offsets_E1;
+    quantize_rows(x_RI, out, offsets.defined() && offsets.is_cuda() ? offsets.narrow(0, groups.size(), 1) : Tensor());
+    return out;
+}
+
+Tensor fp8_forward(const Tensor& x_RI, const RowGroups& groups, const WeightPtr& w) {
+    Tensor y_RO = at::empty({x_RI.size(0), w->value.size(-2)}, x_RI.options());
+    MOE_BY_DEVICE("linear", x_RI, fp8_product_nt, fp8_rows(x_RI, groups), groups, fp8_weight(w), y_RO);
+    return y_RO;
+}
+void fp8_backward(const Tensor& dy_RO, const RowGroups& groups, const WeightPtr& w, Tensor dx_RI) {
+    MOE_BY_DEVICE("linear", dy_RO, fp8_product_nn, fp8_rows(dy_RO, groups), groups, fp8_weight(w), dx_RI);
+}
+
 /// Both doors: the result has the dtype of w.value, which for linear is that of x.
 struct LinearFunction : Function<LinearFunction> {
     static Tensor forward(AutogradContext* ctx, const Tensor& x_TI, const WeightPtr& w) {
         ctx->save_for_backward({x_TI});
         hold_weight(ctx, w);
-        return linear_forward(x_TI, w->value, w->value.scalar_type());
+        return takes_fp8(x_TI, w) ? fp8_forward(x_TI, {}, w) : linear_forward(x_TI, w->value, w->value.scalar_type());
     }
     static Grads backward(AutogradContext* ctx, Grads grads) {
         WeightPtr w = held_weight(ctx);
         Tensor dy_TO = grads[0].contiguous(), x_TI = ctx->get_saved_variables()[0].detach(), dx_TI;
         if (ctx->needs_input_grad(0)) {
             dx_TI = at::empty_like(x_TI);
-            product_nn(dy_TO, w->value, dx_TI);
+            takes_fp8(x_TI, w) ? fp8_backward(dy_TO, {}, w, dx_TI) : product_nn(dy_TO, w->value, dx_TI);
         }
         add_weight_grad(w, [w, dy_TO = dy_TO.detach(), x_TI] { add_product_tn(dy_TO, x_TI, w->grad); });
         return {dx_TI, Tensor()};
@@ -90,7 +127,7 @@ struct GroupedLinearFunction : Function<GroupedLinearFunction> {
         ctx->save_for_backward({x_RI});
         keep(ctx, "groups", groups);
         hold_weight(ctx, w);
-        return grouped_forward(x_RI, groups, w->value);
+        return takes_fp8(x_RI, w) ? fp8_forward(x_RI, groups, w) : grouped_forward(x_RI, groups, w->value);
     }
     static Grads backward(AutogradContext* ctx, Grads grads) {
         WeightPtr w = held_weight(ctx);
@@ -98,7 +135,8 @@ struct GroupedLinearFunction : Function<GroupedLinearFunction> {
         Tensor dy_RO = grads[0].contiguous(), x_RI = ctx->get_saved_variables()[0].detach(), dx_RI;
         if (ctx->needs_input_grad(0)) {
             dx_RI = at::empty_like(x_RI);
-            MOE_BY_DEVICE("grouped_linear", dy_RO, grouped_product_nn, dy_RO, groups, w->value, dx_RI);
+            if (takes_fp8(x_RI, w)) fp8_backward(dy_RO, groups, w, dx_RI);
+            else MOE_BY_DEVICE("grouped_linear", dy_RO, grouped_product_nn, dy_RO, groups, w->value, dx_RI);
         }
         add_weight_grad(w, [w, groups, dy_RO = dy_RO.detach(), x_RI] {
             MOE_BY_DEVICE("grouped_linear", dy_RO, add_grouped_product_tn, dy_RO, x_RI, groups, w->grad, std::exchange(w->is_grad_stale, false));
@@ -130,7 +168,8 @@ Tensor linear(const Tensor& x_TI, const WeightPtr& w_OI) {
     check_weight("linear", x_TI, w_OI, 2);
     check_same_dtype("linear", {"x", x_TI}, {"w", w_OI->value});
     Tensor x = x_TI.contiguous();
-    return wants_grad(x) ? LinearFunction::apply(x, w_OI) : linear_forward(x, w_OI->value, x.scalar_type());
+    if (wants_grad(x)) return LinearFunction::apply(x, w_OI);
+    return takes_fp8(x, w_OI) ? fp8_forward(x, {}, w_OI) : linear_forward(x, w_OI->value, x.scalar_type());
 }
 
 Tensor linear_wide(const Tensor& x_TI, const WeightPtr& w_OI) {
@@ -151,7 +190,8 @@ Tensor grouped_linear(const Tensor& x_RI, const RowGroups& groups, const WeightP
     check_same_dtype("grouped_linear", {"x", x_RI}, {"w", w_EOI->value});
     check_groups(groups, x_RI, w_EOI->value.size(0));
     Tensor x = x_RI.contiguous();
-    return wants_grad(x) ? GroupedLinearFunction::apply(x, groups, w_EOI) : grouped_forward(x, groups, w_EOI->value);
+    if (wants_grad(x)) return GroupedLinearFunction::apply(x, groups, w_EOI);
+    return takes_fp8(x, w_EOI) ? fp8_forward(x, groups, w_EOI) : grouped_forward(x, groups, w_EOI->value);
 }
 
 int64_t grouped_alignment(at::Device device, at::ScalarType dtype) { return device.is_cuda() && dtype == at::kBFloat16 ? kGroupAlign : 1; }

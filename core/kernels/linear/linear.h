@@ -8,7 +8,8 @@
 namespace moe::kernels {
 
 /// y = x wᵀ. x [T, I] and w.value [O, I] of one dtype (fp64, fp32, bf16, fp16; CPU or CUDA) → y [T, O] of that dtype, accumulated
-/// in at least fp32. Backward: dx in x's dtype; w.grad += dyᵀ x through w.sink, added in w.grad's dtype, for bf16 in fp32 and then rounded.
+/// in at least fp32. Where w.is_fp8 and x is bf16, y and dx are products of E4M3 numbers (kernels/quantize: x and dy by 1 x 128, w by
+/// 128 x 128), the weight's gradient is bf16's. Backward: dx in x's dtype; w.grad += dyᵀ x through w.sink, added in w.grad's dtype, for bf16 in fp32 and then rounded.
 /// Throws moe::Error: shape, dtype, device.
 Tensor linear(const Tensor& x_TI, const WeightPtr& w_OI);
 

@@ -74,4 +74,13 @@ void add_grouped_product_tn_cpu(const Tensor& dy_RO, const Tensor& x_RI, const R
         if (offset[e] == offset[e + 1]) dw_EOI.select(0, e).zero_();
     each_group(groups, [&](int64_t e, int64_t lo, int64_t n) { (overwrite ? multiply : multiply_add)(dy_RO.narrow(0, lo, n).t(), x_RI.narrow(0, lo, n), dw_EOI.select(0, e)); });
 }
+
+void fp8_product_nt_cpu(const QuantizedRows& x_RI, const RowGroups& groups, const QuantizedWeight& w_EOI, Tensor y_RO) {
+    Tensor x = dequantize_rows(x_RI), w = dequantize_weight(w_EOI);
+    groups.offsets_E1.defined() ? grouped_product_nt_cpu(x, groups, w, y_RO) : product_nt_cpu(x, w.select(0, 0), y_RO);
+}
+void fp8_product_nn_cpu(const QuantizedRows& dy_RO, const RowGroups& groups, const QuantizedWeight& w_EOI, Tensor dx_RI) {
+    Tensor dy = dequantize_rows(dy_RO), w = dequantize_weight(w_EOI);
+    groups.offsets_E1.defined() ? grouped_product_nn_cpu(dy, groups, w, dx_RI) : product_nn_cpu(dy, w.select(0, 0), dx_RI);
+}
 }  // namespace moe::kernels

@@ -201,9 +201,13 @@ void grouped_product_nn_cuda(const Tensor& dy_RO, const RowGroups& groups, const
 /// is skipped.
 void add_grouped_product_tn_cuda(const Tensor& dy_RO, const Tensor& x_RI, const RowGroups& groups, Tensor dw_EOI, bool overwrite) {
     OnDevice on(dy_RO);
+    if (dw_EOI.numel() == 0) return;
+    if (dy_RO.size(0) == 0) {
+        if (overwrite) dw_EOI.zero_();
+        return;
+    }
+    if (is_bf16(dy_RO) && is_bf16(x_RI) && takes_tiles(groups, {}, dw_EOI)) return (overwrite ? grouped_tn : add_grouped_tn)(dy_RO, x_RI, groups.offsets_E1, dw_EOI);
     if (overwrite) dw_EOI.zero_();
-    if (dy_RO.size(0) == 0 || dw_EOI.numel() == 0) return;
-    if (is_bf16(dy_RO) && is_bf16(x_RI) && takes_tiles(groups, {}, dw_EOI)) return add_grouped_tn(dy_RO, x_RI, groups.offsets_E1, dw_EOI);
     if (!fits_grouped({dy_RO, x_RI})) {
         each_group_on_gpu(groups, [&](int64_t e, int64_t lo, int64_t n) { multiply_add_on_gpu(dy_RO.narrow(0, lo, n).t(), x_RI.narrow(0, lo, n), dw_EOI[e]); });
         return;
@@ -223,6 +227,24 @@ void add_grouped_product_tn_cuda(const Tensor& dy_RO, const Tensor& x_RI, const 
         p.sum = static_cast<char*>(dw_EOI.mutable_data_ptr()) + first * O * I * dw_EOI.element_size(), p.sum_dtype = sm90_dtype("grouped_linear", dw_EOI);
         MOE_CUDA_CHECK(sm90::add_groups(p, on.stream));
     }
+}
+
+namespace {
+/// Offsets on the device, undefined where there are none.
+Tensor tile_offsets(const RowGroups& groups, const Tensor& like) {
+    if (!groups.offsets_E1.defined()) return {};
+    MOE_CHECK(groups.align % kGroupAlign == 0, shape, "grouped_linear: align", std::to_string(groups.align), fmt::format("a multiple of {} for products in fp8", kGroupAlign), "sort_by_expert makes such groups");
+    return offsets_on_device(groups, like);
+}
+}  // namespace
+
+void fp8_product_nt_cuda(const QuantizedRows& x_RI, const RowGroups& groups, const QuantizedWeight& w_EOI, Tensor y_RO) {
+    OnDevice on(y_RO);
+    if (y_RO.numel() > 0) grouped_nt_fp8(x_RI, tile_offsets(groups, y_RO), w_EOI, y_RO);
+}
+void fp8_product_nn_cuda(const QuantizedRows& dy_RO, const RowGroups& groups, const QuantizedWeight& w_EOI, Tensor dx_RI) {
+    OnDevice on(dx_RI);
+    if (dx_RI.numel() > 0) grouped_nn_fp8(dy_RO, tile_offsets(groups, dx_RI), w_EOI, dx_RI);
 }
 }  // namespace moe::kernels
 #endif

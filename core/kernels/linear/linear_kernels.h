@@ -5,6 +5,7 @@
 // zero or unchanged. Letters as in linear.h.
 #pragma once
 #include "core/kernels/common/row_groups.h"
+#include "core/kernels/quantize/quantize.h"
 
 namespace moe::kernels {
 using at::Tensor;
@@ -29,6 +30,14 @@ void grouped_product_nn_cuda(const Tensor& dy_RO, const RowGroups& groups, const
 /// With `overwrite` dw is the sum itself, zeros for a group without rows, whatever it held.
 void add_grouped_product_tn_cpu(const Tensor& dy_RO, const Tensor& x_RI, const RowGroups& groups, Tensor dw_EOI, bool overwrite);
 void add_grouped_product_tn_cuda(const Tensor& dy_RO, const Tensor& x_RI, const RowGroups& groups, Tensor dw_EOI, bool overwrite);
+
+/// The two products of a forward and its dx in E4M3, rows and weights as core/kernels/quantize makes them; y and dx are bf16. Without
+/// offsets all rows meet the one weight. Groups on CUDA start at multiples of kGroupAlign. The CPU multiplies the numbers that the E4M3 ones
+/// stand for, in fp32.
+void fp8_product_nt_cpu(const QuantizedRows& x_RI, const RowGroups& groups, const QuantizedWeight& w_EOI, Tensor y_RO);
+void fp8_product_nt_cuda(const QuantizedRows& x_RI, const RowGroups& groups, const QuantizedWeight& w_EOI, Tensor y_RO);
+void fp8_product_nn_cpu(const QuantizedRows& dy_RO, const RowGroups& groups, const QuantizedWeight& w_EOI, Tensor dx_RI);
+void fp8_product_nn_cuda(const QuantizedRows& dy_RO, const RowGroups& groups, const QuantizedWeight& w_EOI, Tensor dx_RI);
 
 /// Dispatch by the first operand's device (linear.cpp). Throws moe::Error (device) where this build has no CUDA parts.
 void product_nt(const Tensor& x_TI, const Tensor& w_OI, Tensor y_TO);

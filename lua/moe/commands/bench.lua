@@ -1,4 +1,4 @@
--- moelab bench NAME [steps=12] [warmup=3] [batch=] [seq=] [--json] [--profile]: the speed of one named job.
+-- moelab bench NAME [steps=12] [warmup=3] [batch=] [seq=] [dtype=bf16|fp8|fp32] [--json] [--profile]: the speed of one named job.
 local function median(values)
   table.sort(values)
   local n = #values
@@ -30,7 +30,8 @@ end
 -- Whole optimizer steps on random tokens, routed by the model itself: loading, forward, backward, clipping, AdamW.
 local function train(name, b, options, profiled)
   local steps, warmup, batch, seq = options.steps or 12, options.warmup or 3, options.batch or b.batch, options.seq or b.seq
-  local cfg = moe.config(b.config):with(b.set or {}):with {
+  local dtype = options.dtype and { training = { use_bf16 = options.dtype == "bf16", use_fp8 = options.dtype == "fp8" } } or {}
+  local cfg = moe.config(b.config):with(b.set or {}):with(dtype):with {
     training = { global_batch_size = batch, micro_batch_size = batch, seq_length = seq, train_steps = 2 * steps + warmup, lr_warmup_steps = 0, log_interval = 1000000 },
     data = { dataset_type = "synthetic", sources = {}, path = moe.null, document_mask = false },
   }
@@ -44,7 +45,7 @@ local function train(name, b, options, profiled)
     name = name, value = batch * seq / step_secs, unit = "tokens/s",
     shape = ("%d layers, d %d, %d experts top-%d of %d, vocabulary %d, batch %d x %d"):format(model.num_layers, model.mla.d_model, model.moe.num_experts, model.moe.num_experts_per_token,
       model.moe.expert_intermediate_size, model.vocab_size or run.config.model.vocab_size, batch, seq),
-    dtype = run.config.training.use_bf16 and "bf16" or "fp32", device = run.model.device, commit = moe.commit,
+    dtype = run.config.training.use_fp8 and "fp8" or run.config.training.use_bf16 and "bf16" or "fp32", device = run.model.device, commit = moe.commit,
     steps = steps, median_step_secs = step_secs, tflops = last.tflops * last.step_secs / step_secs, mfu = last.mfu * last.step_secs / step_secs, memory_gib = last.memory, loss = last.loss,
   }
 end
@@ -54,7 +55,7 @@ return function(words, options, given)
   for i, b in ipairs(moe.benchmarks) do names[i], by_name[b.name] = b.name, b end
   if not words[1] then moe.fail { op = "bench", got = "no name", want = table.concat(names, " or ") } end
   moe.check_keys({ [words[1]] = true }, names, "bench: name")
-  moe.check_keys(options, { "steps", "warmup", "batch", "seq" }, "bench: options")
+  moe.check_keys(options, { "steps", "warmup", "batch", "seq", "dtype" }, "bench: options")
   local result = train(words[1], by_name[words[1]], options, given.profile)
   if given.json then
     print(moe.json.encode(result))
