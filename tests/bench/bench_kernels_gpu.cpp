@@ -150,8 +150,8 @@ void in_turn(const std::string& shape, double flops, std::vector<Rival> rivals, 
     }
 }
 
-/// Groups known on the device only, beside the library's product. `skewed`: from none to twice the mean.
-void grouped_on_device(int64_t E, int64_t R, int64_t O, int64_t I, bool skewed, bool wgrad) {
+/// Groups of R rows; `skewed`: from none to twice the mean.
+Tensor device_offsets(int64_t E, int64_t R, bool skewed) {
     std::vector<int> offset{0};
     const int64_t tiles = R / kGroupAlign;
     int64_t weights = 0, left = tiles;
@@ -162,7 +162,12 @@ void grouped_on_device(int64_t E, int64_t R, int64_t O, int64_t I, bool skewed, 
         left -= n;
         offset.push_back(int(offset.back() + n * kGroupAlign));
     }
-    Tensor offsets = at::tensor(offset, at::kInt).to(at::kCUDA), host = at::tensor(offset, at::kInt).to(at::kLong), ends = offsets.slice(0, 1).contiguous();
+    return at::tensor(offset, at::kInt).to(at::kCUDA);
+}
+
+/// Groups known on the device only, beside the library's product.
+void grouped_on_device(int64_t E, int64_t R, int64_t O, int64_t I, bool skewed, bool wgrad) {
+    Tensor offsets = device_offsets(E, R, skewed), host = offsets.cpu().to(at::kLong), ends = offsets.slice(0, 1).contiguous();
     Tensor x = at::randn({R, I}, bf16()), w = at::empty({E, O, I}, bf16()).normal_(), y = at::randn({R, O}, bf16()), dx = at::empty_like(x), out = at::empty_like(y);
     const double flops = 2.0 * double(R) * double(I * O);
     const std::string shape = "E" + std::to_string(E) + " M" + std::to_string(R) + " " + std::to_string(O) + "x" + std::to_string(I) + (skewed ? " skewed" : "");
@@ -171,6 +176,7 @@ void grouped_on_device(int64_t E, int64_t R, int64_t O, int64_t I, bool skewed, 
     if (!wgrad) return;
     Tensor dw = at::zeros({E, O, I}, fp32());
     in_turn(shape + " into fp32", flops, {{"device_groups_wgrad", [&] { add_grouped_tn(y, x, offsets, dw); }},
+                                          {"device_groups_wgrad_written", [&] { grouped_tn(y, x, offsets, dw); }},
                                           {"device_groups_wgrad_library_bf16_out", [&] { at::_grouped_mm(y.t(), x, ends); }},
                                           {"device_groups_wgrad_library_and_add", [&] { add_grouped_product_tn_cuda(y, x, host, dw); }}});
 }

@@ -15,5 +15,6 @@ bool grouped_fits(const Tensor&, const Tensor&) { return false; }
 void grouped_nt(const Tensor&, const Tensor&, const Tensor&, Tensor) { refuse_grouped("grouped_nt"); }
 void grouped_nn(const Tensor&, const Tensor&, const Tensor&, Tensor) { refuse_grouped("grouped_nn"); }
 void add_grouped_tn(const Tensor&, const Tensor&, const Tensor&, Tensor) { refuse_grouped("add_grouped_tn"); }
+void grouped_tn(const Tensor&, const Tensor&, const Tensor&, Tensor) { refuse_grouped("grouped_tn"); }
 }  // namespace moe::kernels
 #endif

@@ -22,5 +22,7 @@ void grouped_nt(const Tensor& x_RI, const Tensor& offsets_E1, const Tensor& w_EO
 void grouped_nn(const Tensor& dy_RO, const Tensor& offsets_E1, const Tensor& w_EOI, Tensor dx_RI);
 /// dw [E, O, I] fp32 += dy [R, O]ᵀ x [R, I] over the rows of each expert; an expert without rows keeps its dw. The same bits every time.
 void add_grouped_tn(const Tensor& dy_RO, const Tensor& x_RI, const Tensor& offsets_E1, Tensor dw_EOI);
+/// dw = dyᵀ x instead: what a step's first micro-batch needs, so that nothing clears dw before and nothing reads it. An expert without rows gets zeros.
+void grouped_tn(const Tensor& dy_RO, const Tensor& x_RI, const Tensor& offsets_E1, Tensor dw_EOI);
 
 }  // namespace moe::kernels

@@ -71,5 +71,12 @@ void add_grouped_tn(const Tensor& dy_RO, const Tensor& x_RI, const Tensor& offse
     auto s = grouped_shape("add_grouped_tn", {"x", x_RI}, {"dy", dy_RO}, offsets_E1, {"dw", dw_EOI}, at::kFloat);
     MOE_CUDA_CHECK(sm90::add_grouped_tn_bf16(s, in_pointer(dy_RO), in_pointer(x_RI), dw_EOI.mutable_data_ptr<float>(), on.stream));
 }
+
+void grouped_tn(const Tensor& dy_RO, const Tensor& x_RI, const Tensor& offsets_E1, Tensor dw_EOI) {
+    check_on_cuda("grouped_tn", dy_RO);
+    OnDevice on(dy_RO);
+    auto s = grouped_shape("grouped_tn", {"x", x_RI}, {"dy", dy_RO}, offsets_E1, {"dw", dw_EOI}, at::kFloat);
+    MOE_CUDA_CHECK(sm90::grouped_tn_bf16(s, in_pointer(dy_RO), in_pointer(x_RI), dw_EOI.mutable_data_ptr<float>(), on.stream));
+}
 }  // namespace moe::kernels
 #endif

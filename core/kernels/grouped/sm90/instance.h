@@ -10,9 +10,11 @@ struct Instance {
 };
 constexpr uint32_t kInstanceThreads = 3 * 128;      ///< a warp group that loads and two that multiply
 
-/// bf16 (bf16.cu). nt and nn: groups of rows, result in bf16, w [out, in] read along its rows or across. tn: groups along k, added to fp32.
+/// bf16 (bf16.cu). nt and nn: groups of rows, result in bf16, w [out, in] read along its rows or across. add_tn: groups along k, added to fp32.
 Instance bf16_nt_instance();
 Instance bf16_nn_instance();
+Instance bf16_add_tn_instance();
+/// The same written instead of added, zeros for a group without rows (sums.cu). Takes the result's address too, and no tile of it in shared memory.
 Instance bf16_tn_instance();
 
 }  // namespace moe::kernels::sm90

@@ -7,6 +7,8 @@
 namespace moe::kernels::sm90 {
 /// In place of the number of groups: it comes at run time. Not 0: a kernel compares group numbers with it.
 constexpr uint32_t kGroupsAtRunTime = 0x7fffffff;
+/// Past every matrix: copies from there bring zeros.
+constexpr uint32_t kNoRow = 0x7fffff00;
 }  // namespace moe::kernels::sm90
 
 namespace deep_gemm::sched {
@@ -59,14 +61,13 @@ private:
 };
 
 /// Groups along k (dw += dyᵀ x): every group has all tiles of an [m, n] result, and sums over the rows offsets[g] … offsets[g + 1]. The kernel is given the
-/// number of groups where it expects k, which it does not use. Kernels skip tiles of a group without rows.
-template <uint32_t BLOCK_M, uint32_t BLOCK_N, uint32_t kMulticast, bool kOnA, uint32_t kSMs, bool kZero, uint32_t kAlign, uint32_t kSpan, uint32_t kBand, uint32_t kSplit, bool kPadded, bool kSkip>
-struct Scheduler<GemmType::KGroupedContiguous, BLOCK_M, BLOCK_N, moe::kernels::sm90::kGroupsAtRunTime, kMulticast, kOnA, kSMs, kZero, kAlign, kSpan, kBand, kSplit, kPadded, kSkip> {
-    static_assert(kMulticast == 1);
+/// number of groups where it expects k, which it does not use. DeepGEMM's kernel skips tiles of a group without rows; kAll gives them one step
+/// of zeros, for kernels that write every tile.
+template <uint32_t BLOCK_M, uint32_t BLOCK_N, uint32_t kBand, bool kAll> struct TilesAlongK {
     uint32_t current_shape_k = 0, current_k_start = 0, current_group_idx = 0;
     bool is_peer_cta_alive = true;
 
-    __device__ Scheduler(uint32_t m, uint32_t n, uint32_t groups, int* offsets)
+    __device__ TilesAlongK(uint32_t m, uint32_t n, uint32_t groups, int* offsets)
         : offsets_(offsets), groups_(groups), m_blocks_((m + BLOCK_M - 1) / BLOCK_M), n_blocks_((n + BLOCK_N - 1) / BLOCK_N), tile_(blockIdx.x) {}
 
     __device__ bool get_next_block(uint32_t& m, uint32_t& n) {
@@ -75,6 +76,7 @@ struct Scheduler<GemmType::KGroupedContiguous, BLOCK_M, BLOCK_N, moe::kernels::s
         if (current_group_idx >= groups_) return false;
         current_k_start = __ldg(offsets_ + current_group_idx);
         current_shape_k = __ldg(offsets_ + current_group_idx + 1) - current_k_start;
+        if (kAll && current_shape_k == 0) current_shape_k = 1, current_k_start = moe::kernels::sm90::kNoRow;
         Tiles<kBand>::place(tile_ % tiles, m_blocks_, n_blocks_, m, n);
         tile_ += gridDim.x;
         return true;
@@ -89,5 +91,11 @@ struct Scheduler<GemmType::KGroupedContiguous, BLOCK_M, BLOCK_N, moe::kernels::s
 private:
     const int* offsets_;
     uint32_t groups_, m_blocks_, n_blocks_, tile_;                   // tile_ counts over all groups
+};
+template <uint32_t BLOCK_M, uint32_t BLOCK_N, uint32_t kMulticast, bool kOnA, uint32_t kSMs, bool kZero, uint32_t kAlign, uint32_t kSpan, uint32_t kBand, uint32_t kSplit, bool kPadded, bool kSkip>
+struct Scheduler<GemmType::KGroupedContiguous, BLOCK_M, BLOCK_N, moe::kernels::sm90::kGroupsAtRunTime, kMulticast, kOnA, kSMs, kZero, kAlign, kSpan, kBand, kSplit, kPadded, kSkip>
+    : TilesAlongK<BLOCK_M, BLOCK_N, kBand, false> {
+    static_assert(kMulticast == 1);
+    using TilesAlongK<BLOCK_M, BLOCK_N, kBand, false>::TilesAlongK;
 };
 }  // namespace deep_gemm::sched
