@@ -5,6 +5,7 @@
 #include "core/kernels/grouped/sm90/instance.h"
 #include "core/kernels/grouped/tensor_map.h"
 
+#include <algorithm>
 #include <atomic>
 #include <variant>
 
@@ -30,7 +31,8 @@ public:
     Kernel(const Instance& instance, uint32_t shared_bytes) : instance_(instance), shared_bytes_(shared_bytes) {}
     const Instance& instance() const { return instance_; }
 
-    cudaError_t launch(int blocks, void** arguments, cudaStream_t stream) {
+    /// shared_bytes where the product's size has a say in it.
+    cudaError_t launch(int blocks, void** arguments, cudaStream_t stream, uint32_t shared_bytes = 0) {
         int device = 0;
         if (cudaError_t failed = cudaGetDevice(&device); failed != cudaSuccess) return failed;
         const uint64_t bit = uint64_t(1) << (device % 64);
@@ -39,7 +41,17 @@ public:
             ready_ |= bit;
         }
         if (blocks == 0) blocks = device_value(cudaDevAttrMultiProcessorCount);
-        return cudaLaunchKernel(instance_.kernel, dim3(unsigned(blocks)), dim3(kInstanceThreads), arguments, shared_bytes_, stream);
+        cudaLaunchAttribute cluster{};
+        cluster.id = cudaLaunchAttributeClusterDimension;
+        cluster.val.clusterDim = {instance_.cluster, 1, 1};
+        cudaLaunchConfig_t config{};
+        config.gridDim = dim3(std::max(unsigned(blocks) / instance_.cluster, 1u) * instance_.cluster);
+        config.blockDim = dim3(kInstanceThreads);
+        config.dynamicSmemBytes = shared_bytes ? shared_bytes : shared_bytes_;
+        config.stream = stream;
+        config.attrs = &cluster;
+        config.numAttrs = instance_.cluster > 1 ? 1 : 0;
+        return cudaLaunchKernelExC(&config, instance_.kernel, arguments);
     }
 
 private:
@@ -101,6 +113,50 @@ cudaError_t grouped_tn_bf16(const GroupedShape& s, const void* dy, const void* x
     if (s.rows == 0) return cudaMemsetAsync(dw, 0, size_t(s.groups * s.out * s.in) * sizeof(float), stream);
     static Kernel kernel(bf16_tn_instance(), bf16_shared_bytes(bf16_tn_instance(), 0));
     return launch_bf16(kernel, s, uint32_t(s.out), uint32_t(s.in), uint32_t(s.groups), matrix(dy, s.rows, s.out, kBlockK), matrix(x, s.rows, s.in, kBlockK), dw, stream);
+}
+
+namespace {
+constexpr uint32_t kFp8BlockK = 128, kMostSharedBytes = 232448;
+
+/// In the order of DeepGEMM's kernel: the tile of the result, tiles of A and B, A's scales, B's for all of k, barriers.
+uint32_t fp8_shared_bytes(const Instance& i, int64_t k) {
+    const uint32_t fixed = (i.block_m * i.block_n * 2 + 1023) / 1024 * 1024 + i.stages * ((i.block_m + i.block_n) * kFp8BlockK + 16 + i.block_m * 4);
+    const uint32_t scales = uint32_t((k + 127) / 128) * 4 * (128 % i.block_n ? 2 : 1);
+    return fixed + (scales + 7) / 8 * 8;
+}
+
+/// d [rows, n] = a [rows, k] b [groups, n, k]ᵀ.
+cudaError_t launch_fp8(Kernel& kernel, const GroupedShape& s, int64_t n, int64_t k, Fp8 a, Fp8 b, void* d, cudaStream_t stream) {
+    constexpr auto kFp8 = CU_TENSOR_MAP_DATA_TYPE_UINT8;
+    const Instance& i = kernel.instance();
+    const uint64_t scale_pitch = uint64_t(s.rows + 3) / 4 * 4;
+    const MapKey keys[4] = {{a.q, uint64_t(k), uint64_t(s.rows), kFp8BlockK, i.block_m, kFp8, true},
+                            {b.q, uint64_t(k), uint64_t(s.groups * n), kFp8BlockK, i.block_n, kFp8, true},
+                            {d, uint64_t(n), uint64_t(s.rows), kSwizzled, i.block_m, kBf16, true},
+                            {a.scales, scale_pitch, uint64_t(k + 127) / 128, i.block_m, 1, kFp32, false}};
+    CUtensorMap maps[4];
+    for (int m = 0; m < 4; ++m)
+        if (tensor_map(keys[m], maps[m]) != CUDA_SUCCESS) return cudaErrorInvalidValue;
+    const float* scales = b.scales;
+    const int* offsets = s.offsets;
+    uint32_t groups_or_rows = uint32_t(offsets ? s.groups : s.rows), n32 = uint32_t(n), k32 = uint32_t(k);
+    void* arguments[] = {&scales, &offsets, &groups_or_rows, &n32, &k32, &maps[0], &maps[1], &maps[2], &maps[3]};
+    return kernel.launch(s.blocks, arguments, stream, fp8_shared_bytes(i, k));
+}
+}  // namespace
+
+// Shared memory holds the scales of w for all of k.
+bool grouped_fp8_fits(int64_t out, int64_t in) { return out % 16 == 0 && in % 16 == 0 && std::max(out, in) <= 65536; }
+
+cudaError_t grouped_nt_fp8(const GroupedShape& s, Fp8 x, Fp8 w, void* y, cudaStream_t stream) {
+    if (nothing(s)) return cudaSuccess;
+    static Kernel kernel(fp8_nt_instance(), kMostSharedBytes);
+    return launch_fp8(kernel, s, s.out, s.in, x, w, y, stream);
+}
+cudaError_t grouped_nn_fp8(const GroupedShape& s, Fp8 dy, Fp8 transposed_w, void* dx, cudaStream_t stream) {
+    if (nothing(s)) return cudaSuccess;
+    static Kernel kernel(fp8_nn_instance(), kMostSharedBytes);
+    return launch_fp8(kernel, s, s.in, s.out, dy, transposed_w, dx, stream);
 }
 }  // namespace moe::kernels::sm90
 #endif
