@@ -134,7 +134,7 @@ void grouped() {
     speed("grouped_wgrad_library_and_add", shape + " into fp32", flops, [&] { dw.add_(at::_grouped_mm(y.t(), x, ends)); });
 }
 
-struct Rival { std::string name; std::function<void()> run; };
+struct Rival { std::string name; std::function<void()> run; const char* dtype = "bf16"; };
 /// TFLOPS of each, call by call in turn: a card at its power limit slows down as it warms, which must not favour the first.
 void in_turn(const std::string& shape, double flops, std::vector<Rival> rivals, int rounds = 15) {
     std::erase_if(rivals, [](const Rival& r) { return !wanted(r.name); });
@@ -146,12 +146,12 @@ void in_turn(const std::string& shape, double flops, std::vector<Rival> rivals, 
         }
     for (size_t r = 0; r < rivals.size(); ++r) {
         std::nth_element(times[r].begin(), times[r].begin() + rounds / 2, times[r].end());
-        print(rivals[r].name, flops / times[r][rounds / 2] * 1e-12, "TFLOPS", shape, "bf16");
+        print(rivals[r].name, flops / times[r][rounds / 2] * 1e-12, "TFLOPS", shape, rivals[r].dtype);
     }
 }
 
-/// Groups known on the device only, beside the library's product. `skewed`: from none to twice the mean.
-void grouped_on_device(int64_t E, int64_t R, int64_t O, int64_t I, bool skewed, bool wgrad) {
+/// Groups of R rows; `skewed`: from none to twice the mean.
+Tensor device_offsets(int64_t E, int64_t R, bool skewed) {
     std::vector<int> offset{0};
     const int64_t tiles = R / kGroupAlign;
     int64_t weights = 0, left = tiles;
@@ -162,7 +162,12 @@ void grouped_on_device(int64_t E, int64_t R, int64_t O, int64_t I, bool skewed, 
         left -= n;
         offset.push_back(int(offset.back() + n * kGroupAlign));
     }
-    Tensor offsets = at::tensor(offset, at::kInt).to(at::kCUDA), host = at::tensor(offset, at::kInt).to(at::kLong), ends = offsets.slice(0, 1).contiguous();
+    return at::tensor(offset, at::kInt).to(at::kCUDA);
+}
+
+/// Groups known on the device only, beside the library's product.
+void grouped_on_device(int64_t E, int64_t R, int64_t O, int64_t I, bool skewed, bool wgrad) {
+    Tensor offsets = device_offsets(E, R, skewed), host = offsets.cpu().to(at::kLong), ends = offsets.slice(0, 1).contiguous();
     Tensor x = at::randn({R, I}, bf16()), w = at::empty({E, O, I}, bf16()).normal_(), y = at::randn({R, O}, bf16()), dx = at::empty_like(x), out = at::empty_like(y);
     const double flops = 2.0 * double(R) * double(I * O);
     const std::string shape = "E" + std::to_string(E) + " M" + std::to_string(R) + " " + std::to_string(O) + "x" + std::to_string(I) + (skewed ? " skewed" : "");
@@ -171,6 +176,7 @@ void grouped_on_device(int64_t E, int64_t R, int64_t O, int64_t I, bool skewed, 
     if (!wgrad) return;
     Tensor dw = at::zeros({E, O, I}, fp32());
     in_turn(shape + " into fp32", flops, {{"device_groups_wgrad", [&] { add_grouped_tn(y, x, offsets, dw); }},
+                                          {"device_groups_wgrad_written", [&] { grouped_tn(y, x, offsets, dw); }},
                                           {"device_groups_wgrad_library_bf16_out", [&] { at::_grouped_mm(y.t(), x, ends); }},
                                           {"device_groups_wgrad_library_and_add", [&] { add_grouped_product_tn_cuda(y, x, host, dw); }}});
 }
@@ -199,6 +205,58 @@ void device_groups() {
         print(fresh ? "device_groups_launch_one_new_matrix" : "device_groups_launch", us, "us", "on the host", "bf16");
         at::cuda::getCurrentCUDAStream().synchronize();
     }
+}
+
+QuantizedRows quantized_rows(const Tensor& x) {
+    QuantizedRows q = empty_quantized_rows(x.size(0), x.size(1), x);
+    quantize_rows(x, q);
+    return q;
+}
+QuantizedWeight quantized_weight(const Tensor& w) {
+    QuantizedWeight q = empty_quantized_weight(w.dim() == 3 ? w.size(0) : 1, w.size(-2), w.size(-1), w);
+    quantize_weight(w, q);
+    return q;
+}
+
+/// E4M3 products beside bf16 and the library's with a scale a row. E = 1: dense.
+void fp8_products(int64_t E, int64_t R, int64_t O, int64_t I, bool skewed) {
+    Tensor offsets = device_offsets(E, R, skewed), ends = offsets.slice(0, 1).contiguous();
+    Tensor x = at::randn({R, I}, bf16()), w = at::empty({E, O, I}, bf16()).normal_(), dy = at::randn({R, O}, bf16()), y = at::empty_like(dy), dx = at::empty_like(x);
+    QuantizedRows qx = quantized_rows(x), qdy = quantized_rows(dy);
+    QuantizedWeight qw = quantized_weight(w);
+    Tensor ones_R = at::ones({R}, fp32()), ones_EO = at::ones({E, O}, fp32()), ones_EI = at::ones({E, I}, fp32());
+    const double flops = 2.0 * double(R) * double(I * O);
+    const std::string shape = "E" + std::to_string(E) + " M" + std::to_string(R) + " " + std::to_string(O) + "x" + std::to_string(I) + (skewed ? " skewed" : "");
+    const Tensor groups = E == 1 ? Tensor() : offsets;
+    const bool fits = grouped_fits(w);              // else dense: a plain product
+    in_turn(shape, flops, {{"fp8_forward", [&] { grouped_nt_fp8(qx, groups, qw, y); }, "e4m3"},
+                           {"fp8_forward_bf16", [&] { if (fits) grouped_nt(x, offsets, w, y); else at::mm_out(y, x, w[0].t()); }},
+                           {"fp8_forward_library", [&] { at::_scaled_grouped_mm(qx.q_RK, qw.q_EOI.transpose(1, 2), ones_R, ones_EO, ends, {}, {}, at::kBFloat16, true); }, "e4m3"}});
+    in_turn(shape, flops, {{"fp8_dgrad", [&] { grouped_nn_fp8(qdy, groups, qw, dx); }, "e4m3"},
+                           {"fp8_dgrad_bf16", [&] { if (fits) grouped_nn(dy, offsets, w, dx); else at::mm_out(dx, dy, w[0]); }},
+                           {"fp8_dgrad_library", [&] { at::_scaled_grouped_mm(qdy.q_RK, qw.q_EIO.transpose(1, 2), ones_R, ones_EI, ends, {}, {}, at::kBFloat16, true); }, "e4m3"}});
+}
+
+void fp8() {
+    if (!wanted("fp8")) return;
+    for (auto [R, K] : {std::pair<int64_t, int64_t>{16384, 2048}, {98304, 2048}, {98304, 1408}}) {
+        Tensor x = at::randn({R, K}, bf16());
+        QuantizedRows q = quantized_rows(x);
+        bandwidth("fp8_quantize_rows", std::to_string(R) + "x" + std::to_string(K), "bf16", double(R) * K * (2 + 1 + 4.0 / 128), [&] { quantize_rows(x, q); });
+    }
+    for (bool wide : {false, true}) {
+        const int64_t E = 64, O = 2816, I = 2048;
+        Tensor w = at::randn({E, O, I}, wide ? fp32() : bf16());
+        QuantizedWeight q = quantized_weight(w);
+        bandwidth("fp8_quantize_weight", "E64 2816x2048", wide ? "fp32" : "bf16", double(E) * O * I * ((wide ? 4 : 2) + 2), [&] { quantize_weight(w, q); });
+    }
+    fp8_products(64, 98304, 2816, 2048, false);
+    fp8_products(64, 98304, 2816, 2048, true);
+    fp8_products(64, 98304, 2048, 1408, false);
+    fp8_products(64, 98304, 1408, 2048, false);
+    fp8_products(256, 131072, 2048, 7168, false);
+    fp8_products(1, 16384, 4096, 2048, false);
+    fp8_products(1, 16384, 10944, 2048, false);
 }
 
 /// Documents of 128 … 2047 tokens. Returns the pairs of query and key that are seen.
@@ -261,7 +319,7 @@ int main(int argc, char** argv) {
     if (argc > 1) filter = argv[1];
     device_name = at::cuda::getCurrentDeviceProperties()->name;
     at::NoGradGuard no_grad;
-    for (auto part : {rows_and_elements, optimizer, vocabulary, dense, grouped, device_groups, attention}) {
+    for (auto part : {rows_and_elements, optimizer, vocabulary, dense, grouped, device_groups, fp8, attention}) {
         try {
             part();
         } catch (const std::exception& e) {

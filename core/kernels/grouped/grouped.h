@@ -4,6 +4,8 @@
 // the caller fills groups up with rows of zeros, and nothing checks the values. Rows from offsets[E] on are neither read nor written.
 // All throw moe::Error: shape, dtype, device, and device where grouped_fits is false.
 #pragma once
+#include "core/kernels/quantize/quantize.h"
+
 #include <ATen/core/Tensor.h>
 
 namespace moe::kernels {
@@ -22,5 +24,16 @@ void grouped_nt(const Tensor& x_RI, const Tensor& offsets_E1, const Tensor& w_EO
 void grouped_nn(const Tensor& dy_RO, const Tensor& offsets_E1, const Tensor& w_EOI, Tensor dx_RI);
 /// dw [E, O, I] fp32 += dy [R, O]ᵀ x [R, I] over the rows of each expert; an expert without rows keeps its dw. The same bits every time.
 void add_grouped_tn(const Tensor& dy_RO, const Tensor& x_RI, const Tensor& offsets_E1, Tensor dw_EOI);
+/// dw = dyᵀ x instead: what a step's first micro-batch needs, so that nothing clears dw before and nothing reads it. An expert without rows gets zeros.
+void grouped_tn(const Tensor& dy_RO, const Tensor& x_RI, const Tensor& offsets_E1, Tensor dw_EOI);
+
+/// Whether the products in E4M3 below take experts of [out, in] on this device: compute capability 9.0, both multiples of 16 and at most 65536. False in builds without CUDA parts.
+bool grouped_fp8_fits(int64_t out, int64_t in, at::Device device);
+
+/// y [R, O] bf16 = x [R, I] w[e] [O, I]ᵀ from what quantize_rows and quantize_weight wrote, every 128 products added up in fp32. offsets may be undefined with one expert:
+/// all R rows, R being anything.
+void grouped_nt_fp8(const QuantizedRows& x_RI, const Tensor& offsets_E1, const QuantizedWeight& w_EOI, Tensor y_RO);
+/// dx [R, I] bf16 = dy [R, O] w[e] [O, I], the same.
+void grouped_nn_fp8(const QuantizedRows& dy_RO, const Tensor& offsets_E1, const QuantizedWeight& w_EOI, Tensor dx_RI);
 
 }  // namespace moe::kernels

@@ -73,5 +73,60 @@ void add_grouped_tn(const Tensor& dy_RO, const Tensor& x_RI, const Tensor& offse
     auto s = grouped_shape("add_grouped_tn", {"x", x_RI}, {"dy", dy_RO}, offsets_E1, {"dw", dw_EOI}, at::kFloat);
     MOE_CUDA_CHECK(sm90::add_grouped_tn_bf16(s, in_pointer(dy_RO), in_pointer(x_RI), dw_EOI.mutable_data_ptr<float>(), on.stream));
 }
+
+void grouped_tn(const Tensor& dy_RO, const Tensor& x_RI, const Tensor& offsets_E1, Tensor dw_EOI) {
+    check_on_cuda("grouped_tn", dy_RO);
+    OnDevice on(dy_RO);
+    auto s = grouped_shape("grouped_tn", {"x", x_RI}, {"dy", dy_RO}, offsets_E1, {"dw", dw_EOI}, at::kFloat);
+    MOE_CUDA_CHECK(sm90::grouped_tn_bf16(s, in_pointer(dy_RO), in_pointer(x_RI), dw_EOI.mutable_data_ptr<float>(), on.stream));
+}
+
+bool grouped_fp8_fits(int64_t out, int64_t in, at::Device device) {
+    if (!device.is_cuda() || !sm90::grouped_fp8_fits(out, in)) return false;
+    c10::cuda::CUDAGuard guard(device);
+    return sm90::grouped_device();
+}
+
+namespace {
+/// a [R, K] times b [E, N, K], whose scales are those of w [E, O, I]; to d [R, N].
+sm90::GroupedShape fp8_shape(std::string_view op, const QuantizedRows& a, const Tensor& offsets_E1, Named b, const QuantizedWeight& w, Named d) {
+    check_dims(op, {"w", w.q_EOI}, 3);
+    check_dims(op, {"rows", a.q_RK}, 2);
+    const int64_t R = a.q_RK.size(0), E = w.q_EOI.size(0), O = w.q_EOI.size(1), I = w.q_EOI.size(2);
+    const bool transposed = b.tensor.is_same(w.q_EIO);
+    const int64_t K = transposed ? O : I, N = transposed ? I : O;
+    check_grouped(op, {"rows", a.q_RK}, {R, K}, at::kFloat8_e4m3fn, w.q_EOI);
+    check_grouped(op, {"the rows' scales", a.scale_KR}, {(K + kScaleBlock - 1) / kScaleBlock, (R + 3) / 4 * 4}, at::kFloat, w.q_EOI);
+    check_grouped(op, b, {E, N, K}, at::kFloat8_e4m3fn, w.q_EOI);
+    check_grouped(op, {"the weight's scales", w.scale_EOI}, {E, (O + kScaleBlock - 1) / kScaleBlock, (I + kScaleBlock - 1) / kScaleBlock}, at::kFloat, w.q_EOI);
+    check_grouped(op, d, {R, N}, at::kBFloat16, w.q_EOI);
+    MOE_CHECK(offsets_E1.defined() || E == 1, shape, fmt::format("{}: offsets", op), fmt::format("undefined with {} experts", E), "int32 [E + 1], or one expert", "");
+    if (offsets_E1.defined()) {
+        check_shape(op, {"offsets", offsets_E1}, {E + 1});
+        check_dtype(op, {"offsets", offsets_E1}, {at::kInt});
+        check_same_device(op, {"offsets", offsets_E1}, b);
+        check_contiguous(op, {"offsets", offsets_E1});
+    }
+    MOE_CHECK(grouped_fp8_fits(O, I, w.q_EOI.device()), shape, fmt::format("{}: experts", op), shape_text({O, I}), "multiples of 16 up to 65536 on a device of compute capability 9.0",
+              "ask grouped_fp8_fits first");
+    MOE_CHECK(R < kBelow && E * O < kBelow && E * I < kBelow, shape, std::string(op), fmt::format("{} rows, {} experts of {}", R, E, shape_text({O, I})), "rows and experts x sizes below 2^31", "");
+    return {E, R, O, I, offsets_E1.defined() ? offsets_E1.const_data_ptr<int>() : nullptr};
+}
+sm90::Fp8 operand(const Tensor& q, const Tensor& scales) { return {q.const_data_ptr(), scales.const_data_ptr<float>()}; }
+}  // namespace
+
+void grouped_nt_fp8(const QuantizedRows& x_RI, const Tensor& offsets_E1, const QuantizedWeight& w_EOI, Tensor y_RO) {
+    check_on_cuda("grouped_nt_fp8", x_RI.q_RK);
+    OnDevice on(x_RI.q_RK);
+    auto s = fp8_shape("grouped_nt_fp8", x_RI, offsets_E1, {"w", w_EOI.q_EOI}, w_EOI, {"y", y_RO});
+    MOE_CUDA_CHECK(sm90::grouped_nt_fp8(s, operand(x_RI.q_RK, x_RI.scale_KR), operand(w_EOI.q_EOI, w_EOI.scale_EOI), out_pointer(y_RO), on.stream));
+}
+
+void grouped_nn_fp8(const QuantizedRows& dy_RO, const Tensor& offsets_E1, const QuantizedWeight& w_EOI, Tensor dx_RI) {
+    check_on_cuda("grouped_nn_fp8", dy_RO.q_RK);
+    OnDevice on(dy_RO.q_RK);
+    auto s = fp8_shape("grouped_nn_fp8", dy_RO, offsets_E1, {"transposed w", w_EOI.q_EIO}, w_EOI, {"dx", dx_RI});
+    MOE_CUDA_CHECK(sm90::grouped_nn_fp8(s, operand(dy_RO.q_RK, dy_RO.scale_KR), operand(w_EOI.q_EIO, w_EOI.scale_EOI), out_pointer(dx_RI), on.stream));
+}
 }  // namespace moe::kernels
 #endif

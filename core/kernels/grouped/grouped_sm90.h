@@ -25,5 +25,17 @@ cudaError_t grouped_nt_bf16(const GroupedShape& s, const void* x, const void* w,
 cudaError_t grouped_nn_bf16(const GroupedShape& s, const void* dy, const void* w, void* dx, cudaStream_t stream);
 /// dw [E, O, I] fp32 += dyᵀ x over each group's rows of bf16. A group without rows is left alone. The same bits every time.
 cudaError_t add_grouped_tn_bf16(const GroupedShape& s, const void* dy, const void* x, float* dw, cudaStream_t stream);
+/// dw [E, O, I] fp32 = dyᵀ x over each group's rows; a group without rows gets zeros. Nothing of dw is read.
+cudaError_t grouped_tn_bf16(const GroupedShape& s, const void* dy, const void* x, float* dw, cudaStream_t stream);
+
+/// E4M3 numbers and their fp32 scales, as quantize lays them out.
+struct Fp8 { const void* q; const float* scales; };
+/// Whether the products below take experts of [out, in].
+bool grouped_fp8_fits(int64_t out, int64_t in);
+/// y [R, O] = x [R, I] w[e] [O, I]ᵀ in bf16 from E4M3 with scales by 1 x 128 and by 128 x 128, every 128 products added up in fp32. Offsets may be nullptr with one
+/// group: all rows, as many as there are.
+cudaError_t grouped_nt_fp8(const GroupedShape& s, Fp8 x, Fp8 w, void* y, cudaStream_t stream);
+/// dx [R, I] = dy [R, O] w[e], from the transposed q [E, I, O] and the scales of w as it was.
+cudaError_t grouped_nn_fp8(const GroupedShape& s, Fp8 dy, Fp8 transposed_w, void* dx, cudaStream_t stream);
 
 }  // namespace moe::kernels::sm90

@@ -47,13 +47,16 @@ struct Groups {
     Tensor like_dx() const { return at::full({R, I}, 7, w.options()); }
     Tensor y() const { return into([&](Tensor out) { kernels::grouped_nt(x, offsets_E1, w, out); }, like_y()); }
     Tensor dx() const { return into([&](Tensor out) { kernels::grouped_nn(dy, offsets_E1, w, out); }, like_dx()); }
+    /// Written over NaN.
+    Tensor written() const { return into([&](Tensor out) { kernels::grouped_tn(dy, x, offsets_E1, out); }, at::full_like(dw, kNan)); }
     Tensor sum() const { return into([&](Tensor out) { kernels::add_grouped_tn(dy, x, offsets_E1, out); }, dw.clone()); }
 
     /// In float64 on the CPU, group by group.
     Tensor y_reference() const { return by_group(like_y(), [&](int64_t e, const Tensor& rows_x, const Tensor&) { return rows_x.mm(wide(w)[e].t()); }); }
     Tensor dx_reference() const { return by_group(like_dx(), [&](int64_t e, const Tensor&, const Tensor& rows_dy) { return rows_dy.mm(wide(w)[e]); }); }
-    Tensor sum_reference() const {
-        Tensor sum = wide(dw).clone();
+    Tensor sum_reference() const { return wide(dw) + written_reference(); }
+    Tensor written_reference() const {
+        Tensor sum = at::zeros({E, O, I}, at::kDouble);
         for (int64_t e = 0; e < E; ++e) sum[e] += rows(wide(dy), e).t().mm(rows(wide(x), e));
         return sum;
     }
@@ -77,6 +80,11 @@ void compare_groups(const std::string& what, const Groups& g) {
     check_close(what + " y", g.y(), g.y_reference(), 3e-3);
     check_close(what + " dx", g.dx(), g.dx_reference(), 3e-3);
     check_close(what + " dw", g.sum(), g.sum_reference(), 1e-5);
+    Tensor dw = g.written();
+    check_close(what + " dw written", dw, g.written_reference(), 1e-5);
+    for (int i = 0; i < 4; ++i) CHECK(g.written().equal(dw));
+    for (int64_t e = 0; e < g.E; ++e)
+        if (g.offsets[e] == g.offsets[e + 1]) CHECK(dw[e].eq(0).all().item<bool>());
 }
 }  // namespace
 
@@ -94,15 +102,17 @@ TEST_CASE("cuda grouped: products and sums are those of float64, rows past the e
                    }(), 128, 72});
 }
 
-TEST_CASE("cuda grouped: no rows at all leave every result alone", "[gpu][kernels]") {
+TEST_CASE("cuda grouped: no rows at all leave every result alone, and write zeros as the sum", "[gpu][kernels]") {
     if (!has_hopper()) return;
     Groups g({0, 0, 0}, 128, 64, 300);
     CHECK(g.y().equal(g.like_y()));
     CHECK(g.dx().equal(g.like_dx()));
     CHECK(g.sum().equal(g.dw));
+    CHECK(g.written().equal(at::zeros_like(g.dw)));
     Groups none({0, 0}, 128, 64, 0);
     CHECK(none.y().numel() == 0);
     CHECK(none.sum().equal(none.dw));
+    CHECK(none.written().equal(at::zeros_like(none.dw)));
 }
 
 TEST_CASE("cuda grouped: a NaN stays in its row of the products and in its column of its expert's sum", "[gpu][kernels]") {

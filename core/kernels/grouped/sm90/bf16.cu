@@ -24,5 +24,5 @@ template <uint32_t kBlockM, uint32_t kBlockN, uint32_t kStages> Instance groups_
 
 Instance bf16_nt_instance() { return groups_of_rows<128, 256, 3, kAlongK>(); }
 Instance bf16_nn_instance() { return groups_of_rows<128, 256, 3, kAcrossK>(); }
-Instance bf16_tn_instance() { return groups_along_k<128, 128, 5>(); }
+Instance bf16_add_tn_instance() { return groups_along_k<128, 128, 5>(); }
 }  // namespace moe::kernels::sm90

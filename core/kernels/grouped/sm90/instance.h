@@ -7,12 +7,19 @@ namespace moe::kernels::sm90 {
 struct Instance {
     const void* kernel;                        ///< __global__ function
     uint32_t block_m, block_n, stages;         ///< a tile of the result, and how many steps along k are in flight
+    uint32_t cluster = 1;                      ///< blocks that share tiles
 };
 constexpr uint32_t kInstanceThreads = 3 * 128;      ///< a warp group that loads and two that multiply
 
-/// bf16 (bf16.cu). nt and nn: groups of rows, result in bf16, w [out, in] read along its rows or across. tn: groups along k, added to fp32.
+/// bf16 (bf16.cu). nt and nn: groups of rows, result in bf16, w [out, in] read along its rows or across. add_tn: groups along k, added to fp32.
 Instance bf16_nt_instance();
 Instance bf16_nn_instance();
+Instance bf16_add_tn_instance();
+/// The same written instead of added, zeros for a group without rows (sums.cu). Takes the result's address too, and no tile of it in shared memory.
 Instance bf16_tn_instance();
+
+/// E4M3 with scales (fp8.cu), groups of rows, result in bf16; w is read along its rows by both, nn's is the transposed one with scales as nt's.
+Instance fp8_nt_instance();
+Instance fp8_nn_instance();
 
 }  // namespace moe::kernels::sm90
