@@ -129,7 +129,7 @@ void grouped() {
     speed("grouped_forward_library", shape, flops, [&] { at::_grouped_mm(x, w.transpose(-2, -1), ends); });
     speed("grouped_dgrad", shape, flops, [&] { grouped_product_nn_cuda(y, offsets, w, dx); });
     speed("grouped_dgrad_library", shape, flops, [&] { at::_grouped_mm(y, w, ends); });
-    speed("grouped_wgrad", shape + " into fp32", flops, [&] { add_grouped_product_tn_cuda(y, x, offsets, dw); });
+    speed("grouped_wgrad", shape + " into fp32", flops, [&] { add_grouped_product_tn_cuda(y, x, offsets, dw, false); });
     speed("grouped_wgrad_library", shape + " bf16 out", flops, [&] { at::_grouped_mm(y.t(), x, ends); });
     speed("grouped_wgrad_library_and_add", shape + " into fp32", flops, [&] { dw.add_(at::_grouped_mm(y.t(), x, ends)); });
 }
@@ -178,7 +178,7 @@ void grouped_on_device(int64_t E, int64_t R, int64_t O, int64_t I, bool skewed, 
     in_turn(shape + " into fp32", flops, {{"device_groups_wgrad", [&] { add_grouped_tn(y, x, offsets, dw); }},
                                           {"device_groups_wgrad_written", [&] { grouped_tn(y, x, offsets, dw); }},
                                           {"device_groups_wgrad_library_bf16_out", [&] { at::_grouped_mm(y.t(), x, ends); }},
-                                          {"device_groups_wgrad_library_and_add", [&] { add_grouped_product_tn_cuda(y, x, host, dw); }}});
+                                          {"device_groups_wgrad_library_and_add", [&] { add_grouped_product_tn_cuda(y, x, host, dw, false); }}});
 }
 
 void device_groups() {
