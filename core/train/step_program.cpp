@@ -45,13 +45,6 @@ Tensor cut(const Tensor& t, bool leaf) {
     return d;
 }
 
-/// A segment's input stands for its gradient in the tape. Where its graph has not saved it, its memory need not wait for backward: a
-/// graph that saves a leaf holds the tensor itself, beside this reference and the one of the leaf's own node.
-void drop_unless_saved(Tensor& leaf) {
-    constexpr size_t kOwnReferences = 2;
-    if (leaf.defined() && leaf.requires_grad() && leaf.is_leaf() && leaf.use_count() <= kOwnReferences) leaf.set_data(at::empty({0}, leaf.options().requires_grad(false)));
-}
-
 /// Sum of the main losses of some micro-batches.
 Tensor main_loss(const MicroBatch* begin, size_t count) {
     Tensor sum = at::zeros({}, at::kDouble);
@@ -109,18 +102,6 @@ std::vector<int> recompute_spans(const Model& model, const std::string& mode, co
     for (size_t s = 0; s < segments.size(); ++s)
         if (wanted.contains(kind_of(segments[s].name))) spans[s] = int(s);
     return spans;
-}
-
-Executor::Executor(Model& model) : model_(model), spans_(model.segments().size(), -1), dead_after_(spans_.size()) {
-    std::set<std::string> wanted = {kBoundary};               // the next stage's
-    for (size_t s = spans_.size(); s-- > 0;) {
-        const Segment& segment = model.segments()[s];
-        for (auto& slots : {segment.writes, segment.reads})
-            for (auto& slot : slots)
-                if (!wanted.contains(slot)) dead_after_[s].push_back(slot);
-        for (auto& slot : segment.writes) wanted.erase(slot);
-        wanted.insert(segment.reads.begin(), segment.reads.end());
-    }
 }
 
 void Executor::set_recompute(std::vector<int> spans) {
@@ -209,7 +190,6 @@ void Executor::run_segment(int s, int mb, Slots& slots, bool keep_graph, bool ag
     t.out = segment.forward(t.in, call);
     model_.store().release(segment.weights, false);
     for (size_t i = 0; i < t.out.size(); ++i) slots[segment.writes[i]] = cut(t.out[i], false);
-    for (size_t i = 0; keep_graph && i < t.in.size(); ++i) drop_unless_saved(t.in[i]);
     if (keep_graph) tape(s, mb) = std::move(t);
 }
 
@@ -228,7 +208,8 @@ void Executor::forward(int s, int mb) {
         }
     }
     run_segment(s, mb, slots, span < 0, false);
-    for (auto& slot : dead_after_[size_t(s)]) slots.erase(slot);
+    for (size_t i = 0; i < segment.writes.size(); ++i)
+        if (segment.writes[i] == kLoss) slots.erase(kLoss);
     if (s + 1 == int(model_.segments().size()) && model_.mesh().is_last()) slots.clear();
 }
 

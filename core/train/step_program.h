@@ -46,7 +46,7 @@ enum class Mode { scheduled, attached };
 /// Runs programs over a model's segments; the only place that keeps graphs, inputs and boundary gradients.
 class Executor {
 public:
-    explicit Executor(Model& model);
+    explicit Executor(Model& model) : model_(model), spans_(model.segments().size(), -1) {}
     /// Runs a program over micro-batches; gradients are added to the main gradients, losses to MicroBatch::losses. Returns the sum of
     /// the losses called "loss" (0-d float64, host; 0 on a stage without the head). A segment that throws leaves queue and tapes empty;
     /// main gradients then hold a part of the step, and the caller zeroes them.
@@ -76,7 +76,6 @@ private:
 
     Model& model_;
     std::vector<int> spans_;
-    std::vector<std::vector<std::string>> dead_after_;   ///< by segment: slots that nothing reads any more once it has run
     std::vector<MicroBatch>* batches_ = nullptr;
     std::vector<Tape> tapes_;                        ///< [micro-batch][segment]
     std::vector<Slots> slots_, grads_;               ///< by micro-batch: what the next forward and backward read

@@ -18,7 +18,7 @@ void check_route(const char* what, int64_t T, int64_t E, kernels::RouteOptions o
     Tensor logits = spread(T, E), bias = with_bias ? at::randint(-8, 8, {E}, gen, doubles) / 8 : Tensor(), dw = at::randn({T, o.top_k}, gen, doubles), ds = at::randn({T, E}, gen, doubles);
     Tensor ids = given ? at::arange(T * o.top_k, at::kLong).remainder(E).view({T, o.top_k}) : Tensor();
     auto run = [&](at::Device device, at::ScalarType dtype) {
-        auto move = [&](const Tensor& t) { return t.defined() ? t.to(device, dtype) : t; };
+        auto move = [&](const Tensor& t) { return t.defined() ? t.detach().to(device, dtype, false, true) : t; };      // a leaf of its own
         Tensor x = move(logits).requires_grad_(true);
         auto r = kernels::route(x, move(bias), o, given ? ids.to(device) : ids);
         ((r.weights_TK * move(dw)).sum() + (r.scores_TE * move(ds)).sum()).backward();
