@@ -155,7 +155,10 @@ __device__ inline void wgmma_64x256(float (&d)[128], uint64_t a, uint64_t b, boo
 }
 #undef MOE_D8
 #undef MOE_D32
-template <int kRegisters> __device__ inline void take_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters)); }
-template <int kRegisters> __device__ inline void give_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters)); }
+/// Registers of a thread from here on; it started with kBefore. What some warpgroups give others take, all of a block's together.
+template <int kRegisters, int kBefore> __device__ inline void set_registers() {
+    if constexpr (kRegisters > kBefore) asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
+    else if constexpr (kRegisters < kBefore) asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
 
 }  // namespace moe::kernels::sm90

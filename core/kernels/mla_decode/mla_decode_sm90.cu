@@ -16,21 +16,18 @@ int multiprocessors() {
     return n;
 }
 
-/// What a variant is made of: rows a block takes, tokens of a tile, blocks on a multiprocessor.
+/// What a variant is made of: rows that a block takes.
 struct Plan {
-    int variant, rows, tokens, blocks;
+    int variant, rows;
     int groups(const MlaDecode& p) const { return (p.Q * p.H + rows - 1) / rows; }
-    int workers(const MlaDecode& p) const { return std::max(1, multiprocessors() * blocks / groups(p)); }
+    int workers(const MlaDecode& p) const { return std::max(1, multiprocessors() / groups(p)); }
 };
-template <class S> Plan plan_of(int variant) { return {variant, S::kRows, S::TOKENS, S::BLOCKS}; }
+constexpr int kTile = 64;
 
-using Bf16Rows16 = MmaShape<false, 64, 8, 1, 3, 1>;
-using Bf16Rows16Small = MmaShape<false, 32, 4, 1, 3, 2>;
-using Bf16Rows64 = MmaShape<false, 64, 8, 4, 2, 1>;
-using Fp8Rows16 = MmaShape<true, 64, 8, 1, 5, 1>;
-using Fp8Rows16Small = MmaShape<true, 32, 4, 1, 5, 2>;
-using Fp8Rows32 = MmaShape<true, 64, 8, 2, 4, 1>;
-using Fp8Rows64 = MmaShape<true, 64, 8, 4, 3, 1>;
+using Bf16Rows16 = MmaShape<false, 1, 3, 176, 80>;
+using Fp8Rows16 = MmaShape<true, 1, 5, 176, 80>;
+using Fp8Rows32 = MmaShape<true, 2, 4, 136, 120>;
+using Fp8Rows64 = MmaShape<true, 4, 3, 80, 176>;
 
 bool fits(const MlaDecode& p) {
     auto strided = [](const void* x, int64_t a, int64_t b) { return aligned({x}) && a % 8 == 0 && b % 8 == 0; };
@@ -39,30 +36,24 @@ bool fits(const MlaDecode& p) {
 Plan choose(const MlaDecode& p) {
     const int rows = p.Q * p.H;
     int variant = p.variant;
-    if (variant == 0) variant = p.fp8 ? (rows <= 16 ? 4 : 7) : (rows <= 16 ? 1 : 8);
-    switch (variant) {
-        case 1: return plan_of<Bf16Rows16>(1);
-        case 2: return plan_of<Bf16Rows16Small>(2);
-        case 3: return plan_of<Bf16Rows64>(3);
-        case 4: return plan_of<Fp8Rows16>(4);
-        case 5: return plan_of<Fp8Rows16Small>(5);
-        case 6: return plan_of<Fp8Rows32>(6);
-        case 7: return plan_of<Fp8Rows64>(7);
-    }
-    return {variant, WgmmaShape::kRows, WgmmaShape::TOKENS, 1};      // 8: alone, 9: clusters of two
+    if (variant == 0) variant = p.fp8 ? (rows <= 16 ? 2 : rows <= 32 ? 3 : 4) : (rows <= 16 ? 1 : 5);
+    const int taken[] = {0, 16, 16, 32, 64, 64, 64};
+    return {variant, taken[variant]};
 }
 
 /// The cache as rows of 576 values, read in boxes of `tokens` rows and 64 columns, swizzled as ldmatrix and wgmma want them.
 cudaError_t make_map(const MlaDecode& p, int tokens, CUtensorMap& map) {
-    void* entry = nullptr;
-    cudaDriverEntryPointQueryResult found{};
-    if (auto error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000, cudaEnableDefault, &found); error != cudaSuccess) return error;
-    if (found != cudaDriverEntryPointSuccess) return cudaErrorNotSupported;
+    static const auto encode = [] {
+        void* entry = nullptr;
+        cudaDriverEntryPointQueryResult found{};
+        const bool there = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000, cudaEnableDefault, &found) == cudaSuccess && found == cudaDriverEntryPointSuccess;
+        return there ? reinterpret_cast<PFN_cuTensorMapEncodeTiled_v12000>(entry) : nullptr;
+    }();
+    if (!encode) return cudaErrorNotSupported;
     const cuuint64_t sizes[2] = {cuuint64_t(kLatent + kRope), cuuint64_t(p.N) * kBlockTokens}, strides[1] = {cuuint64_t(kRowBytesPlain)};
     const cuuint32_t box[2] = {64, cuuint32_t(tokens)}, steps[2] = {1, 1};
-    const CUresult result = reinterpret_cast<PFN_cuTensorMapEncodeTiled_v12000>(entry)(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, const_cast<void*>(p.rows), sizes, strides, box, steps,
-                                                                                      CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                                                                                      CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    const CUresult result = encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, const_cast<void*>(p.rows), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+                                   CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
 
@@ -93,9 +84,11 @@ struct Launch {
         if (auto error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared); error != cudaSuccess) return error;
         const int workers = plan.workers(p), groups = plan.groups(p);
         if (auto error = start(kernel, dim3(workers * groups), threads, shared, cluster, false, map, p, workers); error != cudaSuccess) return error;
-        return start(combine_kernel, dim3((p.Q * p.H + kCombineRows - 1) / kCombineRows, p.B), kCombineRows * 32, 0, 1, true, p, plan.tokens, workers);
+        const int rows = p.Q * p.H;
+        if (workers >= 8 * p.B) return start(combine_kernel<kCombineWarps>, dim3(rows, p.B), kCombineWarps * 32, 0, 1, true, p, kTile, workers);      // many parts of few sequences
+        return start(combine_kernel<1>, dim3((rows + kCombineWarps - 1) / kCombineWarps, p.B), kCombineWarps * 32, 0, 1, true, p, kTile, workers);
     }
-    template <class S> cudaError_t mma() const { return main(mma_kernel<S>, S::kThreads, S::kShared, S::TOKENS, 1); }
+    template <class S> cudaError_t mma() const { return main(mma_kernel<S>, S::kThreads, int(sizeof(MmaShared<S>)), S::TOKENS, 1); }
 };
 }  // namespace
 
@@ -109,18 +102,15 @@ cudaError_t mla_decode(const MlaDecode& given, cudaStream_t stream) {
     const Launch launch{p, choose(p), stream};
     switch (launch.plan.variant) {
         case 1: return launch.mma<Bf16Rows16>();
-        case 2: return launch.mma<Bf16Rows16Small>();
-        case 3: return launch.mma<Bf16Rows64>();
-        case 4: return launch.mma<Fp8Rows16>();
-        case 5: return launch.mma<Fp8Rows16Small>();
-        case 6: return launch.mma<Fp8Rows32>();
-        case 7: return launch.mma<Fp8Rows64>();
-        case 8: return launch.main(wgmma_kernel<1>, WgmmaShape::kThreads, int(sizeof(WgmmaShared)), WgmmaShape::TOKENS, 1);
+        case 2: return launch.mma<Fp8Rows16>();
+        case 3: return launch.mma<Fp8Rows32>();
+        case 4: return launch.mma<Fp8Rows64>();
+        case 5: return launch.main(wgmma_kernel<1>, WgmmaShape::kThreads, int(sizeof(WgmmaShared)), WgmmaShape::TOKENS, 1);
         default: return launch.main(wgmma_kernel<2>, WgmmaShape::kThreads, int(sizeof(WgmmaShared)), WgmmaShape::TOKENS / 2, 2);
     }
 }
-
-static_assert(sizeof(WgmmaShared) <= 232448 && Bf16Rows64::kShared <= 232448 && Fp8Rows16::kShared <= 232448);
+static_assert(sizeof(WgmmaShared) <= 232448 && sizeof(MmaShared<Bf16Rows16>) <= 232448 && sizeof(MmaShared<Fp8Rows16>) <= 232448 && sizeof(MmaShared<Fp8Rows32>) <= 232448 &&
+              sizeof(MmaShared<Fp8Rows64>) <= 232448);
 
 cudaError_t append_latent(const AppendLatent& p, cudaStream_t stream) {
     if (p.T == 0) return cudaSuccess;

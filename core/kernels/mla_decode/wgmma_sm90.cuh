@@ -2,8 +2,7 @@
 // arithmetic costs as much time as the bytes.
 //
 // Three warpgroups. The first computes scores and probabilities, with its queries in registers (so that shared memory holds three tiles); the other two own
-// half of the value columns each. They talk through one place for probabilities: `ready` says that it is written, `taken` that both halves have been multiplied
-// by it, which also frees the tile. The scores of a tile are computed while the values of the tile before are.
+// half of the value columns each. Orders as in mma_sm90.cuh. The scores of a tile are computed while the values of the tile before are.
 // With CLUSTER = 2, two blocks with rows of the same sequences each copy half of every tile to both.
 #pragma once
 #include "core/kernels/mla_decode/mma_sm90.cuh"
@@ -16,23 +15,21 @@ struct WgmmaShape {
     static constexpr int kScoreRegisters = 184, kValueRegisters = 160;                   // 184 + 2 · 160 = 3 · 168, what a thread of 384 starts with
 };
 
-enum class Order : int { first_tile, tile, write, stop };
-
 /// Shared memory behind the tiles. Registers are short: what is needed once a piece lies here, and thread 0 alone walks through pieces and tiles.
 struct WgmmaShared {
     alignas(1024) uint8_t tiles[WgmmaShape::STAGES][WgmmaShape::kTileBytes];      // probabilities take the place of a tile's rotated part, which values do not need
     alignas(1024) uint8_t query_rope[WgmmaShape::kRows * 128];
     uint8_t query_last[WgmmaShape::kRows * 32];       // the latent's last 16 columns, for which four registers are lacking
-    float factors[WgmmaShape::kRows];          // per row: what sums must be multiplied by before a tile is added, or 1 / sum at the end
+    float factors[2][WgmmaShape::kRows];       // per row: what sums must be multiplied by before a tile is added, or 1 / sum at the end
     uint64_t full[WgmmaShape::STAGES];         // a tile is there
-    uint64_t ready, taken;                     // probabilities, factors and the order are written; both value groups are done with them
+    uint64_t ready[2], taken[2];               // an order is given; both value groups have carried it out
     uint64_t free;                             // a stage is free in all blocks of the cluster
-    Order order;
-    Piece piece;                               // of the score group; `done` of the value groups, which lag
-    Piece done;
+    Order order[2];
+    Piece done[2];                             // what to write
+    Piece piece;                               // of the score group
     bool more;
-    Part part;
-    Tiles tiles_ahead;
+    Part part;                                 // walked through by thread 0
+    Tiles tiles_ahead;                         // by the first thread of the value groups
 };
 
 template <int CLUSTER> struct WgmmaBlock {
@@ -41,7 +38,7 @@ template <int CLUSTER> struct WgmmaBlock {
     WgmmaShared& shared;
     const CUtensorMap* map;
 
-    /// Thread 0: the next tile into this stage.
+    /// The first thread of the value groups: the next tile into this stage.
     __device__ void start_copy(int stage) const {
         int64_t row;
         int tokens;
@@ -61,30 +58,20 @@ template <int CLUSTER> struct WgmmaBlock {
     }
 };
 
-/// The score group's side of the orders: one a tile, one at the end of a piece, one at the end.
-template <int CLUSTER> struct Orders {
-    const WgmmaBlock<CLUSTER>& block;
-    int sent = 0, frees = 0;
-
-    /// The last order has been carried out: its tile is free, and so is the place of orders and factors.
-    __device__ void wait_for_place() const {
-        if (sent > 0) barrier_wait(shared_address(&block.shared.taken), (sent - 1) & 1);
+/// The score group's side of the orders.
+struct WgmmaOrders {
+    WgmmaShared& shared;
+    unsigned given = 0;                        // the next takes slot given % 2
+    __device__ unsigned slot() const { return given & 1; }
+    __device__ void wait_for_slot() const {
+        if (given >= 2) barrier_wait(shared_address(&shared.taken[slot()]), (given / 2 - 1) & 1);
     }
-    __device__ void send(Order order) {
-        if (threadIdx.x == 0) block.shared.order = order;
+    __device__ void give(Order order) {
+        if (threadIdx.x == 0) shared.order[slot()] = order;
         fence_for_engines();
-        barrier_arrive(shared_address(&block.shared.ready));
-        ++sent;
-    }
-    /// After wait_for_place: the stage of the order before may be filled again.
-    __device__ void refill(int stage) {
-        if (threadIdx.x != 0) return;
-        if constexpr (CLUSTER > 1) {
-            const uint32_t free = shared_address(&block.shared.free);
-            for (int rank = 0; rank < CLUSTER; ++rank) barrier_arrive_at(free, rank);
-            barrier_wait_cluster(free, frees++ & 1);
-        }
-        block.start_copy(stage);
+        __syncwarp();
+        if (threadIdx.x % 32 == 0) barrier_arrive(shared_address(&shared.ready[slot()]));
+        ++given;
     }
 };
 
@@ -114,7 +101,7 @@ template <int CLUSTER> __device__ inline void score_group(const WgmmaBlock<CLUST
     using S = WgmmaShape;
     const MlaDecode& p = block.p;
     WgmmaShared& shared = block.shared;
-    Orders<CLUSTER> orders{block};
+    WgmmaOrders orders{shared};
     WgmmaQueries queries;
     int stage = 0, parity = 0;
     while (true) {
@@ -175,20 +162,22 @@ template <int CLUSTER> __device__ inline void score_group(const WgmmaBlock<CLUST
                 }
                 sum[h] = sum[h] * change[h] + added;
             }
-            orders.wait_for_place();
+            orders.wait_for_slot();
+            named_barrier<1, 128>();                         // all four warps have read the rotated part, whose place the probabilities take
             const unsigned thread = thread_again(), lane_row = thread / 32 * 16 + thread % 16;
             const uint32_t to = shared_address(shared.tiles[stage]) + S::kProbabilities + lane_row * 128 + ((thread / 16 % 2 ^ lane_row % 8) << 4);
 #pragma unroll
             for (int n = 0; n < 8; n += 2)                   // 16 rows, 16 tokens
                 store_matrices(to ^ n << 4, bf16_of(s[4 * n], s[4 * n + 1]), bf16_of(s[4 * n + 2], s[4 * n + 3]), bf16_of(s[4 * n + 4], s[4 * n + 5]), bf16_of(s[4 * n + 6], s[4 * n + 7]));
-            if (thread % 4 == 0) shared.factors[thread / 32 * 16 + thread / 4 % 8] = change[0], shared.factors[thread / 32 * 16 + thread / 4 % 8 + 8] = change[1];
-            const bool first = tiles == shared.piece.end - shared.piece.first;
-            orders.send(first ? Order::first_tile : Order::tile);
-            if (!first) orders.refill(stage == 0 ? S::STAGES - 1 : stage - 1);
+            if (thread % 4 == 0) {
+                float* factors = shared.factors[orders.slot()] + thread / 32 * 16 + thread / 4 % 8;
+                factors[0] = change[0], factors[8] = change[1];
+            }
+            orders.give(tiles == shared.piece.end - shared.piece.first ? Order::first_tile : Order::tile);
             if (++stage == S::STAGES) stage = 0, parity ^= 1;
         }
-        orders.wait_for_place();
-        if (threadIdx.x == 0) shared.done = shared.piece;
+        orders.wait_for_slot();
+        if (threadIdx.x == 0) shared.done[orders.slot()] = shared.piece;
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
             const float all = quad_sum(sum[h]);
@@ -197,17 +186,16 @@ template <int CLUSTER> __device__ inline void score_group(const WgmmaBlock<CLUST
                 const Piece& piece = shared.piece;
                 const int R = p.Q * p.H, r = row0 + row;
                 const float lse2 = all > 0 ? top[h] + log2f(all) : -INFINITY;
-                shared.factors[row] = all > 0 ? 1 / all : 0;
+                shared.factors[orders.slot()][row] = all > 0 ? 1 / all : 0;
                 const Partials partials(p.workspace, workers, R, kLatent);
                 if (r < R && piece.whole()) static_cast<float*>(p.lse)[int64_t(piece.b) * R + r] = lse2 * 0.6931471805599453f;
                 else if (r < R) partials.lse2[partials.row(worker, piece.slot(), r)] = lse2;
             }
         }
-        orders.send(Order::write);
-        orders.refill(stage == 0 ? S::STAGES - 1 : stage - 1);
+        orders.give(Order::write);
     }
-    orders.wait_for_place();
-    orders.send(Order::stop);
+    orders.wait_for_slot();
+    orders.give(Order::stop);
 }
 
 template <int CLUSTER> __device__ inline void value_group(const WgmmaBlock<CLUSTER>& block, int worker, int workers, int row0) {
@@ -215,15 +203,17 @@ template <int CLUSTER> __device__ inline void value_group(const WgmmaBlock<CLUST
     const MlaDecode& p = block.p;
     WgmmaShared& shared = block.shared;
     const int half = threadIdx.x / 128 - 1;
-    const float* factors = shared.factors + threadIdx.x / 32 % 4 * 16 + threadIdx.x / 4 % 8;      // of this thread's rows: 0 and 8
     int stage = 0, parity = 0;
     float o[128];
-    for (int order_parity = 0;; order_parity ^= 1) {
-        barrier_wait(shared_address(&shared.ready), order_parity);
-        const Order order = shared.order;
+    unsigned frees = 0;
+    for (unsigned orders = 0;; ++orders) {
+        const unsigned slot = orders & 1;
+        const float* factors = shared.factors[slot] + threadIdx.x / 32 % 4 * 16 + threadIdx.x / 4 % 8;      // of this thread's rows: 0 and 8
+        barrier_wait(shared_address(&shared.ready[slot]), orders / 2 & 1);
+        const Order order = shared.order[slot];
         if (order == Order::stop) break;
         if (order == Order::write) {
-            const Piece piece = shared.done;
+            const Piece piece = shared.done[slot];
             const int R = p.Q * p.H, column = half * 256 + threadIdx.x % 4 * 2;
 #pragma unroll
             for (int h = 0; h < 2; ++h) {
@@ -257,10 +247,21 @@ template <int CLUSTER> __device__ inline void value_group(const WgmmaBlock<CLUST
             for (int k = 0; k < S::TOKENS / 16; ++k) wgmma_64x256(o, probabilities + k * 2, values + k * (2048 / 16), k > 0 || order == Order::tile);
             wgmma_commit();
             wgmma_wait();
-            if (++stage == S::STAGES) stage = 0, parity ^= 1;
         }
         __syncwarp();
-        if (threadIdx.x % 32 == 0) barrier_arrive(shared_address(&shared.taken));
+        if (threadIdx.x % 32 == 0) barrier_arrive(shared_address(&shared.taken[slot]));
+        if (order == Order::write) continue;
+        if (threadIdx.x == 128) {                          // when both groups are done, so is the tile
+            barrier_wait(shared_address(&shared.taken[slot]), orders / 2 & 1);
+            if constexpr (CLUSTER > 1) {
+                const uint32_t free = shared_address(&shared.free);
+                for (int rank = 0; rank < CLUSTER; ++rank) barrier_arrive_at(free, rank);
+                barrier_wait_cluster(free, frees++ & 1);
+            }
+            block.start_copy(stage);
+        }
+        __syncwarp();
+        if (++stage == S::STAGES) stage = 0, parity ^= 1;
     }
 }
 
@@ -271,11 +272,13 @@ template <int CLUSTER> __global__ void __launch_bounds__(WgmmaShape::kThreads, 1
     WgmmaShared& shared = *reinterpret_cast<WgmmaShared*>(raw_shared);      // at a multiple of 1024, as swizzled tiles need: there is no other shared memory
     const WgmmaBlock<CLUSTER> block{p, shared, &map};
     const int groups = gridDim.x / workers, worker = blockIdx.x / groups, row0 = blockIdx.x % groups * S::kRows;
+    if (threadIdx.x == 64) prefetch_map(&map);
     if (threadIdx.x < 32) {
         const Part part(p, S::TOKENS, worker, workers);
         if (threadIdx.x == 0) {
             for (auto& full : shared.full) barrier_init(shared_address(&full), 1);
-            barrier_init(shared_address(&shared.ready), 128), barrier_init(shared_address(&shared.taken), 8), barrier_init(shared_address(&shared.free), CLUSTER);
+            for (int slot = 0; slot < 2; ++slot) barrier_init(shared_address(&shared.ready[slot]), 4), barrier_init(shared_address(&shared.taken[slot]), 8);
+            barrier_init(shared_address(&shared.free), CLUSTER);
             barrier_init_done();
             shared.part = part;
             shared.tiles_ahead = Tiles(p, part, S::TOKENS);
@@ -284,12 +287,13 @@ template <int CLUSTER> __global__ void __launch_bounds__(WgmmaShape::kThreads, 1
     if constexpr (CLUSTER > 1) cluster_barrier();
     else __syncthreads();
     if (threadIdx.x < 128) {
-        take_registers<S::kScoreRegisters>();
-        if (threadIdx.x == 0)
-            for (int stage = 0; stage < S::STAGES; ++stage) block.start_copy(stage);
+        set_registers<S::kScoreRegisters, 168>();
         score_group<CLUSTER>(block, worker, workers, row0);
     } else {
-        give_registers<S::kValueRegisters>();
+        set_registers<S::kValueRegisters, 168>();
+        if (threadIdx.x == 128)
+            for (int stage = 0; stage < S::STAGES; ++stage) block.start_copy(stage);
+        __syncwarp();
         value_group<CLUSTER>(block, worker, workers, row0);
     }
     if constexpr (CLUSTER > 1) cluster_barrier();         // a block may not end while the other still arrives at its barriers

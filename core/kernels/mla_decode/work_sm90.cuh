@@ -33,6 +33,8 @@ struct Axis {
         for (int lane = 16; lane; lane /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, lane);
         return sum;
     }
+    /// Workers that have something to do: with more than places on the axis, some parts in between would be empty.
+    __device__ static int busy(int total, int workers) { return min(total, workers); }
     __device__ static int start_of(int total, int worker, int workers) { return int(int64_t(total) * worker / workers); }
     /// The worker whose part holds place x.
     __device__ static int owner(int total, int x, int workers) { return int(((int64_t(x) + 1) * workers - 1) / total); }
@@ -47,6 +49,8 @@ public:
     /// A whole warp calls it.
     __device__ Part(const MlaDecode& p, int tile_tokens, int worker, int workers) : axis_(p, tile_tokens) {
         const int total = axis_.before(axis_.B), lane = threadIdx.x % 32;
+        workers = Axis::busy(total, workers);
+        if (worker >= workers) return;                     // lo_ = hi_ = 0: nothing
         lo_ = Axis::start_of(total, worker, workers), hi_ = Axis::start_of(total, worker + 1, workers);
         for (; b_ < axis_.B; b_ += 32) {
             int sum = b_ + lane < axis_.B ? axis_.cost(axis_.tiles(axis_.length(b_ + lane))) : 0;
