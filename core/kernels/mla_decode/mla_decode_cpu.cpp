@@ -1,4 +1,4 @@
-// On the CPU: a task is a sequence and up to eight of its query rows, blocks of the cache one after another, with a running maximum. Rows do not share sums, so
+// On the CPU: a task is a sequence and up to eight of its query rows, blocks of the cache one after another, with a running maximum. LatentRows do not share sums, so
 // results do not depend on the number of threads. D = L + R.
 #include "core/kernels/mla_decode/mla_decode_kernels.h"
 
@@ -19,7 +19,7 @@ constexpr int64_t kScaleGroup = 128, kRowsTogether = 8;
 constexpr float kLargestE4m3 = 448;
 
 /// Where the rows of one sequence lie; checks what the device version cannot.
-struct Rows {
+struct LatentRows {
     const LatentCache& cache;
     int64_t b;
 
@@ -34,7 +34,7 @@ struct Rows {
 };
 
 /// Tokens t0 … t0 + n of one block as numbers: the cache itself where it holds them, else a copy in `buffer` [64, D].
-template <class T, class A> const A* numbers(const Rows& rows, int64_t t0, int64_t n, std::vector<A>& buffer) {
+template <class T, class A> const A* numbers(const LatentRows& rows, int64_t t0, int64_t n, std::vector<A>& buffer) {
     const LatentCache& cache = rows.cache;
     const int64_t L = cache.latent, R = cache.rope, D = L + R, row = rows.at(t0);
     if (cache.format == LatentCache::Format::plain) {
@@ -98,7 +98,7 @@ template <class T> struct Task {
         std::vector<A> buffer, s(kCacheBlock * n), o(n * L), top(n, -std::numeric_limits<A>::infinity()), sum(n);
         for (int64_t t0 = 0; t0 < length; t0 += kCacheBlock) {
             const int64_t tokens = std::min(kCacheBlock, length - t0);
-            const A* rows = numbers<T>(Rows{cache, b}, t0, tokens, buffer);
+            const A* rows = numbers<T>(LatentRows{cache, b}, t0, tokens, buffer);
             product(tokens, n, D, rows, D, int64_t(1), q.data(), n, s.data(), n, false);
             for (int64_t i = 0; i < n; ++i) {
                 const int64_t seen = std::clamp<int64_t>(length - Q + 1 + (r0 + i) / H - t0, 0, tokens);
@@ -137,7 +137,7 @@ void mla_decode_cpu(const Tensor& q_latent, const Tensor& q_rope, const LatentCa
     for (int64_t b = 0; b < B; ++b) {
         MOE_CHECK(length[b] >= 0 && length[b] <= most, shape, fmt::format("mla_decode: lengths[{}]", b), std::to_string(length[b]), fmt::format("in [0, {}]", most),
                   "block_table has an entry for 64 tokens");
-        for (int64_t t = 0; t < length[b]; t += kCacheBlock) Rows{cache, b}.at(t);        // here, not on a pool's thread
+        for (int64_t t = 0; t < length[b]; t += kCacheBlock) LatentRows{cache, b}.at(t);        // here, not on a pool's thread
     }
     const int64_t groups = (Q * H + kRowsTogether - 1) / kRowsTogether;
     by_dtype("mla_decode", q_latent, [&](auto zero) {
@@ -162,7 +162,7 @@ void append_latent_cpu(const LatentCache& cache, const Tensor& latent_TL, const 
             if (sequence[t] < 0 || position[t] < 0) continue;
             MOE_CHECK(sequence[t] < B && position[t] < most, shape, fmt::format("append_latent: token {}", t), fmt::format("sequence {}, position {}", sequence[t], position[t]),
                       fmt::format("a sequence in [0, {}), a position in [0, {})", B, most), "");
-            const int64_t row = Rows{cache, sequence[t]}.at(position[t]);
+            const int64_t row = LatentRows{cache, sequence[t]}.at(position[t]);
             const T *latent = data<T>(latent_TL) + t * latent_TL.stride(0), *rope = R ? data<T>(rope_TR) + t * rope_TR.stride(0) : nullptr;
             if (cache.format == LatentCache::Format::fp8) {
                 write_fp8(latent, rope, L, R, static_cast<uint8_t*>(cache.rows.mutable_data_ptr()) + row * cache_row_bytes(L, R));
