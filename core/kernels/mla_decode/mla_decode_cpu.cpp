@@ -1,4 +1,4 @@
-// On the CPU: a task is a sequence and up to eight of its query rows, blocks of the cache one after another, with a running maximum. LatentRows do not share sums, so
+// On the CPU: a task is a sequence and up to eight of its query rows, blocks of the cache one after another, with a running maximum. Rows do not share sums, so
 // results do not depend on the number of threads. D = L + R.
 #include "core/kernels/mla_decode/mla_decode_kernels.h"
 
