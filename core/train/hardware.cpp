@@ -79,6 +79,12 @@ double peak_memory_bytes(at::Device device) {
     return std::strtod(proc_field("/proc/self/status", "VmHWM").c_str(), nullptr) * 1024;
 }
 
+void release_cached_memory(at::Device device) {
+#ifdef MOE_WITH_CUDA
+    if (device.is_cuda()) c10::cuda::CUDACachingAllocator::emptyCache();
+#endif
+}
+
 bool built_with_cuda() {
 #ifdef MOE_WITH_CUDA
     return true;

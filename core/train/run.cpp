@@ -14,6 +14,7 @@
 
 #include <ATen/ATen.h>
 #include <ATen/record_function.h>
+#include <c10/util/Exception.h>
 #include <nlohmann/json.hpp>
 
 #include <chrono>
@@ -151,15 +152,24 @@ std::vector<MicroBatch> Run::load_batch() {
 /// Forward and backward of all micro-batches by this stage's program. Where it throws, the step is as if it had never begun.
 void Run::compute(std::vector<MicroBatch>& batches) {
     if (global_load_) global_load_->clear();
+    auto undo = [&] {
+        model_->store().zero_grads();
+        ledger_->clear();
+    };
     try {
         if (mode_ == Mode::attached) executor_->run_attached(batches);
         else {
             Program program = schedule(config_.distributed.pipeline_schedule, {int(model_->segments().size()), int(batches.size()), mesh_.pp.rank(), mesh_.num_stages(), defer_});
             graph_ ? graph_->run(program, batches) : executor_->execute(program, batches);
         }
+    } catch (const c10::OutOfMemoryError& e) {
+        undo();
+        release_cached_memory(model_->options().device);
+        std::string text = e.what_without_backtrace();
+        MOE_THROW(memory, fmt::format("step {}", step_ + 1), text.substr(0, std::min(text.find(" Of the allocated"), text.find('\n'))), "a step that fits",
+                  "lower training.micro_batch_size (more of them make up for it) or seq_length, or set training.gradient_checkpointing to selective or full; the step is undone, the run can go on");
     } catch (...) {
-        model_->store().zero_grads();
-        ledger_->clear();
+        undo();
         throw;
     }
 }

@@ -1,5 +1,8 @@
 // What a step on a GPU does besides mathematics: waits, allocations, recorded steps.
+#include "core/base/error.h"
+#include "core/train/hardware.h"
 #include "core/train/profile.h"
+#include "core/train/run.h"
 #include "core/train/step_graph.h"
 #include "tests/catch.h"
 #include "tests/gpu.h"
@@ -7,6 +10,9 @@
 
 #include <ATen/ATen.h>
 #include <ATen/CPUGeneratorImpl.h>
+#ifdef MOE_WITH_CUDA
+#include <c10/cuda/CUDACachingAllocator.h>
+#endif
 
 using namespace moe;
 
@@ -130,6 +136,41 @@ TEST_CASE("a step whose shapes change is recorded anew", "[gpu]") {
     for (int i = 0; i < 4; ++i) run(false);
     CHECK(graph.is_recorded());
 }
+
+#ifdef MOE_WITH_CUDA
+TEST_CASE("a step that runs out of the GPU's memory says what it asked for and what to lower, is undone, and the run goes on", "[gpu]") {
+    if (!test::has_gpu()) return;
+    Config c = even_config();
+    c.device = "cuda";
+    c.training.global_batch_size = c.training.micro_batch_size = 64;
+    c.training.seq_length = 128;
+    c.training.train_steps = 10;
+    c.data.document_mask = false;
+    train::RunOptions quiet;
+    quiet.log_folder = quiet.console = false;
+    train::Run run(c, quiet);
+    double loss = run.step().loss;
+    train::release_cached_memory(at::kCUDA);
+    namespace cuda = c10::cuda::CUDACachingAllocator;
+    auto stats = cuda::getDeviceStats(0);
+    double reserved = double(stats.reserved_bytes[size_t(c10::CachingAllocator::StatType::AGGREGATE)].current), total = double(train::gpus()[0].memory_bytes);
+    cuda::setMemoryFraction((reserved + 4e6) / total, 0);
+    ErrorParts parts;
+    try {
+        run.step();
+    } catch (const Error& e) {
+        parts = e.parts();
+    }
+    cuda::setMemoryFraction(1, 0);
+    CHECK(parts.kind == ErrorKind::memory);
+    CHECK(parts.got.find("Tried to allocate") != std::string::npos);
+    CHECK(parts.hint.find("micro_batch_size") != std::string::npos);
+    CHECK(run.current_step() == 1);
+    auto next = run.step();
+    CHECK(next.step == 2);
+    CHECK(next.loss < 2 * loss);
+}
+#endif
 
 TEST_CASE("what a recorded step cannot follow is named", "[step-graph]") {
     Config c = even_config();
