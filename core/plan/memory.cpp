@@ -9,21 +9,22 @@
 
 namespace moe::plan {
 namespace {
-/// Of the gradient of a head's logits; above it they are computed again (kernels/head/head_loss.h).
+/// Of the gradient of a head's logits; above it they are made in pieces (kernels/head/head_loss.h).
 constexpr double kKeptLogitBytes = 256 << 20;
 
 /// Bytes of an element.
 struct Sizes {
     double compute = 4, master = 4, grad = 4, moments = 4;
     double num_moments = 2;
+    double copies = 0;                            ///< of a weight in E4M3: straight and transposed
 };
 
 Sizes sizes_of(const TrainingConfig& t) {
     Sizes s;
     std::string precision = t.precision();
     if (precision == "fp64") s.compute = s.master = s.grad = s.moments = 8;
-    if (precision == "bf16" || precision == "fp16") s.compute = 2;
-    if (precision == "fp8") s.compute = 4;               // bf16, and E4M3 straight and transposed
+    if (precision == "bf16" || precision == "fp16" || precision == "fp8") s.compute = 2;
+    if (precision == "fp8") s.copies = 2;
     if (t.grads_dtype == "bf16") s.grad = 2;
     if (t.moments_dtype == "bf16") s.moments = 2;
     if (t.optimizer == "sgd") s.num_moments = t.momentum == 0 ? 0 : 1;
@@ -141,6 +142,7 @@ Memory memory(const Config& config, int64_t ranks) {
     bucket(held.tensor, axes.dp, s.compute);
     bucket(held.expert, axes.in_stage() / axes.ep, s.compute);
     bucket(held.router, axes.in_stage(), s.master);
+    out.weights += (held.dense + held.tensor + held.expert) * s.copies;              // whole also where ZeRO 3 cuts what they are made of
     out.activations = activations_of(config, axes, s);
     return out;
 }

@@ -1,4 +1,5 @@
-// Products on CUDA: cuBLAS through ATen, and in bf16 the grouped product behind at::_grouped_mm. Letters as in linear.h.
+// Products on CUDA: cuBLAS through ATen; groups in bf16 through core/kernels/grouped, or where that does not take them the product behind
+// at::_grouped_mm. Letters as in linear.h.
 #ifdef MOE_WITH_CUDA
 #include "core/kernels/common/cuda_check.h"
 #include "core/kernels/common/dtype.h"
