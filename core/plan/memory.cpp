@@ -142,7 +142,7 @@ Memory memory(const Config& config, int64_t ranks) {
     bucket(held.tensor, axes.dp, s.compute);
     bucket(held.expert, axes.in_stage() / axes.ep, s.compute);
     bucket(held.router, axes.in_stage(), s.master);
-    out.weights += (held.dense + held.tensor + held.expert) * s.copies;              // whole also where ZeRO 3 cuts what they are made of
+    out.weights += (held.dense + held.tensor + held.expert) * s.copies;              // a bound: embedding and head have none; whole also where ZeRO 3 cuts
     out.activations = activations_of(config, axes, s);
     return out;
 }

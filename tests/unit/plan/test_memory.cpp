@@ -17,6 +17,11 @@ TEST_CASE("memory: one rank holds every parameter once, with 16 bytes in fp32 an
     c.training.use_bf16 = true;
     CHECK(memory(c, 1).weights == Approx(2 * n + 2 * router));          // the router stays in fp32
     CHECK(memory(c, 1).optimizer == Approx(12 * n - 4 * router));
+    c.training.use_bf16 = false;
+    c.training.use_fp8 = true;
+    CHECK(memory(c, 1).weights == Approx(4 * n));                       // bf16, and E4M3 straight and transposed
+    c.training.use_fp8 = false;
+    c.training.use_bf16 = true;
     c.training.moments_dtype = "bf16";
     CHECK(memory(c, 1).optimizer == Approx(8 * n - 4 * router));
     c.training.optimizer = "sgd";
