@@ -6,10 +6,11 @@ namespace moe::kernels::sm90 {
 constexpr int kCombineWarps = 8;
 
 /// WARPS of a block's eight share a row: each takes every WARPS-th part.
-template <int WARPS> __global__ void __launch_bounds__(kCombineWarps * 32) combine_kernel(const __grid_constant__ MlaDecode p, int tile_tokens, int most_workers) {
+template <int WARPS> __global__ void __launch_bounds__(kCombineWarps * 32) combine_kernel(const __grid_constant__ MlaDecode p, int most_workers) {
     __shared__ float sums[WARPS > 1 ? WARPS : 1][WARPS > 1 ? kLatent : 1];
     const int R = p.Q * p.H, b = blockIdx.y, warp = threadIdx.x / 32, lane = threadIdx.x % 32, row = blockIdx.x * (kCombineWarps / WARPS) + warp / WARPS;
-    const Axis axis(p, tile_tokens);
+    let_next_kernel_start();
+    const Axis axis(p);
     const int tiles = axis.tiles(axis.length(b)), total = axis.before(p.B), start = axis.before(b) + kSequenceCost, workers = Axis::busy(total, most_workers);
     wait_for_kernel_before();
     if (row >= R) return;

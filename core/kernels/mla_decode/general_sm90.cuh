@@ -42,7 +42,7 @@ template <class T, class Row> __global__ void general_kernel(const __grid_consta
     const T* rope = static_cast<const T*>(p.q_rope) + token * p.rope_token + head * p.rope_head;
     for (int d = threadIdx.x; d < D; d += kGeneralThreads) query[d] = widen(d < p.L ? latent[d] : rope[d - p.L]);
     for (int d = threadIdx.x; d < p.L; d += kGeneralThreads) o[d] = 0;
-    const int length = Axis(p, kBlockTokens).length(b), limit = length - p.Q + 1 + r / p.H;
+    const int length = Axis(p).length(b), limit = length - p.Q + 1 + r / p.H;
     W top = -W(INFINITY), sum = 0;
     for (int t0 = 0; t0 < limit; t0 += kBlockTokens) {
         const int n = min(kBlockTokens, limit - t0);

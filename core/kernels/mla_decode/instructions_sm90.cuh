@@ -19,32 +19,17 @@ __device__ inline unsigned thread_again() {
 // ---- barriers in shared memory that also count bytes
 
 __device__ inline void barrier_init(uint32_t bar, uint32_t arrivals) { asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(bar), "r"(arrivals) : "memory"); }
-/// Makes initialised barriers known to the copy engine and to the cluster.
+/// Makes initialised barriers known to the copy engine.
 __device__ inline void barrier_init_done() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
 __device__ inline void barrier_expect(uint32_t bar, uint32_t bytes) { asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(bar), "r"(bytes) : "memory"); }
 __device__ inline void barrier_arrive(uint32_t bar) { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(bar) : "memory"); }
-/// Arrives at the barrier of the same place in another block of the cluster.
-__device__ inline void barrier_arrive_at(uint32_t bar, uint32_t rank) {
-    asm volatile("{\n.reg .b32 remote;\nmapa.shared::cluster.u32 remote, %0, %1;\nmbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n}" ::"r"(bar), "r"(rank) : "memory");
-}
 /// Waits for the end of the phase of this parity.
 __device__ inline void barrier_wait(uint32_t bar, uint32_t parity) {
     asm volatile("{\n.reg .pred done;\nwait:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@done bra.uni out;\nbra.uni wait;\nout:\n}" ::"r"(bar), "r"(parity) : "memory");
 }
-/// The same, also seeing what other blocks of the cluster did before they arrived.
-__device__ inline void barrier_wait_cluster(uint32_t bar, uint32_t parity) {
-    asm volatile("{\n.reg .pred done;\nwait:\nmbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n@done bra.uni out;\nbra.uni wait;\nout:\n}" ::"r"(bar), "r"(parity) : "memory");
-}
 /// Ordinary stores of this thread become visible to the copy engine and to wgmma.
 __device__ inline void fence_for_engines() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 template <int kId, int kThreads> __device__ inline void named_barrier() { asm volatile("bar.sync %0, %1;" ::"n"(kId), "n"(kThreads) : "memory"); }
-
-__device__ inline uint32_t cluster_rank() {
-    uint32_t r;
-    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(r));
-    return r;
-}
-__device__ inline void cluster_barrier() { asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory"); }
 
 /// The next kernel of the stream may start as soon as all blocks said so; it waits for this one's results by itself.
 __device__ inline void let_next_kernel_start() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
@@ -59,12 +44,8 @@ __device__ inline void bulk_load(uint32_t to, const void* from, uint32_t bytes, 
 __device__ inline void tensor_load(uint32_t to, const CUtensorMap* map, int x, int y, uint32_t bar) {
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(to), "l"(map), "r"(x), "r"(y), "r"(bar) : "memory");
 }
-/// Into the same place of all blocks of the cluster in the mask, ending at the barrier of each.
-__device__ inline void tensor_load_all(uint32_t to, const CUtensorMap* map, int x, int y, uint32_t bar, uint16_t mask) {
-    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to), "l"(map), "r"(x),
-                 "r"(y), "r"(bar), "h"(mask)
-                 : "memory");
-}
+/// Into the L2 cache only.
+__device__ inline void bulk_prefetch(const void* from, uint32_t bytes) { asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory"); }
 __device__ inline void prefetch_map(const CUtensorMap* map) { asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory"); }
 
 // ---- products of a warp

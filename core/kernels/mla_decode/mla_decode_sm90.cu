@@ -22,7 +22,6 @@ struct Plan {
     int groups(const MlaDecode& p) const { return (p.Q * p.H + rows - 1) / rows; }
     int workers(const MlaDecode& p) const { return std::max(1, multiprocessors() / groups(p)); }
 };
-constexpr int kTile = 64;
 
 using Bf16Rows16 = MmaShape<false, 1, 3, 176, 80>;
 using Fp8Rows16 = MmaShape<true, 1, 5, 176, 80>;
@@ -37,12 +36,12 @@ Plan choose(const MlaDecode& p) {
     const int rows = p.Q * p.H;
     int variant = p.variant;
     if (variant == 0) variant = p.fp8 ? (rows <= 16 ? 2 : rows <= 32 ? 3 : 4) : (rows <= 16 ? 1 : 5);
-    const int taken[] = {0, 16, 16, 32, 64, 64, 64};
+    const int taken[] = {0, 16, 16, 32, 64, 64};
     return {variant, taken[variant]};
 }
 
-/// The cache as rows of 576 values, read in boxes of `tokens` rows and 64 columns, swizzled as ldmatrix and wgmma want them.
-cudaError_t make_map(const MlaDecode& p, int tokens, CUtensorMap& map) {
+/// The cache as rows of 576 values, read in boxes of a block and 64 columns, swizzled as ldmatrix and wgmma want them.
+cudaError_t make_map(const MlaDecode& p, CUtensorMap& map) {
     static const auto encode = [] {
         void* entry = nullptr;
         cudaDriverEntryPointQueryResult found{};
@@ -51,7 +50,7 @@ cudaError_t make_map(const MlaDecode& p, int tokens, CUtensorMap& map) {
     }();
     if (!encode) return cudaErrorNotSupported;
     const cuuint64_t sizes[2] = {cuuint64_t(kLatent + kRope), cuuint64_t(p.N) * kBlockTokens}, strides[1] = {cuuint64_t(kRowBytesPlain)};
-    const cuuint32_t box[2] = {64, cuuint32_t(tokens)}, steps[2] = {1, 1};
+    const cuuint32_t box[2] = {64, kBlockTokens}, steps[2] = {1, 1};
     const CUresult result = encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, const_cast<void*>(p.rows), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
                                    CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
@@ -62,33 +61,26 @@ struct Launch {
     Plan plan;
     cudaStream_t stream;
 
-    template <class Kernel, class... Args> cudaError_t start(Kernel kernel, dim3 grid, int threads, size_t shared, int cluster, bool overlaps, Args... args) const {
-        cudaLaunchAttribute attributes[2];
-        int n = 0;
-        if (cluster > 1) {
-            attributes[n].id = cudaLaunchAttributeClusterDimension;
-            attributes[n++].val.clusterDim = {unsigned(cluster), 1, 1};
-        }
-        if (overlaps) {
-            attributes[n].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-            attributes[n++].val.programmaticStreamSerializationAllowed = 1;
-        }
+    /// The kernel may be brought onto the device while the one before still runs; it waits for that one's results itself.
+    template <class Kernel, class... Args> cudaError_t start(Kernel kernel, dim3 grid, int threads, size_t shared, Args... args) const {
+        cudaLaunchAttribute overlap;
+        overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+        overlap.val.programmaticStreamSerializationAllowed = 1;
         cudaLaunchConfig_t config{};
-        config.gridDim = grid, config.blockDim = dim3(threads), config.dynamicSmemBytes = shared, config.stream = stream, config.attrs = attributes, config.numAttrs = n;
+        config.gridDim = grid, config.blockDim = dim3(threads), config.dynamicSmemBytes = shared, config.stream = stream, config.attrs = &overlap, config.numAttrs = 1;
         return cudaLaunchKernelEx(&config, kernel, args...);
     }
-    template <class Kernel> cudaError_t main(Kernel kernel, int threads, int shared, int box_tokens, int cluster) const {
+    template <class Kernel> cudaError_t both(Kernel kernel, int threads, int shared) const {
         CUtensorMap map{};
         if (!p.fp8)
-            if (auto error = make_map(p, box_tokens, map); error != cudaSuccess) return error;
+            if (auto error = make_map(p, map); error != cudaSuccess) return error;
         if (auto error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared); error != cudaSuccess) return error;
-        const int workers = plan.workers(p), groups = plan.groups(p);
-        if (auto error = start(kernel, dim3(workers * groups), threads, shared, cluster, false, map, p, workers); error != cudaSuccess) return error;
-        const int rows = p.Q * p.H;
-        if (workers >= 8 * p.B) return start(combine_kernel<kCombineWarps>, dim3(rows, p.B), kCombineWarps * 32, 0, 1, true, p, kTile, workers);      // many parts of few sequences
-        return start(combine_kernel<1>, dim3((rows + kCombineWarps - 1) / kCombineWarps, p.B), kCombineWarps * 32, 0, 1, true, p, kTile, workers);
+        const int workers = plan.workers(p), rows = p.Q * p.H;
+        if (auto error = start(kernel, dim3(workers * plan.groups(p)), threads, shared, map, p, workers); error != cudaSuccess) return error;
+        if (workers >= 8 * p.B) return start(combine_kernel<kCombineWarps>, dim3(rows, p.B), kCombineWarps * 32, 0, p, workers);      // many parts of few sequences
+        return start(combine_kernel<1>, dim3((rows + kCombineWarps - 1) / kCombineWarps, p.B), kCombineWarps * 32, 0, p, workers);
     }
-    template <class S> cudaError_t mma() const { return main(mma_kernel<S>, S::kThreads, int(sizeof(MmaShared<S>)), S::TOKENS, 1); }
+    template <class S> cudaError_t mma() const { return both(mma_kernel<S>, S::kThreads, int(sizeof(MmaShared<S>))); }
 };
 }  // namespace
 
@@ -105,8 +97,7 @@ cudaError_t mla_decode(const MlaDecode& given, cudaStream_t stream) {
         case 2: return launch.mma<Fp8Rows16>();
         case 3: return launch.mma<Fp8Rows32>();
         case 4: return launch.mma<Fp8Rows64>();
-        case 5: return launch.main(wgmma_kernel<1>, WgmmaShape::kThreads, int(sizeof(WgmmaShared)), WgmmaShape::TOKENS, 1);
-        default: return launch.main(wgmma_kernel<2>, WgmmaShape::kThreads, int(sizeof(WgmmaShared)), WgmmaShape::TOKENS / 2, 2);
+        default: return launch.both(wgmma_kernel, WgmmaShape::kThreads, int(sizeof(WgmmaShared)));
     }
 }
 static_assert(sizeof(WgmmaShared) <= 232448 && sizeof(MmaShared<Bf16Rows16>) <= 232448 && sizeof(MmaShared<Fp8Rows16>) <= 232448 && sizeof(MmaShared<Fp8Rows32>) <= 232448 &&

@@ -52,7 +52,45 @@ template <class S> struct MmaShared {
     Piece piece;                               // of the scoring side
     bool more;
     Part part;                                 // walked through by thread 0
-    Tiles tiles_ahead;                         // by the first thread of the other side
+    Tiles ahead;                               // by the first thread of the other side
+};
+
+/// The copies' side of a kernel: one warp's lanes call it together, the first one starts the copies. The number of the next tile's block is read a tile ahead and
+/// waited for only when it is needed, so it stays in a register.
+struct Copies {
+    int block = 0;
+
+    /// The next tile into shared memory at `to`.
+    template <class S, class Shared> __device__ void start(const MlaDecode& p, Shared& shared, const CUtensorMap* map, int stage, int row0) {
+        bool begins = false;
+        if (threadIdx.x % 32 == 0 && shared.ahead.more()) {
+            const uint32_t to = shared_address(shared.tiles[stage]), bar = shared_address(&shared.full[stage]);
+            if constexpr (S::FP8) {
+                const int bytes = shared.ahead.tokens() * kRowBytesFp8;
+                barrier_expect(bar, bytes);
+                bulk_load(to, static_cast<const uint8_t*>(p.rows) + int64_t(block) * (kBlockTokens * kRowBytesFp8), bytes, bar);
+            } else {
+                barrier_expect(bar, S::kTileBytes);
+#pragma unroll 1
+                for (int sub = 0; sub < kRowBytesPlain / 128; ++sub) tensor_load(to + sub * (kBlockTokens * 128), map, sub * 64, block * kBlockTokens, bar);
+            }
+            begins = shared.ahead.step();
+            next(p, shared);
+        }
+        if (!__any_sync(0xffffffffu, begins)) return;
+        __syncwarp();
+        prefetch_queries(p, shared.ahead.sequence(), row0, S::kRows);
+    }
+    template <class Shared> __device__ void next(const MlaDecode& p, const Shared& shared) {
+        if (shared.ahead.more()) block = p.block_table[shared.ahead.entry(p.M)];
+    }
+    __device__ static void prefetch_queries(const MlaDecode& p, int b, int row0, int rows) {
+        for (int row = row0 + threadIdx.x % 32; row < min(row0 + rows, p.Q * p.H); row += 32) {
+            const int64_t token = b * p.Q + row / p.H, head = row % p.H;
+            bulk_prefetch(static_cast<const __nv_bfloat16*>(p.q_latent) + token * p.latent_token + head * p.latent_head, kLatent * 2);
+            bulk_prefetch(static_cast<const __nv_bfloat16*>(p.q_rope) + token * p.rope_token + head * p.rope_head, kRope * 2);
+        }
+    }
 };
 
 __device__ inline float2 floats_of(uint32_t two_bf16) { return {__uint_as_float(two_bf16 << 16), __uint_as_float(two_bf16 & 0xffff0000u)}; }
@@ -70,6 +108,9 @@ __device__ inline uint32_t times_fp16(uint32_t a, uint32_t b) {
 }
 /// The power of two at or below x > 0; at least 2^−126.
 __device__ inline float power_below(float x) { return __uint_as_float(max(__float_as_uint(x) & 0x7f800000u, 0x00800000u)); }
+
+/// 1 / x for such a power; 0 for the largest.
+__device__ inline float inverse_power(float x) { return __uint_as_float(0x7f000000u - __float_as_uint(x)); }
 
 /// Largest over the four lanes that share g.
 __device__ inline float quad_max(float x) {
@@ -103,30 +144,34 @@ template <bool FP8> struct Queries {
         if (k >= kLatentSteps) return rope[half][2 * q + (k - kLatentSteps) / 2];
         return latent[half][k / kWide * (2 * kWide) + kWide / 2 * q + k % kWide / 2];
     }
-    /// FP8: brings rows near 1. Returns what the latent part's scores must be multiplied by.
+    /// FP8: brings rows near 1 in later steps. Returns what the latent part's scores must be multiplied by.
     __device__ float2 normalise() {
-        float power[2];
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            float top = 0;
-#pragma unroll 4
-            for (int k = 0; k < kLatentSteps; k += 2) {
+        uint32_t top[2] = {0, 0};
+#pragma unroll 8
+        for (int k = 0; k < kLatentSteps; k += 2)
+            for (int half = 0; half < 2; ++half) {
                 const uint4 v = columns(half, k);
-                for (uint32_t two : {v.x, v.y, v.z, v.w}) top = fmaxf(top, fmaxf(fabsf(floats_of(two).x), fabsf(floats_of(two).y)));
+                for (uint32_t two : {v.x, v.y, v.z, v.w}) top[half] = larger(top[half], two);
             }
-            power[half] = power_below(quad_max(top)), inverse[half] = 1 / power[half];
-        }
-        return {power[0], power[1]};
+        return set_powers(top);
     }
+    /// Sizes of two bf16 values as integers, which sort as the values do.
+    __device__ static uint32_t larger(uint32_t top, uint32_t two) { return __vmaxu2(top, two & 0x7fff7fffu); }
+    __device__ float2 set_powers(const uint32_t (&top)[2]) {
+        auto power = [](uint32_t x) { return power_below(quad_max(fmaxf(floats_of(x).x, floats_of(x).y))); };
+        const float2 powers{power(top[0]), power(top[1])};
+        inverse[0] = inverse_power(powers.x), inverse[1] = inverse_power(powers.y);
+        return powers;
+    }
+    __device__ static void scale(uint32_t& two, float by) { two = fp16_of(floats_of(two).x * by, floats_of(two).y * by); }
     /// Fragments of products k and k + 1.
     __device__ void step(int k, uint4& a, uint4& b) const {
-        uint4 x = columns(0, k), y = columns(1, k);
-        if (FP8 && k < kLatentSteps) {
-            auto convert = [](uint32_t& two, float by) { two = fp16_of(floats_of(two).x * by, floats_of(two).y * by); };
-            convert(x.x, inverse[0]), convert(x.y, inverse[0]), convert(x.z, inverse[0]), convert(x.w, inverse[0]);
-            convert(y.x, inverse[1]), convert(y.y, inverse[1]), convert(y.z, inverse[1]), convert(y.w, inverse[1]);
-        }
+        const uint4 x = columns(0, k), y = columns(1, k);
         a = uint4{x.x, y.x, x.y, y.y}, b = uint4{x.z, y.z, x.w, y.w};
+        if (FP8 && k < kLatentSteps) {
+            scale(a.x, inverse[0]), scale(a.y, inverse[1]), scale(a.z, inverse[0]), scale(a.w, inverse[1]);
+            scale(b.x, inverse[0]), scale(b.y, inverse[1]), scale(b.z, inverse[0]), scale(b.w, inverse[1]);
+        }
     }
 };
 
@@ -144,21 +189,6 @@ template <class S> struct MmaBlock {
     __device__ static void arrive(uint64_t& bar) {
         __syncwarp();
         if (threadIdx.x % 32 == 0) barrier_arrive(shared_address(&bar));
-    }
-
-    __device__ void start_copy(const CUtensorMap* map, int stage) const {
-        int64_t row;
-        int tokens;
-        if (!shared.tiles_ahead.next(row, tokens)) return;
-        const uint32_t to = shared_address(shared.tiles[stage]), bar = shared_address(&shared.full[stage]);
-        if constexpr (S::FP8) {
-            barrier_expect(bar, tokens * S::kRowBytes);
-            bulk_load(to, static_cast<const uint8_t*>(p.rows) + row * S::kRowBytes, tokens * S::kRowBytes, bar);
-        } else {
-            barrier_expect(bar, S::kTileBytes);
-#pragma unroll 1
-            for (int sub = 0; sub < kRowBytesPlain / 128; ++sub) tensor_load(to + sub * (S::TOKENS * 128), map, sub * 64, int(row), bar);
-        }
     }
 
     /// Rows of a tile that no token wrote may hold anything, NaN too: zeros, which probabilities of 0 leave alone.
@@ -181,18 +211,28 @@ template <class S> struct MmaBlock {
     __device__ float2 load_queries(uint32_t (&held)[S::MT == 1 ? kLatentSteps : 1][4]) const {
         Queries<S::FP8> rows(p, shared.piece.b, row0 + mt() * 16, g, q);
         float2 factor{1, 1};
-        if constexpr (S::FP8) factor = rows.normalise();
-        if (side() == 0) {
-#pragma unroll 2
-            for (int k = S::kHeldSteps; k < kSteps; k += 2) rows.step(k, shared.queries[mt()][k - S::kHeldSteps][lane], shared.queries[mt()][k + 1 - S::kHeldSteps][lane]);
-        }
-        if constexpr (S::kHeldSteps > 0) {
+        if constexpr (S::kHeldSteps > 0) {                       // all loads at once, straight to where they stay
 #pragma unroll
-            for (int k = 0; k < S::kHeldSteps; k += 2) {
-                uint4 a, b;
-                rows.step(k, a, b);
-                spread(a, held[k]), spread(b, held[k + 1]);
+            for (int k = 0; k < kLatentSteps; k += 2) {
+                const uint4 x = rows.columns(0, k), y = rows.columns(1, k);
+                spread(uint4{x.x, y.x, x.y, y.y}, held[k]), spread(uint4{x.z, y.z, x.w, y.w}, held[k + 1]);
             }
+            if (warp == 0)
+                for (int k = kLatentSteps; k < kSteps; k += 2) rows.step(k, shared.queries[0][k - kLatentSteps][lane], shared.queries[0][k + 1 - kLatentSteps][lane]);
+            if constexpr (S::FP8) {
+                uint32_t top[2] = {0, 0};
+#pragma unroll
+                for (int k = 0; k < kLatentSteps; ++k)
+                    for (int i = 0; i < 4; ++i) top[i % 2] = rows.larger(top[i % 2], held[k][i]);
+                factor = rows.set_powers(top);
+#pragma unroll
+                for (int k = 0; k < kLatentSteps; ++k)
+                    for (int i = 0; i < 4; ++i) rows.scale(held[k][i], rows.inverse[i % 2]);
+            }
+        } else {
+            if constexpr (S::FP8) factor = rows.normalise();
+#pragma unroll 4
+            for (int k = 2 * side(); k < kSteps; k += 2 * S::kSides) rows.step(k, shared.queries[mt()][k][lane], shared.queries[mt()][k + 1][lane]);
         }
         named_barrier<1, S::kSideThreads>();
         return factor;
@@ -321,7 +361,7 @@ template <class S> struct MmaBlock {
                 x[k][i] = at[(k * 16 + i / 2 * 8 + i % 2) * kRow];
                 top = fmaxf(top, x[k][i]);
             }
-        const float above = fmaxf(power, power_below(quad_max(top))), ratio = power / above, inverse = 1 / above;
+        const float above = fmaxf(power, power_below(quad_max(top))), inverse = inverse_power(above), ratio = power * inverse;
         power = above;
 #pragma unroll
         for (int k = 0; k < S::TOKENS / 16; ++k)
@@ -502,6 +542,11 @@ template <class S> struct MmaBlock {
     __device__ void value_side(const CUtensorMap* map) const {
         float o[S::MT][S::kColumns / 8][4], power = 1;
         int stage = 0, parity = 0;
+        Copies copies;
+        if (warp == 0) {
+            copies.next(p, shared);
+            for (int first = 0; first < S::STAGES; ++first) copies.start<S>(p, shared, map, first, row0);
+        }
         for (unsigned orders = 0;; ++orders) {
             const int slot = orders & 1;
             barrier_wait(shared_address(&shared.ready[slot]), orders / 2 & 1);
@@ -533,11 +578,10 @@ template <class S> struct MmaBlock {
             if constexpr (S::FP8) values_fp8(tile, slot, scales, o);
             else values_bf16(tile, slot, o);
             arrive(shared.taken[slot]);
-            if (threadIdx.x == S::kSideThreads) {                      // when all warps of this side are done, so is the tile
+            if (warp == 0) {                                           // when all warps of this side are done, so is the tile
                 barrier_wait(shared_address(&shared.taken[slot]), orders / 2 & 1);
-                start_copy(map, stage);
+                copies.start<S>(p, shared, map, stage, row0);
             }
-            __syncwarp();
             if (++stage == S::STAGES) stage = 0, parity ^= 1;
         }
     }
@@ -545,20 +589,19 @@ template <class S> struct MmaBlock {
 
 template <class S> __global__ void __launch_bounds__(S::kThreads, 1) mma_kernel(const __grid_constant__ CUtensorMap map, const __grid_constant__ MlaDecode p, int most_workers) {
     extern __shared__ __align__(1024) uint8_t raw_shared[];
-    let_next_kernel_start();
     MmaShared<S>& shared = *reinterpret_cast<MmaShared<S>*>(raw_shared);      // at a multiple of 1024, as swizzled tiles need: there is no other shared memory
     const MmaBlock<S> block(p, shared, most_workers);
-    if (!S::FP8 && threadIdx.x == 0) prefetch_map(&map);
+    if (threadIdx.x == 0) {
+        if (!S::FP8) prefetch_map(&map);
+        for (auto& full : shared.full) barrier_init(shared_address(&full), 1);
+        for (int slot = 0; slot < 2; ++slot) barrier_init(shared_address(&shared.ready[slot]), S::SIDE_WARPS), barrier_init(shared_address(&shared.taken[slot]), S::SIDE_WARPS);
+        barrier_init_done();
+    }
+    wait_for_kernel_before();
+    let_next_kernel_start();                   // after the wait: what the next kernel reads at once has been written by then
     if (threadIdx.x / 32 == S::SIDE_WARPS) {
-        const Part part(p, S::TOKENS, block.worker, most_workers);
-        if (threadIdx.x % 32 == 0) {
-            for (auto& full : shared.full) barrier_init(shared_address(&full), 1);
-            for (int slot = 0; slot < 2; ++slot) barrier_init(shared_address(&shared.ready[slot]), S::SIDE_WARPS), barrier_init(shared_address(&shared.taken[slot]), S::SIDE_WARPS);
-            barrier_init_done();
-            shared.part = part;
-            shared.tiles_ahead = Tiles(p, part, S::TOKENS);
-            for (int stage = 0; stage < S::STAGES; ++stage) block.start_copy(&map, stage);
-        }
+        const Part part(p, block.worker, most_workers);
+        if (threadIdx.x % 32 == 0) shared.part = part, shared.ahead = Tiles(part);
     }
     __syncthreads();
     if (threadIdx.x < S::kSideThreads) {

@@ -3,12 +3,12 @@
 //
 // Three warpgroups. The first computes scores and probabilities, with its queries in registers (so that shared memory holds three tiles); the other two own
 // half of the value columns each. Orders as in mma_sm90.cuh. The scores of a tile are computed while the values of the tile before are.
-// With CLUSTER = 2, two blocks with rows of the same sequences each copy half of every tile to both.
 #pragma once
 #include "core/kernels/mla_decode/mma_sm90.cuh"
 
 namespace moe::kernels::sm90 {
 struct WgmmaShape {
+    static constexpr bool FP8 = false;
     static constexpr int TOKENS = 64, STAGES = 3, kThreads = 384, kRows = 64;
     static constexpr int kTileBytes = TOKENS * kRowBytesPlain, kSub = TOKENS * 128;      // kSub: 64 columns of a tile
     static constexpr int kProbabilities = kLatent / 64 * kSub;                            // place in a tile
@@ -23,39 +23,12 @@ struct WgmmaShared {
     float factors[2][WgmmaShape::kRows];       // per row: what sums must be multiplied by before a tile is added, or 1 / sum at the end
     uint64_t full[WgmmaShape::STAGES];         // a tile is there
     uint64_t ready[2], taken[2];               // an order is given; both value groups have carried it out
-    uint64_t free;                             // a stage is free in all blocks of the cluster
     Order order[2];
     Piece done[2];                             // what to write
     Piece piece;                               // of the score group
     bool more;
     Part part;                                 // walked through by thread 0
-    Tiles tiles_ahead;                         // by the first thread of the value groups
-};
-
-template <int CLUSTER> struct WgmmaBlock {
-    using S = WgmmaShape;
-    const MlaDecode& p;
-    WgmmaShared& shared;
-    const CUtensorMap* map;
-
-    /// The first thread of the value groups: the next tile into this stage.
-    __device__ void start_copy(int stage) const {
-        int64_t row;
-        int tokens;
-        if (!shared.tiles_ahead.next(row, tokens)) return;
-        uint32_t to = shared_address(shared.tiles[stage]);
-        const uint32_t full = shared_address(&shared.full[stage]);
-        barrier_expect(full, S::kTileBytes);
-        if constexpr (CLUSTER > 1) {
-            const int half = int(cluster_rank()) * (S::TOKENS / CLUSTER);
-            to += half * 128;
-#pragma unroll 1
-            for (int sub = 0; sub < kRowBytesPlain / 128; ++sub) tensor_load_all(to + sub * S::kSub, map, sub * 64, int(row) + half, full, uint16_t((1 << CLUSTER) - 1));
-        } else {
-#pragma unroll 1
-            for (int sub = 0; sub < kRowBytesPlain / 128; ++sub) tensor_load(to + sub * S::kSub, map, sub * 64, int(row), full);
-        }
-    }
+    Tiles ahead;                               // by the first thread of the value groups
 };
 
 /// The score group's side of the orders.
@@ -77,33 +50,96 @@ struct WgmmaOrders {
 
 /// Fragments of 16 rows of this warp, the latent part but for its last 16 columns in the natural order; the rest goes to shared memory.
 struct WgmmaQueries {
-    static constexpr int kHeld = kLatent / 16 - 1;
-    uint32_t at[kHeld][4];
+    static constexpr int kHeld = kLatentSteps - 1;
+    uint32_t at[kLatentSteps][4];                     // the last is not kept
+
+    /// Every warp loads its rows whole, all at once, and brings them into fragments through the place of the rotated part.
     __device__ void load(const MlaDecode& p, WgmmaShared& shared, int row0) {
-        const int g = threadIdx.x / 4 % 8, q = threadIdx.x % 4, rows = p.Q * p.H, b = shared.piece.b;
+        const int lane = threadIdx.x % 32, first = threadIdx.x / 32 * 16, rows = p.Q * p.H, b = shared.piece.b;
+        uint8_t* place = shared.query_rope + first * 128;
+        // Eight lanes hold 64 columns of a row; a lane's four chunks are of rows lane / 8, + 4, + 8, + 12.
+        const uint4 *latent[4], *rope[4];
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            const int r = threadIdx.x / 32 * 16 + g + 8 * half, row = row0 + r, token = b * p.Q + row / p.H, head = row % p.H;
-            const uint32_t* latent = reinterpret_cast<const uint32_t*>(static_cast<const __nv_bfloat16*>(p.q_latent) + token * p.latent_token + head * p.latent_head) + q;
-            const uint32_t* rope = reinterpret_cast<const uint32_t*>(static_cast<const __nv_bfloat16*>(p.q_rope) + token * p.rope_token + head * p.rope_head) + q;
-#pragma unroll
-            for (int k = 0; k < kHeld; ++k) at[k][half] = row < rows ? latent[k * 8] : 0, at[k][half + 2] = row < rows ? latent[k * 8 + 4] : 0;
-#pragma unroll
-            for (int n = 0; n < 2; ++n) *reinterpret_cast<uint32_t*>(shared.query_last + r / 8 * 256 + n * 128 + g * 16 + 4 * q) = row < rows ? latent[kHeld * 8 + n * 4] : 0;
-#pragma unroll
-            for (int n = 0; n < kRope / 8; ++n) *reinterpret_cast<uint32_t*>(shared.query_rope + r * 128 + ((n ^ g) << 4) + 4 * q) = row < rows ? rope[n * 4] : 0;
+        for (int i = 0; i < 4; ++i) {
+            const int row = row0 + first + lane / 8 + 4 * i, token = b * p.Q + row / p.H, head = row % p.H;
+            latent[i] = row < rows ? reinterpret_cast<const uint4*>(static_cast<const __nv_bfloat16*>(p.q_latent) + token * p.latent_token + head * p.latent_head) + lane % 8 : nullptr;
+            rope[i] = row < rows ? reinterpret_cast<const uint4*>(static_cast<const __nv_bfloat16*>(p.q_rope) + token * p.rope_token + head * p.rope_head) + lane % 8 : nullptr;
         }
+#pragma unroll
+        for (int sub = 0; sub < kLatent / 64; ++sub)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                const uint4 v = latent[i] ? latent[i][sub * 8] : uint4{0, 0, 0, 0};
+                at[sub * 4 + i][0] = v.x, at[sub * 4 + i][1] = v.y, at[sub * 4 + i][2] = v.z, at[sub * 4 + i][3] = v.w;
+            }
+        auto put = [&](int i, const uint4& v) {
+            const int row = lane / 8 + 4 * i;
+            *reinterpret_cast<uint4*>(place + row * 128 + ((lane % 8 ^ row % 8) << 4)) = v;
+        };
+#pragma unroll
+        for (int sub = 0; sub < kLatent / 64; ++sub) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) put(i, uint4{at[sub * 4 + i][0], at[sub * 4 + i][1], at[sub * 4 + i][2], at[sub * 4 + i][3]});
+            __syncwarp();
+#pragma unroll
+            for (int i = 0; i < 4; ++i) load_matrices(at[sub * 4 + i], shared_address(place) + lane % 16 * 128 + ((2 * i + lane / 16 ^ lane % 8) << 4));
+            __syncwarp();
+        }
+        const int g = lane / 4, q = lane % 4;
+        uint8_t* last = shared.query_last + first / 8 * 256 + g * 16 + q * 4;
+        *reinterpret_cast<uint32_t*>(last) = at[kHeld][0], *reinterpret_cast<uint32_t*>(last + 128) = at[kHeld][2];
+        *reinterpret_cast<uint32_t*>(last + 256) = at[kHeld][1], *reinterpret_cast<uint32_t*>(last + 384) = at[kHeld][3];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) put(i, rope[i] ? rope[i][0] : uint4{0, 0, 0, 0});
         fence_for_engines();
     }
 };
 
-template <int CLUSTER> __device__ inline void score_group(const WgmmaBlock<CLUSTER>& block, int worker, int workers, int row0) {
+/// Scores of 64 rows and a tile, in two steps: what the first has started runs on while other things are done.
+struct WgmmaScores {
+    static constexpr int kBegun = 8;                  // products that `begin` starts
+    const WgmmaShared& shared;
+    const WgmmaQueries& queries;
+
+    __device__ uint64_t keys(int stage, int k) const { return rows_descriptor(shared_address(shared.tiles[stage])) + (k / 4 * WgmmaShape::kSub + k % 4 * 32) / 16; }
+    __device__ void begin(int stage, float (&s)[32]) const {
+        wgmma_begin();
+#pragma unroll
+        for (int k = 0; k < kBegun; ++k) wgmma_64x64(s, queries.at[k], keys(stage, k), k > 0);
+    }
+    __device__ void finish(int stage, float (&s)[32]) const {
+        wgmma_begin();
+#pragma unroll
+        for (int k = kBegun; k < WgmmaQueries::kHeld; ++k) wgmma_64x64(s, queries.at[k], keys(stage, k), true);
+        wgmma_64x64_shared(s, plain_descriptor(shared_address(shared.query_last)), keys(stage, WgmmaQueries::kHeld));
+        const uint64_t rope = rows_descriptor(shared_address(shared.query_rope));
+#pragma unroll
+        for (int k = 0; k < kRope / 16; ++k) wgmma_64x64_shared(s, rope + k * 2, keys(stage, kLatentSteps + k));
+        wgmma_commit();
+        wgmma_wait();
+    }
+};
+
+/// Waits for a tile, `left` tokens from its first on, and clears rows that no token wrote: they may hold NaN.
+__device__ inline void wait_for_keys(WgmmaShared& shared, int stage, int parity, int left) {
     using S = WgmmaShape;
-    const MlaDecode& p = block.p;
-    WgmmaShared& shared = block.shared;
+    barrier_wait(shared_address(&shared.full[stage]), parity);
+    if (left >= S::TOKENS) return;
+#pragma unroll 1
+    for (int i = left * 128 + thread_again() * 16; i < S::kSub; i += 128 * 16)
+#pragma unroll 1
+        for (int sub = 0; sub < kRowBytesPlain / 128; ++sub) *reinterpret_cast<uint4*>(shared.tiles[stage] + sub * S::kSub + i) = uint4{0, 0, 0, 0};
+    fence_for_engines();
+    named_barrier<1, 128>();
+}
+
+__device__ inline void score_group(const MlaDecode& p, WgmmaShared& shared, int worker, int workers, int row0) {
+    using S = WgmmaShape;
     WgmmaOrders orders{shared};
     WgmmaQueries queries;
+    const WgmmaScores scores{shared, queries};
     int stage = 0, parity = 0;
+    float s[32];
     while (true) {
         named_barrier<1, 128>();                             // everybody is done with the last piece
         if (threadIdx.x == 0) shared.more = shared.part.next(shared.piece);
@@ -113,27 +149,12 @@ template <int CLUSTER> __device__ inline void score_group(const WgmmaBlock<CLUST
         named_barrier<1, 128>();
         float top[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
         int left = shared.piece.length - shared.piece.first * S::TOKENS;      // tokens from this tile on
-        for (int tiles = shared.piece.end - shared.piece.first; tiles > 0; --tiles, left -= S::TOKENS) {
-            barrier_wait(shared_address(&shared.full[stage]), parity);
-            if (left < S::TOKENS) {                          // rows that no token wrote may hold NaN
-#pragma unroll 1
-                for (int i = left * 128 + thread_again() * 16; i < S::kSub; i += 128 * 16)
-#pragma unroll 1
-                    for (int sub = 0; sub < kRowBytesPlain / 128; ++sub) *reinterpret_cast<uint4*>(shared.tiles[stage] + sub * S::kSub + i) = uint4{0, 0, 0, 0};
-                fence_for_engines();
-                named_barrier<1, 128>();
-            }
-            float s[32];
-            const uint64_t keys = rows_descriptor(shared_address(shared.tiles[stage])), rope = rows_descriptor(shared_address(shared.query_rope));
-            wgmma_begin();
-#pragma unroll
-            for (int k = 0; k < WgmmaQueries::kHeld; ++k) wgmma_64x64(s, queries.at[k], keys + (k / 4 * S::kSub + k % 4 * 32) / 16, k > 0);
-            wgmma_64x64_shared(s, plain_descriptor(shared_address(shared.query_last)), keys + (WgmmaQueries::kHeld / 4 * S::kSub + WgmmaQueries::kHeld % 4 * 32) / 16);
-#pragma unroll
-            for (int k = 0; k < kRope / 16; ++k) wgmma_64x64_shared(s, rope + k * 2, keys + (S::kProbabilities + k * 32) / 16);
-            wgmma_commit();
-            wgmma_wait();
-
+        int tiles = shared.piece.end - shared.piece.first;
+        Order order = Order::first_tile;
+        wait_for_keys(shared, stage, parity, left);
+        scores.begin(stage, s);
+        while (true) {
+            scores.finish(stage, s);
             if (left - p.Q + 1 < S::TOKENS) {                // a new token sees itself and what comes before it
                 const unsigned thread = thread_again();
                 const int row = row0 + int(thread / 32 * 16 + thread / 4 % 8), seen = left - p.Q + 1 - int(thread % 4) * 2;
@@ -173,9 +194,15 @@ template <int CLUSTER> __device__ inline void score_group(const WgmmaBlock<CLUST
                 float* factors = shared.factors[orders.slot()] + thread / 32 * 16 + thread / 4 % 8;
                 factors[0] = change[0], factors[8] = change[1];
             }
-            orders.give(tiles == shared.piece.end - shared.piece.first ? Order::first_tile : Order::tile);
             if (++stage == S::STAGES) stage = 0, parity ^= 1;
+            if (--tiles == 0) break;
+            left -= S::TOKENS;
+            wait_for_keys(shared, stage, parity, left);
+            scores.begin(stage, s);
+            orders.give(order);
+            order = Order::tile;
         }
+        orders.give(order);
         orders.wait_for_slot();
         if (threadIdx.x == 0) shared.done[orders.slot()] = shared.piece;
 #pragma unroll
@@ -198,14 +225,16 @@ template <int CLUSTER> __device__ inline void score_group(const WgmmaBlock<CLUST
     orders.give(Order::stop);
 }
 
-template <int CLUSTER> __device__ inline void value_group(const WgmmaBlock<CLUSTER>& block, int worker, int workers, int row0) {
+__device__ inline void value_group(const MlaDecode& p, WgmmaShared& shared, const CUtensorMap* map, int worker, int workers, int row0) {
     using S = WgmmaShape;
-    const MlaDecode& p = block.p;
-    WgmmaShared& shared = block.shared;
     const int half = threadIdx.x / 128 - 1;
+    Copies copies;
+    if (threadIdx.x / 32 == 4) {
+        copies.next(p, shared);
+        for (int first = 0; first < S::STAGES; ++first) copies.start<S>(p, shared, map, first, row0);
+    }
     int stage = 0, parity = 0;
     float o[128];
-    unsigned frees = 0;
     for (unsigned orders = 0;; ++orders) {
         const unsigned slot = orders & 1;
         const float* factors = shared.factors[slot] + threadIdx.x / 32 % 4 * 16 + threadIdx.x / 4 % 8;      // of this thread's rows: 0 and 8
@@ -251,51 +280,38 @@ template <int CLUSTER> __device__ inline void value_group(const WgmmaBlock<CLUST
         __syncwarp();
         if (threadIdx.x % 32 == 0) barrier_arrive(shared_address(&shared.taken[slot]));
         if (order == Order::write) continue;
-        if (threadIdx.x == 128) {                          // when both groups are done, so is the tile
+        if (threadIdx.x / 32 == 4) {                       // when both groups are done, so is the tile
             barrier_wait(shared_address(&shared.taken[slot]), orders / 2 & 1);
-            if constexpr (CLUSTER > 1) {
-                const uint32_t free = shared_address(&shared.free);
-                for (int rank = 0; rank < CLUSTER; ++rank) barrier_arrive_at(free, rank);
-                barrier_wait_cluster(free, frees++ & 1);
-            }
-            block.start_copy(stage);
+            copies.start<S>(p, shared, map, stage, row0);
         }
-        __syncwarp();
         if (++stage == S::STAGES) stage = 0, parity ^= 1;
     }
 }
 
-template <int CLUSTER> __global__ void __launch_bounds__(WgmmaShape::kThreads, 1) wgmma_kernel(const __grid_constant__ CUtensorMap map, const __grid_constant__ MlaDecode p, int workers) {
+static __global__ void __launch_bounds__(WgmmaShape::kThreads, 1) wgmma_kernel(const __grid_constant__ CUtensorMap map, const __grid_constant__ MlaDecode p, int most_workers) {
     using S = WgmmaShape;
     extern __shared__ __align__(1024) uint8_t raw_shared[];
-    let_next_kernel_start();
     WgmmaShared& shared = *reinterpret_cast<WgmmaShared*>(raw_shared);      // at a multiple of 1024, as swizzled tiles need: there is no other shared memory
-    const WgmmaBlock<CLUSTER> block{p, shared, &map};
-    const int groups = gridDim.x / workers, worker = blockIdx.x / groups, row0 = blockIdx.x % groups * S::kRows;
-    if (threadIdx.x == 64) prefetch_map(&map);
-    if (threadIdx.x < 32) {
-        const Part part(p, S::TOKENS, worker, workers);
-        if (threadIdx.x == 0) {
-            for (auto& full : shared.full) barrier_init(shared_address(&full), 1);
-            for (int slot = 0; slot < 2; ++slot) barrier_init(shared_address(&shared.ready[slot]), 4), barrier_init(shared_address(&shared.taken[slot]), 8);
-            barrier_init(shared_address(&shared.free), CLUSTER);
-            barrier_init_done();
-            shared.part = part;
-            shared.tiles_ahead = Tiles(p, part, S::TOKENS);
-        }
+    const int groups = gridDim.x / most_workers, worker = blockIdx.x / groups, row0 = blockIdx.x % groups * S::kRows;
+    if (threadIdx.x == 0) {
+        prefetch_map(&map);
+        for (auto& full : shared.full) barrier_init(shared_address(&full), 1);
+        for (int slot = 0; slot < 2; ++slot) barrier_init(shared_address(&shared.ready[slot]), 4), barrier_init(shared_address(&shared.taken[slot]), 8);
+        barrier_init_done();
     }
-    if constexpr (CLUSTER > 1) cluster_barrier();
-    else __syncthreads();
+    wait_for_kernel_before();
+    let_next_kernel_start();                   // after the wait: what the next kernel reads at once has been written by then
+    if (threadIdx.x / 32 == 4) {
+        const Part part(p, worker, most_workers);
+        if (threadIdx.x % 32 == 0) shared.part = part, shared.ahead = Tiles(part);
+    }
+    __syncthreads();
     if (threadIdx.x < 128) {
         set_registers<S::kScoreRegisters, 168>();
-        score_group<CLUSTER>(block, worker, workers, row0);
+        score_group(p, shared, worker, most_workers, row0);
     } else {
         set_registers<S::kValueRegisters, 168>();
-        if (threadIdx.x == 128)
-            for (int stage = 0; stage < S::STAGES; ++stage) block.start_copy(stage);
-        __syncwarp();
-        value_group<CLUSTER>(block, worker, workers, row0);
+        value_group(p, shared, &map, worker, most_workers, row0);
     }
-    if constexpr (CLUSTER > 1) cluster_barrier();         // a block may not end while the other still arrives at its barriers
 }
 }  // namespace moe::kernels::sm90

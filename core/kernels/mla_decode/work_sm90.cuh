@@ -1,12 +1,12 @@
 // Which tokens a block works on. The tiles of all sequences form one axis, cut into equal parts, one a worker: every multiprocessor gets the same number of
 // tiles whatever the lengths, and the host need not know them. A part of a sequence is a piece; a sequence that is cut has partial results, put together by
-// combine_sm90.cuh in the order of workers.
+// combine_sm90.cuh.
 #pragma once
 #include "core/kernels/mla_decode/mla_decode_sm90.h"
 
 namespace moe::kernels::sm90 {
 constexpr int kBlockTokens = 64;
-/// Start and end of a sequence cost about as much as this many tiles of 64 tokens.
+/// Start and end of a sequence cost about as much as this many tiles. A tile is a block of the cache.
 constexpr int kSequenceCost = 1;
 
 struct Piece {
@@ -20,12 +20,12 @@ struct Piece {
 /// Sequences on the axis.
 struct Axis {
     const int32_t* lengths;
-    int B, most, tile;         ///< longest sequence that the block table holds; tokens of a tile
+    int B, most;               ///< most: longest sequence that the block table holds
 
-    __device__ explicit Axis(const MlaDecode& p, int tile_tokens) : lengths(p.lengths), B(p.B), most(p.M * kBlockTokens), tile(tile_tokens) {}
+    __device__ explicit Axis(const MlaDecode& p) : lengths(p.lengths), B(p.B), most(p.M * kBlockTokens) {}
     __device__ int length(int b) const { return max(min(lengths[b], most), 0); }
-    __device__ int tiles(int length) const { return (length + tile - 1) / tile; }
-    __device__ int cost(int tiles) const { return tiles ? tiles + kSequenceCost : 0; }
+    __device__ static int tiles(int length) { return (length + kBlockTokens - 1) / kBlockTokens; }
+    __device__ static int cost(int tiles) { return tiles ? tiles + kSequenceCost : 0; }
     /// Σ cost of sequences 0 … n − 1. A whole warp calls it.
     __device__ int before(int n) const {
         int sum = 0;
@@ -47,7 +47,7 @@ class Part {
 
 public:
     /// A whole warp calls it.
-    __device__ Part(const MlaDecode& p, int tile_tokens, int worker, int workers) : axis_(p, tile_tokens) {
+    __device__ Part(const MlaDecode& p, int worker, int workers) : axis_(p) {
         const int total = axis_.before(axis_.B), lane = threadIdx.x % 32;
         workers = Axis::busy(total, workers);
         if (worker >= workers) return;                     // lo_ = hi_ = 0: nothing
@@ -79,31 +79,26 @@ public:
     }
 };
 
-/// A worker's tiles in order, for the thread that starts the copies; the next tile's block number is read a tile ahead.
+/// A worker's tiles in order, for the thread that starts the copies.
 class Tiles {
     Part part_;
     Piece piece_{};
-    const int32_t* table_;
-    int M_, tile_tokens_, tile_ = -1, block_ = 0;
+    int tile_ = -1;
     bool more_ = true;
 
-    __device__ void step() {
-        if (++tile_ >= piece_.end) {
-            more_ = part_.next(piece_);
-            tile_ = piece_.first;
-        }
-        if (more_) block_ = table_[int64_t(piece_.b) * M_ + tile_ * tile_tokens_ / kBlockTokens];
-    }
-
 public:
-    __device__ Tiles(const MlaDecode& p, const Part& part, int tile_tokens) : part_(part), table_(p.block_table), M_(p.M), tile_tokens_(tile_tokens) { step(); }
-    /// The first row of the next tile in the cache and its tokens (at most tile_tokens); false where there is none.
-    __device__ bool next(int64_t& row, int& tokens) {
-        if (!more_) return false;
-        row = int64_t(block_) * kBlockTokens + tile_ * tile_tokens_ % kBlockTokens;
-        tokens = min(tile_tokens_, piece_.length - tile_ * tile_tokens_);
-        step();
-        return true;
+    __device__ explicit Tiles(const Part& part) : part_(part) { step(); }
+    __device__ bool more() const { return more_; }
+    __device__ int sequence() const { return piece_.b; }
+    /// Of the tile: tokens, and place of its block number in the block table.
+    __device__ int tokens() const { return min(kBlockTokens, piece_.length - tile_ * kBlockTokens); }
+    __device__ int64_t entry(int M) const { return int64_t(piece_.b) * M + tile_; }
+    /// To the next tile; true where a piece begins.
+    __device__ bool step() {
+        if (++tile_ < piece_.end) return false;
+        more_ = part_.next(piece_);
+        tile_ = piece_.first;
+        return more_;
     }
 };
 
