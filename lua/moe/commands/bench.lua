@@ -56,6 +56,7 @@ return function(words, options, given)
   if not words[1] then moe.fail { op = "bench", got = "no name", want = table.concat(names, " or ") } end
   moe.check_keys({ [words[1]] = true }, names, "bench: name")
   moe.check_keys(options, { "steps", "warmup", "batch", "seq", "dtype" }, "bench: options")
+  if options.dtype then moe.check_keys({ [options.dtype] = true }, { "bf16", "fp8", "fp32" }, "bench: dtype") end
   local result = train(words[1], by_name[words[1]], options, given.profile)
   if given.json then
     print(moe.json.encode(result))
