@@ -22,19 +22,27 @@ struct Chunks {
     int64_t T() const { return x_TD.size(0); }
     int64_t V() const { return w_VD.size(0); }
     int64_t rows_at(int64_t lo) const { return std::min(options.chunk, T() - lo); }
-    /// The gradient of one chunk's logits, in x's dtype, unscaled by what comes from above.
     Tensor empty_rows(int64_t n) const { return at::empty({n, V()}, x_TD.options()); }
 };
 
-/// Logits of rows lo … lo + n in at least fp32, their losses, and their gradient where `dlogits` is defined. In fp32 and fp64
-/// the logits live in dlogits' own memory.
-void chunk_pass(const Chunks& c, int64_t lo, int64_t n, Tensor loss_N, Tensor dlogits_NV) {
-    auto dtype = wide_dtype(c.x_TD);
-    bool in_place = dlogits_NV.defined() && dlogits_NV.scalar_type() == dtype;
-    Tensor logits_NV = in_place ? dlogits_NV : at::empty({n, c.V()}, c.x_TD.options().dtype(dtype));
-    product_nt(c.x_TD.narrow(0, lo, n), c.w_VD, logits_NV);
-    Tensor targets_N = c.targets_T.narrow(0, lo, n);
-    MOE_BY_DEVICE("head_loss", logits_NV, cross_entropy, logits_NV, targets_N, c.options.scale, loss_N, dlogits_NV);
+/// Logits of some rows, in at least fp32, and their gradient in x's dtype, unscaled by what comes from above: in the same memory where that is possible.
+struct Logits {
+    Tensor values_NV, grad_NV;
+    Logits rows(int64_t n) const { return {values_NV.narrow(0, 0, n), grad_NV.narrow(0, 0, n)}; }
+};
+bool overwrites_rows(const Tensor& x, int64_t V) { return MOE_BY_DEVICE("head_loss", x, overwrites_rows, x, wide_dtype(x), V); }
+
+Logits empty_logits(const Chunks& c, int64_t n) {
+    auto dtype = wide_dtype(c.x_TD), narrow = c.x_TD.scalar_type();
+    Tensor values_NV = at::empty({n, c.V()}, c.x_TD.options().dtype(dtype));
+    if (dtype == narrow) return {values_NV, values_NV};
+    return {values_NV, overwrites_rows(c.x_TD, c.V()) ? values_NV.view(narrow).narrow(1, 0, c.V()) : c.empty_rows(n)};
+}
+
+/// Logits of rows lo … lo + n, their losses, and their gradient where it is defined.
+void chunk_pass(const Chunks& c, int64_t lo, int64_t n, Tensor loss_N, const Logits& logits) {
+    product_nt(c.x_TD.narrow(0, lo, n), c.w_VD, logits.values_NV);
+    MOE_BY_DEVICE("head_loss", logits.values_NV, cross_entropy, logits.values_NV, c.targets_T.narrow(0, lo, n), c.options.scale, loss_N, logits.grad_NV);
 }
 
 /// Loss by token, float64 [T], unscaled; `all` becomes the gradient of all logits where it is defined.
@@ -42,7 +50,10 @@ Tensor token_losses(const Chunks& c, const Tensor& all_TV) {
     Tensor loss_T = at::empty({c.T()}, c.x_TD.options().dtype(at::kDouble));
     for (int64_t lo = 0; lo < c.T(); lo += c.options.chunk) {
         int64_t n = c.rows_at(lo);
-        chunk_pass(c, lo, n, loss_T.narrow(0, lo, n), all_TV.defined() ? all_TV.narrow(0, lo, n) : Tensor());
+        Tensor grad_NV = all_TV.defined() ? all_TV.narrow(0, lo, n) : Tensor();
+        bool in_place = grad_NV.defined() && grad_NV.scalar_type() == wide_dtype(c.x_TD);
+        Tensor values_NV = in_place ? grad_NV : at::empty({n, c.V()}, c.x_TD.options().dtype(wide_dtype(c.x_TD)));
+        chunk_pass(c, lo, n, loss_T.narrow(0, lo, n), {values_NV, grad_NV});
     }
     return loss_T;
 }
@@ -57,12 +68,13 @@ void chunk_gradients(const Chunks& c, const WeightPtr& w, int64_t lo, int64_t n,
 
 /// Losses as token_losses, and the gradients with 1 from above.
 Tensor losses_and_gradients(const Chunks& c, const WeightPtr& w, Tensor dx_TD) {
-    Tensor loss_T = at::empty({c.T()}, c.x_TD.options().dtype(at::kDouble)), dlogits = c.empty_rows(c.rows_at(0));
+    Tensor loss_T = at::empty({c.T()}, c.x_TD.options().dtype(at::kDouble));
+    Logits room = empty_logits(c, c.rows_at(0));
     for (int64_t lo = 0; lo < c.T(); lo += c.options.chunk) {
         int64_t n = c.rows_at(lo);
-        Tensor dlogits_NV = dlogits.narrow(0, 0, n);
-        chunk_pass(c, lo, n, loss_T.narrow(0, lo, n), dlogits_NV);
-        chunk_gradients(c, w, lo, n, dlogits_NV, {}, dx_TD);
+        Logits logits = room.rows(n);
+        chunk_pass(c, lo, n, loss_T.narrow(0, lo, n), logits);
+        chunk_gradients(c, w, lo, n, logits.grad_NV, {}, dx_TD);
     }
     return loss_T;
 }
@@ -107,17 +119,22 @@ struct HeadLossFunction : Function<HeadLossFunction> {
         Tensor unused_T = all_TV.defined() ? Tensor() : at::empty({c.T()}, c.x_TD.options().dtype(at::kDouble));
         for (int64_t lo = 0; lo < c.T(); lo += c.options.chunk) {
             int64_t n = c.rows_at(lo);
-            Tensor dlogits_NV = all_TV.defined() ? all_TV.narrow(0, lo, n) : c.empty_rows(n);
-            if (!all_TV.defined()) chunk_pass(c, lo, n, unused_T.narrow(0, lo, n), dlogits_NV);
-            chunk_gradients(c, w, lo, n, dlogits_NV, is_one ? Tensor() : upstream, dx_TD);
+            Logits logits = all_TV.defined() ? Logits{{}, all_TV.narrow(0, lo, n)} : empty_logits(c, n);
+            if (!all_TV.defined()) chunk_pass(c, lo, n, unused_T.narrow(0, lo, n), logits);
+            chunk_gradients(c, w, lo, n, logits.grad_NV, is_one ? Tensor() : upstream, dx_TD);
         }
         if (!is_one) dx_TD.mul_(upstream);
         return {dx_TD, Tensor(), Tensor(), Tensor(), Tensor()};
     }
 };
 
-/// Tall products are quicker, and there must be room for them.
-int64_t largest_chunk(int64_t V) { return std::clamp<int64_t>((int64_t(1) << 30) / (4 * std::max<int64_t>(V, 1)) / 128 * 128, 128, 8192); }
+/// Rows of equal chunks on a GPU: tall products are quicker, and there must be room for them.
+int64_t gpu_chunk(const Tensor& x_TD, int64_t V) {
+    constexpr int64_t kBytes = int64_t(1600) << 20;                     // of fp32 logits and their gradient in two bytes, which may need its own memory
+    int64_t row = std::max<int64_t>(V, 1) * (overwrites_rows(x_TD, V) ? 4 : 6), T = std::max<int64_t>(x_TD.size(0), 1);
+    int64_t most = std::clamp<int64_t>(kBytes / row / 128 * 128, 128, 8192), chunks = (T + most - 1) / most;
+    return ((T + chunks - 1) / chunks + 127) / 128 * 128;
+}
 constexpr int64_t kCpuChunk = 1024;
 
 void check_targets(const Tensor& targets_T, int64_t V) {
@@ -146,7 +163,7 @@ Tensor head_loss(const Tensor& x_TD, const WeightPtr& w_VD, const Tensor& target
         check_main_float("head_loss", {"w.grad", w_VD->grad});
         check_shape("head_loss", {"w.grad", w_VD->grad}, {w_VD->value.size(0), w_VD->value.size(1)});
     }
-    if (options.chunk == 0) options.chunk = x_TD.is_cuda() ? largest_chunk(w_VD->value.size(0)) : kCpuChunk;
+    if (options.chunk == 0) options.chunk = x_TD.is_cuda() ? gpu_chunk(x_TD, w_VD->value.size(0)) : kCpuChunk;
     Tensor x = x_TD.contiguous(), targets = targets_T.contiguous();
     check_targets(targets, w_VD->value.size(0));
     if (wants_grad(x)) return HeadLossFunction::apply(x, w_VD, targets, options, token_loss);

@@ -9,7 +9,7 @@ constexpr int64_t kIgnore = -100;
 
 struct HeadLossOptions {
     Factor scale;                         ///< usually 1 / valid tokens of the global batch
-    int64_t chunk = 0;                    ///< tokens whose logits exist at a time; 0: 1024 on a CPU, on a GPU as many as 1 GiB of fp32 logits holds
+    int64_t chunk = 0;                    ///< tokens whose logits exist at a time; 0: 1024 on a CPU, on a GPU equal shares of as many as 1.6 GB of logits hold
     int64_t keep_bytes = 256 << 20;       ///< the logits' gradient is kept for backward up to this size, else computed again
     /// The caller promises that backward follows, once, with 1 from above: then forward makes both gradients, the weight's is added there
     /// and then, and the logits are made only once.

@@ -40,7 +40,7 @@ template <class W, class G> struct Row {
 };
 /// Of block `row`.
 template <class W, class G> __device__ inline Row<W, G> row_of(const CrossEntropy& p, int64_t row) {
-    return {static_cast<const W*>(p.logits) + row * p.V, p.dlogits ? static_cast<G*>(p.dlogits) + row * p.V : nullptr, p.loss + row, p.V, p.targets[row],
+    return {static_cast<const W*>(p.logits) + row * p.V, p.dlogits ? static_cast<G*>(p.dlogits) + row * p.pitch : nullptr, p.loss + row, p.V, p.targets[row],
             p.device_scale ? W(*p.device_scale) : W(p.scale)};
 }
 template <class W, class G> __device__ inline W picked(const Row<W, G>& r) { return r.target >= 0 && r.target < r.V ? r.logits[r.target] : W(NAN); }
@@ -141,18 +141,25 @@ template <class W, class G, int N> __global__ void __launch_bounds__(kKeptThread
     cooperative_groups::this_cluster().sync();                           // nobody leaves while others read its sums
 }
 
-template <class W, class G, int N> cudaError_t launch(const CrossEntropy& p, cudaStream_t stream) {
-    // Several blocks to a multiprocessor, so that one reads while another computes and a third writes.
-    constexpr int64_t kWantedKept = 56 * 1024 / sizeof(W), kMostKept = 110 * 1024 / sizeof(W);
+/// Bytes of shared memory that a block keeps of a row: what is wanted, so that one of several blocks on a multiprocessor reads while another computes and a third writes, and the most.
+constexpr int64_t kWantedBytes = 56 * 1024, kMostBytes = 110 * 1024;
+/// Blocks to a row of V elements.
+int parts_of(int64_t V, int64_t bytes) {
     int parts = 1;
-    while (parts < 8 && (p.V + parts - 1) / parts > kWantedKept) parts *= 2;
-    const int64_t size = ((p.V + parts - 1) / parts + N - 1) / N * N;
-    if (!p.dlogits || size > kMostKept) {
+    while (parts < 8 && (V + parts - 1) / parts * bytes > kWantedBytes) parts *= 2;
+    return parts;
+}
+int64_t size_of(int64_t V, int parts) { return ((V + parts - 1) / parts + 3) / 4 * 4; }
+
+template <class W, class G, int N> cudaError_t launch(const CrossEntropy& p, cudaStream_t stream) {
+    const int parts = parts_of(p.V, sizeof(W));
+    const int64_t size = size_of(p.V, parts);
+    if (!p.dlogits || !cross_entropy_keeps_rows(sizeof(W), p.V)) {
         reading_twice<W, G, N><<<unsigned(p.n), row_threads(p.V / N, kMostThreads), 0, stream>>>(p);
         return cudaGetLastError();
     }
     auto* function = reading_once<W, G, N>;
-    if (auto error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, int(kMostKept * sizeof(W))); error != cudaSuccess) return error;
+    if (auto error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, int(kMostBytes)); error != cudaSuccess) return error;
     cudaLaunchAttribute cluster{};
     cluster.id = cudaLaunchAttributeClusterDimension;
     cluster.val.clusterDim = {unsigned(parts), 1, 1};
@@ -166,10 +173,12 @@ template <class W, class G, int N> cudaError_t launch(const CrossEntropy& p, cud
     return cudaLaunchKernelEx(&config, function, p, parts, size);
 }
 template <class W, class G> cudaError_t by_width(const CrossEntropy& p, cudaStream_t stream) {
-    const bool wide = p.V % kVector<W> == 0 && aligned({p.logits, p.dlogits});
+    const bool wide = p.V % kVector<W> == 0 && p.pitch % kVector<W> == 0 && aligned({p.logits, p.dlogits});
     return wide ? launch<W, G, kVector<W>>(p, stream) : launch<W, G, 1>(p, stream);
 }
 }  // namespace
+
+bool cross_entropy_keeps_rows(int64_t bytes, int64_t V) { return size_of(V, parts_of(V, bytes)) * bytes <= kMostBytes; }
 
 cudaError_t cross_entropy(const CrossEntropy& p, cudaStream_t stream) {
     if (p.n == 0 || p.V == 0) return cudaSuccess;

@@ -1,5 +1,5 @@
 // The raw products behind the linear door, one set a device: no autograd, no weights, no sinks.
-// Every tensor is contiguous and on one device; outputs are made by the caller. Operands may differ in dtype (the router's
+// Every tensor is on one device and contiguous (on a GPU the rows of dy may lie apart); outputs are made by the caller. Operands may differ in dtype (the router's
 // fp32 weight with bf16 activations, the head's fp32 logits): the product is of the values as stored, accumulated in at least
 // fp32, in fp64 where an operand is fp64, and rounded once to the output's dtype. Row counts may be 0, the outputs are then
 // zero or unchanged. Letters as in linear.h.
