@@ -99,7 +99,12 @@ void check(Attention& a, const Result& got, const Tensor& dout) {
         return s;
     };
     std::vector<double>* inputs[] = {&a.q, &a.kv, &a.k_rope};
-    for (size_t i = 0; i < got.grads.size(); ++i) require_close(got.grads[i], moe::test::gradient(*inputs[i], sum), 1e-8);
+    for (size_t i = 0; i < got.grads.size(); ++i) {
+        auto want = moe::test::gradient(*inputs[i], sum);
+        bool is_zero = std::all_of(want.begin(), want.end(), [](double g) { return g == 0; });      // who sees one key alone: then P (dP - sum of P dP) rounds to about 0
+        if (is_zero) CHECK(got.grads[i].abs().max().item<double>() < 1e-14);
+        else require_close(got.grads[i], want, 1e-8);
+    }
 }
 
 RandomRows rows_of(const MlaShape& m) { return {{5, Purpose::attention_dropout, 2, 1}, 3 * m.H, m.H, m.H}; }
