@@ -3,6 +3,8 @@
 #include "tests/differences.h"
 #include "tests/unit/kernels/reference.h"
 
+#include <algorithm>
+
 using namespace moe;
 using namespace moe::kernels;
 using namespace moe::kernels::test;
