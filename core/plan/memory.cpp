@@ -9,8 +9,8 @@
 
 namespace moe::plan {
 namespace {
-/// Of the gradient of a head's logits; above it they are made in pieces (kernels/head/head_loss.h).
-constexpr double kKeptLogitBytes = 256 << 20;
+/// Of a head's logits in fp32 that exist at a time on a GPU (kernels/head/head_loss.h).
+constexpr double kLogitBytes = 1600 << 20;
 
 /// Bytes of an element.
 struct Sizes {
@@ -103,33 +103,86 @@ Held held_by_fullest_stage(const Config& c, const Axes& axes) {
     return held;
 }
 
-/// Elements that one token keeps of a layer from forward to backward.
-double kept_by_layer(const ModelConfig& model, bool is_moe) {
+/// A segment of a layer: elements in the compute type that a token keeps of it from forward to backward, beyond what it reads, and all that its backward has at once.
+struct SegmentMemory {
+    std::string kind;
+    double kept, in_backward;
+    double flops;                                 ///< of a token's forward
+};
+
+/// Those that keep more than a token's row. What a segment reads is another's, or the residual stream (two rows a layer); dropouts are not counted.
+std::vector<SegmentMemory> segments_of(const ModelConfig& model, bool is_moe, double seq_length) {
     const MlaConfig& m = model.mla;
-    double D = double(m.d_model), qk = double(m.num_heads * model.qk_head_dim()), v = double(m.num_heads * m.v_head_dim);
-    double attention = 2 * D + 2 * qk + 2 * v + double(m.d_latent + m.qk_rope_head_dim + m.q_lora_rank.value_or(0)) + double(model.num_kv_heads() * (m.qk_nope_head_dim + m.v_head_dim));
+    double D = double(m.d_model), H = double(m.num_heads), qk = H * double(model.qk_head_dim()), v = H * double(m.v_head_dim), L = double(m.d_latent), lora = double(m.q_lora_rank.value_or(0));
+    double kv = double(model.num_kv_heads() * (m.qk_nope_head_dim + m.v_head_dim)), rope = double(m.qk_rope_head_dim);
+    // The normed input, both latents before and after their norms, queries and keys as attention takes them, keys and values, the output.
+    double kept = D + 2 * (lora + L) + rope + 2 * qk + kv + v;
+    double projections = lora > 0 ? D * lora + lora * qk : D * qk;
+    std::vector<SegmentMemory> list = {{"attention", kept, 2 * qk + kv + v, 2 * (projections + D * (L + rope) + L * kv + v * D) + (qk + v) * seq_length}};
+    // In backward: the output's gradient and those of the activation and of gate and up, while the activation itself has gone.
+    auto feed_forward = [&](const char* kind, double rows, double width, double own_input) { list.push_back({kind, own_input + rows * 3 * width, rows * (D + 2 * width), 2 * rows * 3 * D * width}); };
+    if (!is_moe) {
+        feed_forward("feed_forward", 1, double(model.dense_width()), D);
+        return list;
+    }
     double K = double(model.moe.num_experts_per_token);
-    double feed_forward = is_moe ? K * (2 * D + 3 * double(model.moe.expert_intermediate_size)) + 3 * double(model.shared_width()) : 3 * double(model.dense_width());
-    return attention + 2 * D + feed_forward;
+    list.push_back({"route", D, D, 0});
+    list.push_back({"dispatch", K * D, 0, 0});    // its rows are what experts read: never computed again by themselves
+    feed_forward("experts", K, double(model.moe.expert_intermediate_size), 0);
+    if (double width = double(model.shared_width()); width > 0) feed_forward("shared_experts", 1, width, 0);
+    return list;
 }
+
+bool can_recompute(const SegmentMemory& s) { return s.kind != "route" && s.kind != "dispatch"; }
+std::string segment_name(int64_t layer, const std::string& kind) { return fmt::format("layers.{}.{}", layer, kind); }
+bool is_recomputed(const TrainingConfig& t, int64_t layer, const SegmentMemory& s) {
+    auto has = [&](const std::string& name) { return std::find(t.recompute.begin(), t.recompute.end(), name) != t.recompute.end(); };
+    return t.gradient_checkpointing == "selective" && can_recompute(s) && (has(s.kind) || has(segment_name(layer, s.kind)));
+}
+int64_t num_layers(const Config& c) { return c.model.num_layers + c.training.mtp_depth(); }
 
 double activations_of(const Config& c, const Axes& axes, const Sizes& s) {
     const ModelConfig& m = c.model;
     double tokens = double(c.training.micro_batch_size * c.training.seq_length), D = double(m.mla.d_model);
     double kept = 0, largest = 0;
-    int64_t layers = m.num_layers + c.training.mtp_depth();
-    for (int64_t layer = 0; layer < layers; ++layer) {
-        double one = kept_by_layer(m, m.is_moe_layer(layer));
-        kept += c.training.gradient_checkpointing == "full" ? D : one;
-        largest = std::max(largest, one);
+    bool full = c.training.gradient_checkpointing == "full";
+    for (int64_t layer = 0; layer < num_layers(c); ++layer) {
+        kept += full ? D : 2 * D;
+        double whole = 0;
+        for (const SegmentMemory& segment : segments_of(m, m.is_moe_layer(layer), double(c.training.seq_length))) {
+            bool again = is_recomputed(c.training, layer, segment);
+            if (!full && !again) kept += segment.kept;
+            whole += segment.kept;
+            largest = std::max(largest, segment.in_backward + (again ? segment.kept : 0));
+        }
+        if (full) largest = std::max(largest, whole);
     }
     int64_t micro_batches = std::max<int64_t>(1, c.training.global_batch_size / axes.dp / c.training.micro_batch_size);
     int64_t in_flight = axes.pp == 1 ? 1 : c.distributed.pipeline_schedule == "gpipe" ? micro_batches : std::min(axes.pp, micro_batches);
-    double head = double(1 + c.training.mtp_depth()) * std::min(kKeptLogitBytes, tokens * double(m.vocab()) * s.compute);
-    // One more layer: the gradients of the one that backward is at.
-    return tokens * s.compute / double(axes.tp) * (double(in_flight) * kept / double(axes.pp) + largest) + head;
+    double head = std::min(kLogitBytes, tokens * double(m.vocab()) * 4);
+    return tokens * s.compute / double(axes.tp) * double(in_flight) * kept / double(axes.pp) + std::max(head, tokens * s.compute / double(axes.tp) * largest);
 }
 }  // namespace
+
+std::vector<std::string> choose_recompute(const Config& config, int64_t ranks, double budget) {
+    struct Candidate {
+        std::string name;
+        double kept, flops;
+    };
+    std::vector<Candidate> candidates;
+    for (int64_t layer = 0; layer < num_layers(config); ++layer)
+        for (const SegmentMemory& s : segments_of(config.model, config.model.is_moe_layer(layer), double(config.training.seq_length)))
+            if (can_recompute(s)) candidates.push_back({segment_name(layer, s.kind), s.kept, s.flops});
+    std::stable_sort(candidates.begin(), candidates.end(), [](const Candidate& a, const Candidate& b) { return a.flops * b.kept < b.flops * a.kept; });
+    Config c = config;
+    c.training.gradient_checkpointing = "selective";
+    c.training.recompute.clear();
+    for (const Candidate& candidate : candidates) {
+        if (memory(c, ranks).total() <= budget) break;
+        c.training.recompute.push_back(candidate.name);
+    }
+    return c.training.recompute;
+}
 
 Memory memory(const Config& config, int64_t ranks) {
     Axes axes = axes_of(config.distributed, ranks);

@@ -1,6 +1,7 @@
 #include "core/train/hardware.h"
 
 #include "core/base/error.h"
+#include "core/base/host_memory.h"
 
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
@@ -8,6 +9,7 @@
 #include <ATen/cuda/CUDAContext.h>
 #include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/CUDAFunctions.h>
+#include <c10/cuda/CUDAGuard.h>
 #endif
 
 #include <chrono>
@@ -77,6 +79,19 @@ double peak_memory_bytes(at::Device device) {
     }
 #endif
     return std::strtod(proc_field("/proc/self/status", "VmHWM").c_str(), nullptr) * 1024;
+}
+
+double obtainable_memory_bytes(at::Device device) {
+#ifdef MOE_WITH_CUDA
+    if (device.is_cuda()) {
+        auto stats = c10::cuda::CUDACachingAllocator::getDeviceStats(device.index());
+        c10::cuda::CUDAGuard guard(device);
+        size_t free = 0, total = 0;
+        C10_CUDA_CHECK(cudaMemGetInfo(&free, &total));
+        return double(free) + double(stats.reserved_bytes[size_t(c10::CachingAllocator::StatType::AGGREGATE)].current);
+    }
+#endif
+    return double(host_memory().available) + std::strtod(proc_field("/proc/self/status", "VmRSS").c_str(), nullptr) * 1024;
 }
 
 void release_cached_memory(at::Device device) {

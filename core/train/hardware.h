@@ -18,6 +18,8 @@ std::string device_name(at::Device device);
 double peak_flops(at::Device device, const Precision& precision);
 /// Peak memory in bytes: allocated by LibTorch on a GPU, resident on the CPU.
 double peak_memory_bytes(at::Device device);
+/// Bytes that this process has or could still take: on a GPU what is free and what LibTorch holds, on the CPU what the host can give and what is resident.
+double obtainable_memory_bytes(at::Device device);
 /// Gives memory that LibTorch keeps for later back to a GPU; nothing on a CPU.
 void release_cached_memory(at::Device device);
 /// A GPU as LibTorch sees it.

@@ -115,13 +115,14 @@ std::vector<int> recompute_spans(const Model& model, const std::string& mode, co
     std::set<std::string> known, wanted(kinds.begin(), kinds.end());
     for (auto& s : segments) known.insert(kind_of(s.name));
     if (model.mesh().num_stages() > 1) known.insert(kKinds.begin(), kKinds.end());      // some live on another stage only
-    if (wanted.empty()) wanted = {"feed_forward", "experts", "shared_experts"};
     std::vector<std::string> all(known.begin(), known.end());
     for (auto& kind : kinds) {
-        if (!known.contains(kind)) MOE_THROW(config, "training.recompute", '"' + kind + '"', "the kind of a segment", did_you_mean(kind, all));
+        bool of_other_stage = model.mesh().num_stages() > 1 && kind.find('.') != std::string::npos;
+        bool is_name = std::any_of(segments.begin(), segments.end(), [&](auto& s) { return s.name == kind; });
+        if (!known.contains(kind) && !is_name && !of_other_stage) MOE_THROW(config, "training.recompute", '"' + kind + '"', "the kind of a segment, or a segment's name like layers.3.experts", did_you_mean(kind, all));
     }
     for (size_t s = 0; s < segments.size(); ++s)
-        if (wanted.contains(kind_of(segments[s].name))) spans[s] = int(s);
+        if (wanted.contains(kind_of(segments[s].name)) || wanted.contains(segments[s].name)) spans[s] = int(s);
     return spans;
 }
 

@@ -138,6 +138,7 @@ void check_layouts(const char* what, const Config& base, const std::vector<Case>
         c.distributed.pipeline_parallel_size = k.pp;
         c.distributed.pipeline_schedule = k.schedule;
         c.training.gradient_checkpointing = k.recompute;
+        if (c.training.gradient_checkpointing == "selective") c.training.recompute = {"feed_forward", "experts", "shared_experts"};
         Difference d = compare(one, five_steps(c, k.alone ? dist::Group() : dist::world(), k.mode, k.defer));
         for (double* x : {&d.loss, &d.norm, &d.gradient, &d.weight}) *x = dist::world().all_reduce(*x, dist::ReduceOp::max);
         d.counts = dist::world().all_reduce(int64_t(d.counts), dist::ReduceOp::min) == 1;

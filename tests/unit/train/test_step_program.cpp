@@ -83,10 +83,11 @@ TEST_CASE("step program: scheduled, deferred and recomputed runs give the attach
     }
     for (int64_t count : {1, 4})
         for (bool defer : {false, true})
-            for (int recompute : {0, 1, 2}) {
+            for (int recompute : {0, 1, 2, 3}) {
                 INFO("micro-batches " << count << ", deferred " << defer << ", recompute " << recompute);
-                const char* modes[] = {"none", "full", "selective"};
-                ex.set_recompute(recompute_spans(f.model, modes[recompute], recompute == 2 ? std::vector<std::string>{"experts", "route"} : std::vector<std::string>{}));
+                const char* modes[] = {"none", "full", "selective", "selective"};
+                std::vector<std::string> named[] = {{}, {}, {"experts", "route"}, {"layers.2.experts", "layers.1.attention"}};
+                ex.set_recompute(recompute_spans(f.model, modes[recompute], named[recompute]));
                 auto batches = f.batches(count);
                 auto got = f.attempt([&] { return ex.run(schedule("1f1b", {f.segments(), int(count), 0, 1, defer}), batches); });
                 REQUIRE(std::abs(got.loss - want.loss) < 1e-12);
