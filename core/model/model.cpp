@@ -126,9 +126,9 @@ Model::Norm Model::norm(const std::string& name, int64_t width) {
     return n;
 }
 
-Tensor Model::normalized(const Tensor& x_TD, const Norm& n) const {
+Tensor Model::normalized(const Tensor& x_TD, const Norm& n, int products) const {
     double eps = config_.model.norm_eps;
-    return n.beta ? kernels::layernorm(x_TD, n.gamma, n.beta, eps) : kernels::rmsnorm(x_TD, n.gamma, eps);
+    return n.beta ? kernels::layernorm(x_TD, n.gamma, n.beta, eps) : kernels::rmsnorm(x_TD, n.gamma, eps, options_.precision.fp8 && mesh_.tp.size() == 1 ? products : 0);
 }
 
 /// Gate and up of one feed-forward as one product: [2 · width, D].
@@ -194,18 +194,19 @@ void Model::add_attention(int64_t layer) {
 
     add(fmt::format("layers.{}.attention", layer), layer, {"residual"}, {"residual"}, weights, [=, this](const Tensors& in, Call& call) -> Tensors {
         const MicroBatch& batch = call.batch;
+        const bool fp8 = options_.precision.fp8;
         kernels::MlaShape s = shape;
         s.B = batch.B;
         s.S = batch.S;
-        Tensor h_TD = layout_.tp.enter(normalized(in[0], input_norm));           // from here on all tokens of the micro-batch, this rank's heads
-        Tensor q_in = q_a ? kernels::rmsnorm(kernels::linear(h_TD, q_a), q_norm, kLatentNormEps) : h_TD;
+        Tensor h_TD = layout_.tp.enter(normalized(in[0], input_norm, 2));           // from here on all tokens of the micro-batch, this rank's heads
+        Tensor q_in = q_a ? kernels::rmsnorm(kernels::linear(h_TD, q_a), q_norm, kLatentNormEps, fp8) : h_TD;
         Tensor q_T = kernels::linear(q_in, q), kv_a_T = kernels::linear(h_TD, kv_a), latent_TL = kv_a_T, k_rope;
         if (rope_dim > 0) {
             auto parts = kv_a_T.split_with_sizes({L, rope_dim}, -1);
             latent_TL = parts[0].contiguous();
             k_rope = parts[1].contiguous();
         }
-        Tensor kv_T = layout_.cp.gather(kernels::linear(kernels::rmsnorm(latent_TL, kv_norm, kLatentNormEps), kv_b));
+        Tensor kv_T = layout_.cp.gather(kernels::linear(kernels::rmsnorm(latent_TL, kv_norm, kLatentNormEps, fp8), kv_b));
         const kernels::RopeTable& table = rope_dim > 0 ? rope(s.S) : kernels::RopeTable{};
         double dropped = batch.training ? config_.model.mla.attn_dropout : 0;
         Tensor o_T;
@@ -217,7 +218,7 @@ void Model::add_attention(int64_t layer) {
             Tensor first = s.window > 0 ? kernels::windowed(batch.doc_start_BS, s.B, s.S, s.window, q_T.device()) : batch.doc_start_BS;
             o_T = kernels::mla_attention_dropout(q_T, kv_T, k_rope, table, s, first, dropped, rows);
         } else {
-            o_T = kernels::mla_attention(q_T, kv_T, k_rope, table, s, batch.doc_start_BS);
+            o_T = kernels::mla_attention(q_T, kv_T, k_rope, table, s, batch.doc_start_BS, fp8);
         }
         return {in[0] + layout_.tp.exit(kernels::linear(o_T, out))};
     });
@@ -230,8 +231,8 @@ void Model::add_dense(int64_t layer) {
     auto up = gate_up(p + "mlp.", width);
     auto down = projection(p + "mlp.down_proj", D, width, 1);
     add(fmt::format("layers.{}.feed_forward", layer), layer, {"residual"}, {"residual"}, {post_norm.gamma, post_norm.beta, up, down}, [=, this](const Tensors& in, Call&) -> Tensors {
-        Tensor h_TD = layout_.tp.enter(normalized(in[0], post_norm));
-        return {in[0] + layout_.tp.exit(kernels::linear(kernels::swiglu(kernels::linear(h_TD, up)), down))};
+        Tensor h_TD = layout_.tp.enter(normalized(in[0], post_norm, 1));
+        return {in[0] + layout_.tp.exit(kernels::linear(kernels::swiglu(kernels::linear(h_TD, up), {}, up->is_fp8), down))};
     });
 }
 
@@ -279,10 +280,10 @@ WeightPtr Model::add_route(int64_t layer) {
     auto gate_ED = weight(p + "mlp.gate", {E, config_.model.mla.d_model}, -1, BucketKind::router);
     if (c.use_aux_loss_free) bias_[layer] = at::zeros({E}, at::TensorOptions().dtype(options_.precision.master).device(options_.device));
     routed_layers_.push_back(layer);
-    bool fp64 = c.router_dtype == "fp64", force_balance = c.force_balance;
+    bool shared = config_.model.shared_width() > 0, fp64 = c.router_dtype == "fp64", force_balance = c.force_balance;
     add(fmt::format("layers.{}.route", layer), layer, {"residual"}, {"hidden", "weights"}, {post_norm.gamma, post_norm.beta, gate_ED}, [=, this](const Tensors& in, Call& call) -> Tensors {
         MicroBatch& batch = call.batch;
-        Tensor h_TD = normalized(in[0], post_norm);
+        Tensor h_TD = normalized(in[0], post_norm, shared ? 1 : 0);              // dispatch makes the copies of the rows that it gathers
         Tensor logits_TE = fp64 ? kernels::linear_fp64(h_TD, gate_ED) : kernels::linear_wide(h_TD, gate_ED);
         if (batch.training && batch.noise_std > 0)
             logits_TE = logits_TE + batch.noise_std * kernels::normal_rows(h_TD.size(0), E, rows_of(Purpose::router_noise, layer, batch), logits_TE.scalar_type(), h_TD.device());
@@ -309,6 +310,7 @@ void Model::add_experts(int64_t layer) {
     std::string m = layer_prefix(layer) + "mlp.", name = fmt::format("layers.{}.", layer);
     int64_t D = config_.model.mla.d_model, E = c.num_experts, F = c.expert_intermediate_size, shared_width = config_.model.shared_width();
     double std = config_.model.init_method_std;
+    bool fp8 = options_.precision.fp8;
     add_route(layer);
 
     auto ep = layout_.ep;
@@ -320,7 +322,7 @@ void Model::add_experts(int64_t layer) {
             routed.by_expert = kernels::sort_by_expert(routed.ids_TK, E, alone ? kernels::grouped_alignment(in[0].device(), in[0].scalar_type()) : 1);
             routed.groups = routed.by_expert.groups;
         }
-        auto [rows_RD, weights_R] = kernels::permute(in[0], in[1], routed.by_expert);
+        auto [rows_RD, weights_R] = kernels::permute(in[0], in[1], routed.by_expert, fp8 && ep.group.size() == 1);
         if (ep.group.size() == 1) return {rows_RD, weights_R};
         if (!call.again) {
             routed.across = ep.plan(routed.by_expert.groups.offsets_E1.to(at::kCPU, at::kLong));
@@ -328,7 +330,7 @@ void Model::add_experts(int64_t layer) {
             routed.groups = routed.received.groups;
         }
         Tensor rows_QD = ep.dispatch(rows_RD, routed.across), weights_Q = ep.dispatch(weights_R, routed.across);
-        auto [sorted_QD, sorted_Q] = kernels::permute(rows_QD, weights_Q.unsqueeze(-1), routed.received);
+        auto [sorted_QD, sorted_Q] = kernels::permute(rows_QD, weights_Q.unsqueeze(-1), routed.received, fp8);
         return {sorted_QD, sorted_Q};
     });
 
@@ -342,7 +344,7 @@ void Model::add_experts(int64_t layer) {
     auto up_EFD = in_fp8(store_.declare(up), 2 * F, D), down_EDF = in_fp8(store_.declare(down), D, F);
     add(name + "experts", layer, {"rows", "row_weights"}, {"expert_rows"}, {up_EFD, down_EDF}, [=](const Tensors& in, Call& call) -> Tensors {
         const kernels::RowGroups& groups = call.batch.routed[layer].groups;
-        return {kernels::grouped_linear(kernels::swiglu(kernels::grouped_linear(in[0], groups, up_EFD), in[1]), groups, down_EDF)};
+        return {kernels::grouped_linear(kernels::swiglu(kernels::grouped_linear(in[0], groups, up_EFD), in[1], fp8), groups, down_EDF)};
     });
 
     std::vector<std::string> combined = {"residual", "expert_rows"};
@@ -350,7 +352,7 @@ void Model::add_experts(int64_t layer) {
         auto shared_up = gate_up(m + "shared_experts.", shared_width);
         auto shared_down = projection(m + "shared_experts.down_proj", D, shared_width, 1);
         add(name + "shared_experts", layer, {"hidden"}, {"shared"}, {shared_up, shared_down}, [=, this](const Tensors& in, Call&) -> Tensors {
-            return {layout_.tp.exit(kernels::linear(kernels::swiglu(kernels::linear(layout_.tp.enter(in[0]), shared_up)), shared_down))};
+            return {layout_.tp.exit(kernels::linear(kernels::swiglu(kernels::linear(layout_.tp.enter(in[0]), shared_up), {}, fp8), shared_down))};
         });
         combined.push_back("shared");
     }
@@ -358,10 +360,11 @@ void Model::add_experts(int64_t layer) {
     add(name + "combine", layer, combined, {"residual"}, {}, [=, this](const Tensors& in, Call& call) -> Tensors {
         Routed& routed = call.batch.routed[layer];
         Tensor rows = in[1], shared_TD = in.size() > 2 ? in[2] : Tensor();
-        if (ep.group.size() > 1) rows = ep.combine(kernels::unpermute({}, rows, routed.received), routed.across);
+        bool alone = ep.group.size() == 1;
+        if (!alone) rows = ep.combine(kernels::unpermute({}, rows, routed.received, fp8), routed.across);
         if (call.batch.training && dropout > 0)
-            return {in[0] + kernels::dropout(kernels::unpermute(shared_TD, rows, routed.by_expert), dropout, rows_of(Purpose::expert_dropout, layer, call.batch))};
-        return {kernels::unpermute(shared_TD.defined() ? in[0] + shared_TD : in[0], rows, routed.by_expert)};
+            return {in[0] + kernels::dropout(kernels::unpermute(shared_TD, rows, routed.by_expert, fp8 && alone), dropout, rows_of(Purpose::expert_dropout, layer, call.batch))};
+        return {kernels::unpermute(shared_TD.defined() ? in[0] + shared_TD : in[0], rows, routed.by_expert, fp8 && alone)};
     });
 }
 

@@ -61,7 +61,8 @@ private:
     struct Norm { WeightPtr gamma, beta; };
     Norm norm(const std::string& name, int64_t width);
     WeightPtr rms_gamma(const std::string& name, int64_t width);
-    Tensor normalized(const Tensor& x_TD, const Norm& norm) const;
+    /// products: how many of the weights that in_fp8 marks read the result. Where tp gathers it first, its E4M3 copy would be of no use, and none is made.
+    Tensor normalized(const Tensor& x_TD, const Norm& norm, int products = 0) const;
     /// cut_dim: the dim that tensor parallel cuts, −1 for none.
     /// A matrix of a layer, [out, in]: in E4M3 where the precision says so. Embedding, head, gate and norms never are.
     WeightPtr projection(const std::string& name, int64_t out, int64_t in, int cut_dim = -1);

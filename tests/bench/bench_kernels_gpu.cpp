@@ -87,6 +87,42 @@ void rows_and_elements() {
     bandwidth("swiglu_backward", "98304x1408 weighted", "bf16", 5 * h_bytes, [&] { swiglu_backward_cuda(h, gate_up, weight, dgate_up, dweight); });
 }
 
+/// The passes above with E4M3 copies of what they write, and those passes followed by one that reads the rows again.
+void fp8_copies() {
+    if (!wanted("fp8_copy")) return;
+    const int64_t T = 16384, D = 2048, K = 6, E = 64, F = 1408;
+    auto both = [](const std::string& name, const std::string& shape, double bytes, double copy_bytes, const Tensor& made, const std::function<void(const QuantizedRows&)>& f) {
+        auto copy = empty_quantized_rows(made.size(0), made.size(1), made);
+        bandwidth("fp8_copy_" + name, shape, "bf16", bytes + copy_bytes, [&] { f(copy); });
+        bandwidth("fp8_copy_" + name + "_apart", shape, "bf16", bytes + copy_bytes, [&] { f({}); quantize_rows(made, copy); });
+    };
+    auto copy_bytes = [](const Tensor& x) { return double(x.numel()) * (1 + 4.0 / 128); };
+    auto bytes = [](const Tensor& x) { return double(x.numel()) * 2; };
+    Tensor x = at::randn({T, D}, bf16()), gamma = at::randn({D}, bf16()), y = at::empty_like(x), rstd = at::empty({T}, fp32());
+    both("rmsnorm_forward", "16384x2048", 2 * bytes(x), copy_bytes(y), y, [&](const QuantizedRows& c) { rmsnorm_forward_cuda(x, gamma, 1e-6, y, rstd, c); });
+    SortPlan plan = sort_by_expert(std::get<1>(at::topk(at::rand({T, E}, fp32()), K)), E, 128);
+    Tensor rows = at::empty({plan.R, D}, bf16());
+    both("permute", "T16384 K6 D2048", bytes(x) + bytes(rows), copy_bytes(rows), rows, [&](const QuantizedRows& c) { gather_rows_cuda(x, plan, rows, c); });
+    auto swiglu = [&](int64_t R, int64_t width, const std::string& shape) {
+        Tensor gate_up = at::randn({R, 2 * width}, bf16()), h = at::randn({R, width}, bf16()), weight = at::rand({R}, fp32()), dgate_up = at::empty_like(gate_up), dweight = at::empty_like(weight);
+        both("swiglu_forward", shape, 3 * bytes(h), copy_bytes(h), h, [&](const QuantizedRows& c) { swiglu_forward_cuda(gate_up, weight, h, c); });
+        both("swiglu_backward", shape, 5 * bytes(h), copy_bytes(dgate_up), dgate_up, [&](const QuantizedRows& c) { swiglu_backward_cuda(h, gate_up, weight, dgate_up, dweight, c); });
+    };
+    swiglu(T * K, F, "98304x1408 weighted");
+    swiglu(T, 10944, "16384x10944 weighted");
+    const MlaShape m{.B = 4, .S = 4096, .H = 16, .G = 16, .nope = 128, .rope = 64, .v = 128, .softmax_scale = 0.0721};
+    MlaInputs in{at::randn({T, m.H * 192}, bf16()), at::randn({T, m.G * 256}, bf16()), at::randn({T, m.rope}, bf16()), {}, m, {}};
+    in.table = rope_table(m.S, m.rope, 1e4, true, {}, at::kFloat, at::Device(at::kCUDA, 0));
+    Tensor out = at::empty({T, m.H * m.v}, bf16()), dout = at::randn_like(out), dq = at::empty_like(in.q), dkv = at::empty_like(in.kv), dk_rope = at::empty_like(in.k_rope);
+    auto saved = mla_attention_forward_cuda(in, out, true);
+    auto q_copy = empty_quantized_rows(T, dq.size(1), dq), kv_copy = empty_quantized_rows(T, dkv.size(1), dkv);
+    if (wanted("fp8_copy_attention_backward")) {
+        print("fp8_copy_attention_backward", seconds([&] { mla_attention_backward_cuda(in, out, saved, dout, {dq, dkv, dk_rope, q_copy, kv_copy}); }) * 1e6, "us", "192/128 B4 H16 S4096", "bf16");
+        print("fp8_copy_attention_backward_apart", seconds([&] { mla_attention_backward_cuda(in, out, saved, dout, {dq, dkv, dk_rope}); quantize_rows(dq, q_copy); quantize_rows(dkv, kv_copy); }) * 1e6,
+              "us", "192/128 B4 H16 S4096", "bf16");
+    }
+}
+
 void optimizer() {
     const int64_t n = int64_t(1) << 28;
     Tensor master = at::randn({n}, fp32()), grad = at::randn({n}, fp32()), m = at::zeros({n}, fp32()), v = at::zeros({n}, fp32()), value = at::empty({n}, bf16());
@@ -293,7 +329,7 @@ void attention() {
         if (!wanted(name)) return;
         speed(name + "_forward", shape, pairs * forward, run);
         run();
-        speed(name + "_backward", shape, pairs * backward, [&] { mla_attention_backward_cuda(in, out, saved, dout, dq, dkv, dk_rope); });
+        speed(name + "_backward", shape, pairs * backward, [&] { mla_attention_backward_cuda(in, out, saved, dout, {dq, dkv, dk_rope}); });
     };
     const std::string shape = "192/128 B4 H16 S4096 causal";
     ours("attention", shape, causal);
@@ -319,7 +355,7 @@ int main(int argc, char** argv) {
     if (argc > 1) filter = argv[1];
     device_name = at::cuda::getCurrentDeviceProperties()->name;
     at::NoGradGuard no_grad;
-    for (auto part : {rows_and_elements, optimizer, vocabulary, dense, grouped, device_groups, fp8, attention}) {
+    for (auto part : {rows_and_elements, fp8_copies, optimizer, vocabulary, dense, grouped, device_groups, fp8, attention}) {
         try {
             part();
         } catch (const std::exception& e) {

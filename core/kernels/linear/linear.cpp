@@ -55,6 +55,7 @@ QuantizedWeight fp8_weight(const WeightPtr& w) {
 }
 
 QuantizedRows fp8_rows(const Tensor& x_RI, const RowGroups& groups) {
+    if (auto copy = take_rows(x_RI)) return *std::move(copy);
     auto out = empty_quantized_rows(x_RI.size(0), x_RI.size(1), x_RI);
     // Rows after the last group hold anything; the device knows how many count.
     const Tensor& offsets = groups.offsets_E1;

@@ -15,7 +15,7 @@ namespace {
 constexpr const char* kOp = "mla_attention";
 
 struct AttentionFunction : Function<AttentionFunction> {
-    static Tensor forward(AutogradContext* ctx, const Tensor& q, const Tensor& kv, const std::optional<Tensor>& k_rope, const MlaInputs& rest) {
+    static Tensor forward(AutogradContext* ctx, const Tensor& q, const Tensor& kv, const std::optional<Tensor>& k_rope, const MlaInputs& rest, bool fp8) {
         MlaInputs in = rest;
         in.q = q;
         in.kv = kv;
@@ -26,6 +26,7 @@ struct AttentionFunction : Function<AttentionFunction> {
         saved.insert(saved.begin(), {has_rotated ? Tensor() : q, kv, in.k_rope, out});
         ctx->save_for_backward(saved);
         keep(ctx, "rest", rest);
+        ctx->saved_data["fp8"] = fp8;
         return out;
     }
     static Grads backward(AutogradContext* ctx, Grads grads) {
@@ -37,10 +38,13 @@ struct AttentionFunction : Function<AttentionFunction> {
         Tensor out = saved[3], dout = grads[0].contiguous();
         saved.erase(saved.begin(), saved.begin() + 4);
         const MlaShape& m = in.shape;
-        Tensor dq = at::empty({m.B * m.S, m.H * (m.nope + m.rope)}, in.kv.options()), dkv = at::empty_like(in.kv), dk_rope;
-        if (in.k_rope.defined()) dk_rope = at::empty_like(in.k_rope);
-        MOE_BY_DEVICE(kOp, in.kv, mla_attention_backward, in, out, saved, dout, dq, dkv, dk_rope);
-        return {dq, dkv, dk_rope, Tensor()};
+        MlaGradients d{at::empty({m.B * m.S, m.H * (m.nope + m.rope)}, in.kv.options()), at::empty_like(in.kv), in.k_rope.defined() ? at::empty_like(in.k_rope) : Tensor()};
+        const bool fp8 = ctx->saved_data["fp8"].toBool();
+        d.q_copy = copy_to_fill(d.q.size(0), d.q.size(1), d.q, fp8), d.kv_copy = copy_to_fill(d.kv.size(0), d.kv.size(1), d.kv, fp8);
+        MOE_BY_DEVICE(kOp, in.kv, mla_attention_backward, in, out, saved, dout, d);
+        attach_rows(d.q, d.q_copy);
+        attach_rows(d.kv, d.kv_copy);
+        return {d.q, d.kv, d.k_rope, Tensor(), Tensor()};
     }
 };
 
@@ -94,7 +98,7 @@ Tensor windowed(const Tensor& doc_start_BS, int64_t B, int64_t S, int64_t window
     return doc_start_BS.defined() ? at::maximum(doc_start_BS, first_S.unsqueeze(0)) : first_S.expand({B, S}).contiguous();
 }
 
-Tensor mla_attention(const Tensor& q, const Tensor& kv, const Tensor& k_rope, const RopeTable& table, const MlaShape& shape, const Tensor& doc_start_BS) {
+Tensor mla_attention(const Tensor& q, const Tensor& kv, const Tensor& k_rope, const RopeTable& table, const MlaShape& shape, const Tensor& doc_start_BS, bool fp8) {
     check_inputs(q, kv, k_rope, table, shape);
     MlaInputs in{q.contiguous(), kv.contiguous(), k_rope.defined() ? k_rope.contiguous() : k_rope, {}, shape, {}};
     if (shape.rope > 0) in.table = table_for(table, q);
@@ -111,6 +115,6 @@ Tensor mla_attention(const Tensor& q, const Tensor& kv, const Tensor& k_rope, co
         return out;
     }
     MlaInputs rest{{}, {}, {}, in.table, shape, in.doc_start_BS};      // tensors with a graph go through save_for_backward only
-    return AttentionFunction::apply(in.q, in.kv, in.k_rope.defined() ? std::optional<Tensor>(in.k_rope) : std::nullopt, rest);
+    return AttentionFunction::apply(in.q, in.kv, in.k_rope.defined() ? std::optional<Tensor>(in.k_rope) : std::nullopt, rest, fp8);
 }
 }  // namespace moe::kernels

@@ -33,8 +33,9 @@ double yarn_softmax_correction(const YarnSettings& yarn);
 /// k_rope [T, rope], not yet rotated, shared by heads (undefined where rope is 0); doc_start int32 [B, S]: token s of a sequence
 /// sees positions doc_start[b][s] … s, or undefined: it sees 0 … s. → [T, H·v]. Positions are those within the sequence.
 /// fp64, fp32, bf16, fp16; softmax in at least fp32. Backward gives dq, dkv and dk_rope; nothing of size S² outlives a block
-/// on the CPU, nor on CUDA in bf16 and fp16.
-Tensor mla_attention(const Tensor& q, const Tensor& kv, const Tensor& k_rope, const RopeTable& table, const MlaShape& shape, const Tensor& doc_start_BS = {});
+/// on the CPU, nor on CUDA in bf16 and fp16. fp8: products in E4M3 made q and kv (bf16) and read their gradients, whose copies are made in the same pass and go with them
+/// (kernels/quantize: attach_rows).
+Tensor mla_attention(const Tensor& q, const Tensor& kv, const Tensor& k_rope, const RopeTable& table, const MlaShape& shape, const Tensor& doc_start_BS = {}, bool fp8 = false);
 
 /// The same with probabilities dropped with probability p (before they meet v): row of a draw is (token, head), column the key's
 /// position. Keeps [B, H, S, S]. fp64, fp32, bf16. `shape.window` must be folded into doc_start (see windowed).

@@ -6,6 +6,7 @@
 #include "core/kernels/common/dtype.h"
 #include "core/kernels/common/parallel.h"
 #include "core/kernels/common/vector.h"
+#include "core/kernels/quantize/quantize_kernels.h"
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
@@ -285,7 +286,8 @@ std::vector<Tensor> mla_attention_forward_cpu(const MlaInputs& in, Tensor out, b
     return {lse_BHS};
 }
 
-void mla_attention_backward_cpu(const MlaInputs& in, const Tensor& out, const std::vector<Tensor>& saved, const Tensor& dout, Tensor dq, Tensor dkv, Tensor dk_rope) {
+void mla_attention_backward_cpu(const MlaInputs& in, const Tensor& out, const std::vector<Tensor>& saved, const Tensor& dout, const MlaGradients& to) {
+    Tensor dq = to.q, dkv = to.kv, dk_rope = to.k_rope;
     const MlaShape& m = in.shape;
     MlaInputs wide = widened(in);
     auto dtype = wide.q.scalar_type();
@@ -299,6 +301,8 @@ void mla_attention_backward_cpu(const MlaInputs& in, const Tensor& out, const st
         dq.copy_(wide_dq);
         dkv.copy_(wide_dkv);
     }
+    fill_copy_cpu(dq, to.q_copy);
+    fill_copy_cpu(dkv, to.kv_copy);
     if (!dk_rope.defined()) return;
     Tensor sum_BSR = parts_BGSR.select(1, 0).clone();
     for (int64_t g = 1; g < m.G; ++g) sum_BSR.add_(parts_BGSR.select(1, g));

@@ -9,6 +9,7 @@
 #include "core/kernels/common/dtype.h"
 #include "core/kernels/mla/attention_kernels.h"
 #include "core/kernels/mla/mla_sm90.h"
+#include "core/kernels/quantize/fused_copy.h"
 
 #include <ATen/ATen.h>
 
@@ -69,12 +70,15 @@ Operands assemble(const MlaInputs& in, int64_t W, int64_t U, bool view_of_v, cud
 }
 
 /// Gradients of the operands into those of the inputs.
-void take_apart(const MlaInputs& in, const Operands& grads, const Tensor& dq, const Tensor& dkv, const Tensor& dk_rope, cudaStream_t stream) {
+void take_apart(const MlaInputs& in, const Operands& grads, const MlaGradients& to, cudaStream_t stream) {
     Tensor gq = grads.q.contiguous(), gk = grads.k.contiguous(), gv = grads.v.contiguous();
     auto p = layout(in, gk.size(-1), gv.size(-1));
-    p.q_in = out_pointer(dq), p.kv_in = out_pointer(dkv), p.k_rope = out_pointer(dk_rope);
+    p.q_in = out_pointer(to.q), p.kv_in = out_pointer(to.kv), p.k_rope = out_pointer(to.k_rope);
     p.q = out_pointer(gq), p.k = out_pointer(gk), p.v_out = out_pointer(gv);
+    const bool fused = to.q_copy.q_RK.defined() && sm90::mla_walks_vectors(p);
+    if (fused) p.q_copy = fused_copy(to.q_copy, {to.q}), p.kv_copy = fused_copy(to.kv_copy, {to.kv});
     MOE_CUDA_CHECK(sm90::mla_take_apart(p, stream));
+    if (!fused) fill_copy_cuda(to.q, to.q_copy), fill_copy_cuda(to.kv, to.kv_copy);
 }
 
 /// x [T, …, from] with its last dim cut or padded with zeros.
@@ -130,15 +134,14 @@ std::vector<Tensor> cudnn_forward(const MlaInputs& in, Tensor out, bool want_gra
     return {o.q, o.k, m.nope % 8 == 0 ? Tensor() : o.v, lse, seed, offset};
 }
 
-void cudnn_backward(const MlaInputs& in, const Tensor& out, const std::vector<Tensor>& saved, const Tensor& dout, const Tensor& dq, const Tensor& dkv, const Tensor& dk_rope,
-                    cudaStream_t stream) {
+void cudnn_backward(const MlaInputs& in, const Tensor& out, const std::vector<Tensor>& saved, const Tensor& dout, const MlaGradients& to, cudaStream_t stream) {
     const MlaShape& m = in.shape;
     Tensor v = saved[2].defined() ? saved[2] : v_in_kv(in);
     auto heads = [&](const Tensor& x) { return x.reshape({m.B, m.S, m.H, m.v}).transpose(1, 2); };
     auto [gq, gk, gv] = at::_scaled_dot_product_cudnn_attention_backward(
         heads(dout), heads_first(saved[0], m), heads_first(saved[1], m), v_heads_first(v, m), heads(out), saved[3], saved[4], saved[5], document_mask(in), Tensor(), Tensor(), m.S, m.S,
         0.0, true, m.softmax_scale);
-    take_apart(in, {tokens_first(gq), tokens_first(gk), tokens_first(gv)}, dq, dkv, dk_rope, stream);
+    take_apart(in, {tokens_first(gq), tokens_first(gk), tokens_first(gv)}, to, stream);
 }
 
 // ---- flash: tensors as [T, heads, W], documents by their first tokens
@@ -175,13 +178,13 @@ std::vector<Tensor> flash_forward(const MlaInputs& in, Tensor out, bool want_gra
     return {o.q, o.k, o.v, made, lse, rng, unused, starts};
 }
 
-void flash_backward(const MlaInputs& in, const std::vector<Tensor>& saved, const Tensor& dout, const Tensor& dq, const Tensor& dkv, const Tensor& dk_rope, cudaStream_t stream) {
+void flash_backward(const MlaInputs& in, const std::vector<Tensor>& saved, const Tensor& dout, const MlaGradients& to, cudaStream_t stream) {
     const MlaShape& m = in.shape;
     const int64_t W = flash_width(m);
     Tensor padded = repadded(dout, m.B * m.S * m.H, m.v, W, at::empty({m.B * m.S, m.H, W}, dout.options()), stream);
     auto [gq, gk, gv] = at::_flash_attention_backward(padded, saved[0], saved[1], saved[2], saved[3], saved[4], saved[7], saved[7], longest(m), longest(m), 0.0, true, saved[5],
                                                       saved[6], m.softmax_scale);
-    take_apart(in, {gq, gk, gv}, dq, dkv, dk_rope, stream);
+    take_apart(in, {gq, gk, gv}, to, stream);
 }
 
 // ---- composed: fp32 or fp64, [B·H, S, width]
@@ -235,7 +238,7 @@ void composed_forward(const MlaInputs& in, Tensor out, cudaStream_t stream) {
 }
 
 /// dS = P · (dO Vᵀ − rowsum(dO · O)) · scale; dQ = dS K, dK = dSᵀ Q, dV = Pᵀ dO.
-void composed_backward(const MlaInputs& in, const Tensor& out, const Tensor& dout, const Tensor& dq, const Tensor& dkv, const Tensor& dk_rope, cudaStream_t stream) {
+void composed_backward(const MlaInputs& in, const Tensor& out, const Tensor& dout, const MlaGradients& to, cudaStream_t stream) {
     const MlaShape& m = in.shape;
     Composed c = compose(in, stream);
     auto heads = [&](const Tensor& x) { return by_head(x.reshape({m.B * m.S, m.H, m.v}), m).to(c.q.scalar_type()).reshape({m.B * m.H, m.S, m.v}); };
@@ -253,7 +256,7 @@ void composed_backward(const MlaInputs& in, const Tensor& out, const Tensor& dou
         Tensor y = x.reshape({m.B, m.G, m.H / m.G, m.S, x.size(-1)}).sum(2);
         return y.transpose(1, 2).reshape({m.B * m.S, m.G, x.size(-1)}).to(in.q.scalar_type());
     };
-    take_apart(in, {by_token(gq, in), gather(gk), gather(gv)}, dq, dkv, dk_rope, stream);
+    take_apart(in, {by_token(gq, in), gather(gk), gather(gv)}, to, stream);
 }
 }  // namespace
 
@@ -268,13 +271,13 @@ std::vector<Tensor> mla_attention_forward_cuda(const MlaInputs& in, Tensor out, 
     return {};
 }
 
-void mla_attention_backward_cuda(const MlaInputs& in, const Tensor& out, const std::vector<Tensor>& saved, const Tensor& dout, Tensor dq, Tensor dkv, Tensor dk_rope) {
+void mla_attention_backward_cuda(const MlaInputs& in, const Tensor& out, const std::vector<Tensor>& saved, const Tensor& dout, const MlaGradients& to) {
     if (in.kv.size(0) == 0) return;
     OnDevice on(in.kv);
     switch (way_of(saved)) {
-        case Way::cudnn: return cudnn_backward(in, out, saved, dout, dq, dkv, dk_rope, on.stream);
-        case Way::flash: return flash_backward(in, saved, dout, dq, dkv, dk_rope, on.stream);
-        case Way::composed: return composed_backward(in, out, dout, dq, dkv, dk_rope, on.stream);
+        case Way::cudnn: return cudnn_backward(in, out, saved, dout, to, on.stream);
+        case Way::flash: return flash_backward(in, saved, dout, to, on.stream);
+        case Way::composed: return composed_backward(in, out, dout, to, on.stream);
     }
 }
 }  // namespace moe::kernels

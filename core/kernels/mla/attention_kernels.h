@@ -1,6 +1,7 @@
 // Raw entry points of mla_attention: contiguous tensors of one device, outputs made by the caller, shapes as in attention.h.
 #pragma once
 #include "core/kernels/mla/attention.h"
+#include "core/kernels/quantize/quantize.h"
 
 #include <vector>
 
@@ -20,7 +21,12 @@ struct MlaInputs {
 std::vector<Tensor> mla_attention_forward_cpu(const MlaInputs& in, Tensor out, bool want_grad);
 std::vector<Tensor> mla_attention_forward_cuda(const MlaInputs& in, Tensor out, bool want_grad);
 
-/// dq, dkv, dk_rope (undefined where rope is 0) like q, kv, k_rope: written, not added to. Deterministic on the CPU. in.q is undefined on CUDA where forward returned something.
-void mla_attention_backward_cpu(const MlaInputs& in, const Tensor& out, const std::vector<Tensor>& saved, const Tensor& dout, Tensor dq, Tensor dkv, Tensor dk_rope);
-void mla_attention_backward_cuda(const MlaInputs& in, const Tensor& out, const std::vector<Tensor>& saved, const Tensor& dout, Tensor dq, Tensor dkv, Tensor dk_rope);
+/// Where a backward leaves its results: dq, dkv, dk_rope (undefined where rope is 0) like q, kv, k_rope, and E4M3 copies of the first two, or undefined ones.
+struct MlaGradients {
+    Tensor q, kv, k_rope;
+    QuantizedRows q_copy = {}, kv_copy = {};
+};
+/// Gradients are written, not added to. Deterministic on the CPU. in.q is undefined on CUDA where forward returned something.
+void mla_attention_backward_cpu(const MlaInputs& in, const Tensor& out, const std::vector<Tensor>& saved, const Tensor& dout, const MlaGradients& grads);
+void mla_attention_backward_cuda(const MlaInputs& in, const Tensor& out, const std::vector<Tensor>& saved, const Tensor& dout, const MlaGradients& grads);
 }  // namespace moe::kernels

@@ -3,7 +3,7 @@
 // way round the sign flips.
 #include "core/kernels/mla/mla_sm90.h"
 
-#include "core/kernels/common/device_sm90.cuh"
+#include "core/kernels/quantize/rows_sm90.cuh"
 
 namespace moe::kernels::sm90 {
 namespace {
@@ -73,25 +73,38 @@ template <class T, int N> __global__ void assemble_kernel(MlaLayout p) {
     }
 }
 
-template <class T, int N> __global__ void take_apart_kernel(MlaLayout p) {
+/// With copies, all lanes of a warp stay as long as one has an item: see copy_part.
+template <class T, int N, bool copied> __global__ void take_apart_kernel(MlaLayout p) {
     using A = Wide<T>;
     const int64_t token = blockIdx.x;
     const auto t = turn_of<A>(p, token, A(-1));
     const int data = p.nope + p.rope, width = data / N;
     const T* dq = static_cast<const T*>(p.q) + token * p.H * p.W;
     T* dq_in = static_cast<T*>(p.q_in) + token * p.H * data;
-    for (int item = threadIdx.x; item < p.H * width; item += blockDim.x) {
+    for (int item = threadIdx.x; item < end_of_row<copied, 1>(p.H * width); item += blockDim.x) {
         const int head = item / width, i = item % width * N;
-        const T* x = dq + head * p.W;
-        store<N>(dq_in + head * data + i, i < p.nope ? load<N>(x + i) : turn<N>(t, x + p.nope, i - p.nope));
+        const bool inside = !copied || item < p.H * width;
+        Vector<T, N> v{};
+        if (inside) {
+            const T* x = dq + head * p.W;
+            v = i < p.nope ? load<N>(x + i) : turn<N>(t, x + p.nope, i - p.nope);
+            store<N>(dq_in + head * data + i, v);
+        }
+        if constexpr (copied) copy_part(v, inside, token, int64_t(item) * N, int64_t(p.H) * data, p.q_copy);
     }
     const T* dk = static_cast<const T*>(p.k) + token * p.G * p.W;
     const T* dv = static_cast<const T*>(p.v_out) + token * p.G * p.U;
     T* dkv_in = static_cast<T*>(p.kv_in) + token * p.G * (p.nope + p.v);
     const int kv_width = (p.nope + p.v) / N;
-    for (int item = threadIdx.x; item < p.G * kv_width; item += blockDim.x) {
+    for (int item = threadIdx.x; item < end_of_row<copied, 1>(p.G * kv_width); item += blockDim.x) {
         const int head = item / kv_width, i = item % kv_width * N;
-        store<N>(dkv_in + head * (p.nope + p.v) + i, i < p.nope ? load<N>(dk + head * p.W + i) : load<N>(dv + head * p.U + i - p.nope));
+        const bool inside = !copied || item < p.G * kv_width;
+        Vector<T, N> v{};
+        if (inside) {
+            v = i < p.nope ? load<N>(dk + head * p.W + i) : load<N>(dv + head * p.U + i - p.nope);
+            store<N>(dkv_in + head * (p.nope + p.v) + i, v);
+        }
+        if constexpr (copied) copy_part(v, inside, token, int64_t(item) * N, int64_t(p.G) * (p.nope + p.v), p.kv_copy);
     }
     T* dk_rope = static_cast<T*>(p.k_rope) + token * p.rope;
     for (int i = threadIdx.x; i < p.rope; i += blockDim.x) {
@@ -125,6 +138,8 @@ bool by_n(const MlaLayout& p, int n) {
 }
 }  // namespace
 
+bool mla_walks_vectors(const MlaLayout& p) { return by_n(p, kCopyPart); }
+
 cudaError_t mla_assemble(const MlaLayout& p, cudaStream_t stream) {
     if (p.T == 0) return cudaSuccess;
     by_dtype(p.dtype, [&](auto zero) {
@@ -139,8 +154,11 @@ cudaError_t mla_take_apart(const MlaLayout& p, cudaStream_t stream) {
     if (p.T == 0) return cudaSuccess;
     by_dtype(p.dtype, [&](auto zero) {
         using T = decltype(zero);
-        if (by_n(p, kVector<T>)) take_apart_kernel<T, kVector<T>><<<unsigned(p.T), kThreads, 0, stream>>>(p);
-        else take_apart_kernel<T, 1><<<unsigned(p.T), kThreads, 0, stream>>>(p);
+        auto launch = [&](auto kernel) { kernel<<<unsigned(p.T), kThreads, 0, stream>>>(p); };
+        if constexpr (kCanCopy<T, kVector<T>>)
+            if (p.q_copy.q) return launch(take_apart_kernel<T, kVector<T>, true>);
+        if (by_n(p, kVector<T>)) launch(take_apart_kernel<T, kVector<T>, false>);
+        else launch(take_apart_kernel<T, 1, false>);
     });
     return cudaGetLastError();
 }

@@ -2,6 +2,7 @@
 // Letters: T tokens (B·S), H query heads, G key and value heads, W padded width of q and k, U of v.
 #pragma once
 #include "core/kernels/common/sm90.h"
+#include "core/kernels/quantize/quantize_sm90.h"
 
 namespace moe::kernels::sm90 {
 
@@ -17,7 +18,10 @@ struct MlaLayout {
     void *q_in, *kv_in, *k_rope;
     void *q, *k, *v_out;
     const void *cos, *sin;        ///< [S, rope / 2], fp64 for fp64, else fp32
+    RowsCopy q_copy, kv_copy;     ///< backward, where mla_walks_vectors: of q_in as [T, H·(nope + rope)] and kv_in as [T, G·(nope + v)]
 };
+/// Whether threads take 8 bf16 elements at a time: widths and pointers are multiples of 16 bytes.
+bool mla_walks_vectors(const MlaLayout& p);
 cudaError_t mla_assemble(const MlaLayout& p, cudaStream_t stream);
 cudaError_t mla_take_apart(const MlaLayout& p, cudaStream_t stream);
 

@@ -11,15 +11,17 @@
 namespace moe::kernels {
 namespace {
 /// {y, rstd}
-std::pair<Tensor, Tensor> rms_forward(const Tensor& x_TD, const Tensor& gamma_D, double eps) {
+std::pair<Tensor, Tensor> rms_forward(const Tensor& x_TD, const Tensor& gamma_D, double eps, int fp8_readers) {
     Tensor y_TD = at::empty_like(x_TD), rstd_T = at::empty({x_TD.size(0)}, x_TD.options().dtype(wide_dtype(x_TD)));
-    MOE_BY_DEVICE("rmsnorm", x_TD, rmsnorm_forward, x_TD, gamma_D, eps, y_TD, rstd_T);
+    auto copy = copy_to_fill(x_TD.size(0), x_TD.size(1), x_TD, fp8_readers > 0);
+    MOE_BY_DEVICE("rmsnorm", x_TD, rmsnorm_forward, x_TD, gamma_D, eps, y_TD, rstd_T, copy);
+    attach_rows(y_TD, copy, fp8_readers);
     return {y_TD, rstd_T};
 }
 
 struct RmsNormFunction : Function<RmsNormFunction> {
-    static Tensor forward(AutogradContext* ctx, const Tensor& x_TD, const WeightPtr& gamma, double eps) {
-        auto [y_TD, rstd_T] = rms_forward(x_TD, gamma->value, eps);
+    static Tensor forward(AutogradContext* ctx, const Tensor& x_TD, const WeightPtr& gamma, double eps, int fp8_readers) {
+        auto [y_TD, rstd_T] = rms_forward(x_TD, gamma->value, eps, fp8_readers);
         ctx->save_for_backward({x_TD, rstd_T});
         hold_weight(ctx, gamma);
         return y_TD;
@@ -30,12 +32,12 @@ struct RmsNormFunction : Function<RmsNormFunction> {
         auto saved = ctx->get_saved_variables();
         Tensor x_TD = saved[0], rstd_T = saved[1], dy_TD = grads[0].contiguous(), dx_TD = at::empty_like(x_TD);
         MOE_BY_DEVICE("rmsnorm", x_TD, rmsnorm_backward, dy_TD, x_TD, gamma->value, rstd_T, dx_TD, gamma->grad);
-        return {dx_TD, Tensor(), Tensor()};
+        return {dx_TD, Tensor(), Tensor(), Tensor()};
     }
 };
 }  // namespace
 
-Tensor rmsnorm(const Tensor& x_TD, const WeightPtr& gamma_D, double eps) {
+Tensor rmsnorm(const Tensor& x_TD, const WeightPtr& gamma_D, double eps, int fp8_readers) {
     check_dims("rmsnorm", {"x", x_TD}, 2);
     check_float("rmsnorm", {"x", x_TD});
     MOE_CHECK(gamma_D, state, "rmsnorm", "no weight", "a Weight", "");
@@ -44,6 +46,6 @@ Tensor rmsnorm(const Tensor& x_TD, const WeightPtr& gamma_D, double eps) {
     check_same_device("rmsnorm", {"x", x_TD}, {"gamma", gamma_D->value});
     if (gamma_D->grad.defined()) check_main_float("rmsnorm", {"gamma.grad", gamma_D->grad});
     Tensor x = x_TD.contiguous();
-    return wants_grad(x) ? RmsNormFunction::apply(x, gamma_D, eps) : rms_forward(x, gamma_D->value, eps).first;
+    return wants_grad(x) ? RmsNormFunction::apply(x, gamma_D, eps, fp8_readers) : rms_forward(x, gamma_D->value, eps, fp8_readers).first;
 }
 }  // namespace moe::kernels

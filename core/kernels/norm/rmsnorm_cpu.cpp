@@ -1,6 +1,7 @@
 #include "core/kernels/norm/rmsnorm_kernels.h"
 
 #include "core/kernels/common/dtype.h"
+#include "core/kernels/quantize/quantize_kernels.h"
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/zeros.h>
@@ -39,7 +40,7 @@ template <class T> void rms_gradient_row(const T* dy, const T* x, const T* gamma
 }
 }  // namespace
 
-void rmsnorm_forward_cpu(const Tensor& x_TD, const Tensor& gamma_D, double eps, Tensor y_TD, Tensor rstd_T) {
+void rmsnorm_forward_cpu(const Tensor& x_TD, const Tensor& gamma_D, double eps, Tensor y_TD, Tensor rstd_T, const QuantizedRows& copy) {
     int64_t T_ = x_TD.size(0), D = x_TD.size(1);
     by_dtype("rmsnorm", x_TD, [&](auto zero) {
         using T = decltype(zero);
@@ -50,6 +51,7 @@ void rmsnorm_forward_cpu(const Tensor& x_TD, const Tensor& gamma_D, double eps, 
             for (int64_t t = lo; t < hi; ++t) rstd[t] = rms_row(x + t * D, gamma, eps, y + t * D, D);
         });
     });
+    fill_copy_cpu(y_TD, copy);
 }
 
 void rmsnorm_backward_cpu(const Tensor& dy_TD, const Tensor& x_TD, const Tensor& gamma_D, const Tensor& rstd_T, Tensor dx_TD, Tensor dgamma_D) {

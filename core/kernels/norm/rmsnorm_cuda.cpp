@@ -3,17 +3,20 @@
 
 #include "core/kernels/common/cuda_check.h"
 #include "core/kernels/norm/rmsnorm_sm90.h"
+#include "core/kernels/quantize/fused_copy.h"
 
 #include <ATen/ops/empty.h>
 
 namespace moe::kernels {
 
-void rmsnorm_forward_cuda(const Tensor& x_TD, const Tensor& gamma_D, double eps, Tensor y_TD, Tensor rstd_T) {
+void rmsnorm_forward_cuda(const Tensor& x_TD, const Tensor& gamma_D, double eps, Tensor y_TD, Tensor rstd_T, const QuantizedRows& copy) {
     OnDevice on(x_TD);
     sm90::RmsNorm p{};
     p.dtype = sm90_dtype("rmsnorm", x_TD), p.T = x_TD.size(0), p.D = x_TD.size(1), p.eps = eps;
     p.x = in_pointer(x_TD), p.gamma = in_pointer(gamma_D), p.y = out_pointer(y_TD), p.rstd = out_pointer(rstd_T);
+    p.copy = fused_copy(copy, {x_TD, gamma_D, y_TD});
     MOE_CUDA_CHECK(sm90::rmsnorm_forward(p, on.stream));
+    if (!p.copy.q) fill_copy_cuda(y_TD, copy);
 }
 
 void rmsnorm_backward_cuda(const Tensor& dy_TD, const Tensor& x_TD, const Tensor& gamma_D, const Tensor& rstd_T, Tensor dx_TD, Tensor dgamma_D) {

@@ -1,15 +1,15 @@
 // One block a row; the second read of a row comes from L1. Letters: T tokens, D width, P parts of gamma's gradient.
 #include "core/kernels/norm/rmsnorm_sm90.h"
 
-#include "core/kernels/common/device_sm90.cuh"
+#include "core/kernels/quantize/rows_sm90.cuh"
 
 namespace moe::kernels::sm90 {
 namespace {
 constexpr int kMostThreads = 512;
 constexpr int kSharedLimit = 224 * 1024;      // of the 227 KiB that a block may have; block_sum needs some
 
-template <class T, int N>
-__global__ void forward_kernel(const T* x, const T* gamma, int64_t D, double eps, T* y, Wide<T>* rstd) {
+template <class T, int N, bool copied>
+__global__ void forward_kernel(const T* x, const T* gamma, int64_t D, double eps, T* y, Wide<T>* rstd, RowsCopy copy) {
     using W = Wide<T>;
     const int64_t row = blockIdx.x;
     x += row * D, y += row * D;
@@ -20,10 +20,16 @@ __global__ void forward_kernel(const T* x, const T* gamma, int64_t D, double eps
     }
     const W r = W(1) / sqrt(block_sum(sum) / W(D) + W(eps));
     if (threadIdx.x == 0) rstd[row] = r;
-    for (int64_t i = threadIdx.x * N; i < D; i += int64_t(blockDim.x) * N) {
-        auto a = load<N>(x + i), g = load<N>(gamma + i);
-        for (int k = 0; k < N; ++k) a.at[k] = narrow<T>(widen(a.at[k]) * r * widen(g.at[k]));
-        store<N>(y + i, a);
+    for (int64_t i = threadIdx.x * N; i < end_of_row<copied, N>(D); i += int64_t(blockDim.x) * N) {
+        Vector<T, N> a{};
+        const bool inside = !copied || i < D;
+        if (inside) {
+            a = load<N>(x + i);
+            auto g = load<N>(gamma + i);
+            for (int k = 0; k < N; ++k) a.at[k] = narrow<T>(widen(a.at[k]) * r * widen(g.at[k]));
+            store<N>(y + i, a);
+        }
+        if constexpr (copied) copy_part(a, inside, row, i, D, copy);
     }
 }
 
@@ -79,9 +85,14 @@ __global__ void sum_parts_kernel(const W* partial, int parts, int64_t D, G* dgam
 }
 
 template <class T, int N> cudaError_t launch_forward(const RmsNorm& p, cudaStream_t stream) {
-    forward_kernel<T, N><<<unsigned(p.T), row_threads(p.D / N, kMostThreads), 0, stream>>>(
-        static_cast<const T*>(p.x), static_cast<const T*>(p.gamma), p.D, p.eps, static_cast<T*>(p.y), static_cast<Wide<T>*>(p.rstd));
-    return cudaGetLastError();
+    auto launch = [&](auto kernel) {
+        kernel<<<unsigned(p.T), row_threads(p.D / N, kMostThreads), 0, stream>>>(
+            static_cast<const T*>(p.x), static_cast<const T*>(p.gamma), p.D, p.eps, static_cast<T*>(p.y), static_cast<Wide<T>*>(p.rstd), p.copy);
+        return cudaGetLastError();
+    };
+    if constexpr (kCanCopy<T, N>)
+        if (p.copy.q) return launch(forward_kernel<T, N, true>);
+    return launch(forward_kernel<T, N, false>);
 }
 
 template <class T, int N> cudaError_t launch_backward(const RmsNorm& p, cudaStream_t stream) {

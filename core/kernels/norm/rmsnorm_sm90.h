@@ -1,6 +1,7 @@
 // Launchers of rmsnorm, see rmsnorm_kernels.h.
 #pragma once
 #include "core/kernels/common/sm90.h"
+#include "core/kernels/quantize/quantize_sm90.h"
 
 namespace moe::kernels::sm90 {
 
@@ -11,6 +12,7 @@ struct RmsNorm {
     const void* x;            ///< [T, D]
     const void* gamma;        ///< [D]
     void* y;                  ///< [T, D]
+    RowsCopy copy;            ///< of y, bf16 by 16 bytes only
     void* rstd;               ///< [T] fp64 for fp64, else fp32
     const void* dy;           ///< [T, D]
     void* dx;                 ///< [T, D]

@@ -10,9 +10,11 @@
 
 namespace moe::kernels {
 namespace {
-Tensor gather_rows(const Tensor& x_TD, const SortPlan& plan) {
+Tensor gather_rows(const Tensor& x_TD, const SortPlan& plan, bool fp8) {
     Tensor y_RD = at::empty({plan.R, x_TD.size(1)}, x_TD.options());
-    MOE_BY_DEVICE("permute", x_TD, gather_rows, x_TD, plan, y_RD);
+    auto copy = copy_to_fill(y_RD.size(0), y_RD.size(1), y_RD, fp8);
+    MOE_BY_DEVICE("permute", x_TD, gather_rows, x_TD, plan, y_RD, copy);
+    attach_rows(y_RD, copy);
     return y_RD;
 }
 Tensor add_rows(const Tensor& base_TD, const Tensor& y_RD, const SortPlan& plan) {
@@ -32,29 +34,30 @@ Tensor scatter_weights(const Tensor& rows_R, const SortPlan& plan) {
 }
 
 struct PermuteFunction : Function<PermuteFunction> {
-    static Grads forward(AutogradContext* ctx, const Tensor& x_TD, const Tensor& weights_TK, const SortPlan& plan) {
+    static Grads forward(AutogradContext* ctx, const Tensor& x_TD, const Tensor& weights_TK, const SortPlan& plan, bool fp8) {
         keep(ctx, "plan", plan);
         ctx->set_materialize_grads(false);
-        return {gather_rows(x_TD, plan), gather_weights(weights_TK, plan)};
+        return {gather_rows(x_TD, plan, fp8), gather_weights(weights_TK, plan)};
     }
     static Grads backward(AutogradContext* ctx, Grads grads) {
         const SortPlan& plan = kept<SortPlan>(ctx, "plan");
         Tensor dx_TD, dweights_TK;
         if (grads[0].defined() && ctx->needs_input_grad(0)) dx_TD = add_rows(Tensor(), grads[0].contiguous(), plan);
         if (grads[1].defined() && ctx->needs_input_grad(1)) dweights_TK = scatter_weights(grads[1].contiguous(), plan);
-        return {dx_TD, dweights_TK, Tensor()};
+        return {dx_TD, dweights_TK, Tensor(), Tensor()};
     }
 };
 
 struct UnpermuteFunction : Function<UnpermuteFunction> {
-    static Tensor forward(AutogradContext* ctx, const std::optional<Tensor>& base_TD, const Tensor& y_RD, const SortPlan& plan) {
+    static Tensor forward(AutogradContext* ctx, const std::optional<Tensor>& base_TD, const Tensor& y_RD, const SortPlan& plan, bool fp8) {
         keep(ctx, "plan", plan);
+        ctx->saved_data["fp8"] = fp8;
         ctx->saved_data["base"] = base_TD.has_value();
         return add_rows(base_TD.value_or(Tensor()), y_RD, plan);
     }
     static Grads backward(AutogradContext* ctx, Grads grads) {
         Tensor d_TD = grads[0].contiguous();
-        return {ctx->saved_data["base"].toBool() ? d_TD : Tensor(), gather_rows(d_TD, kept<SortPlan>(ctx, "plan")), Tensor()};
+        return {ctx->saved_data["base"].toBool() ? d_TD : Tensor(), gather_rows(d_TD, kept<SortPlan>(ctx, "plan"), ctx->saved_data["fp8"].toBool()), Tensor(), Tensor()};
     }
 };
 }  // namespace
@@ -69,7 +72,7 @@ SortPlan sort_by_expert(const Tensor& ids_TK, int64_t num_experts, int64_t align
     return MOE_BY_DEVICE("sort_by_expert", ids, sort_by_expert, ids, num_experts, align);
 }
 
-std::pair<Tensor, Tensor> permute(const Tensor& x_TD, const Tensor& weights_TK, const SortPlan& plan) {
+std::pair<Tensor, Tensor> permute(const Tensor& x_TD, const Tensor& weights_TK, const SortPlan& plan, bool fp8) {
     check_dims("permute", {"x", x_TD}, 2);
     check_shape("permute", {"x", x_TD}, {plan.T, -1});
     check_float("permute", {"x", x_TD});
@@ -78,12 +81,12 @@ std::pair<Tensor, Tensor> permute(const Tensor& x_TD, const Tensor& weights_TK, 
     check_same_device("permute", {"x", x_TD}, {"weights", weights_TK});
     check_same_device("permute", {"x", x_TD}, {"plan", plan.position_TK});
     Tensor x = x_TD.contiguous(), weights = weights_TK.contiguous();
-    if (!wants_grad(x) && !wants_grad(weights)) return {gather_rows(x, plan), gather_weights(weights, plan)};
-    auto out = PermuteFunction::apply(x, weights, plan);
+    if (!wants_grad(x) && !wants_grad(weights)) return {gather_rows(x, plan, fp8), gather_weights(weights, plan)};
+    auto out = PermuteFunction::apply(x, weights, plan, fp8);
     return {out[0], out[1]};
 }
 
-Tensor unpermute(const Tensor& base_TD, const Tensor& y_RD, const SortPlan& plan) {
+Tensor unpermute(const Tensor& base_TD, const Tensor& y_RD, const SortPlan& plan, bool fp8) {
     check_shape("unpermute", {"y", y_RD}, {plan.R, -1});
     check_float("unpermute", {"y", y_RD});
     check_same_device("unpermute", {"y", y_RD}, {"plan", plan.position_TK});
@@ -95,6 +98,6 @@ Tensor unpermute(const Tensor& base_TD, const Tensor& y_RD, const SortPlan& plan
         base = base.contiguous();
     }
     if (!wants_grad(y) && !(base.defined() && wants_grad(base))) return add_rows(base, y, plan);
-    return UnpermuteFunction::apply(base.defined() ? std::optional<Tensor>(base) : std::nullopt, y, plan);
+    return UnpermuteFunction::apply(base.defined() ? std::optional<Tensor>(base) : std::nullopt, y, plan, fp8);
 }
 }  // namespace moe::kernels

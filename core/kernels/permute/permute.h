@@ -22,9 +22,10 @@ struct SortPlan {
 SortPlan sort_by_expert(const Tensor& ids_TK, int64_t num_experts, int64_t align = 1);
 
 /// {x by row [R, D], weights by row [R]}, zeros for padding. Backward: sums of rows by token; weights' gradient by pair (0 where dropped).
-std::pair<Tensor, Tensor> permute(const Tensor& x_TD, const Tensor& weights_TK, const SortPlan& plan);
+/// fp8: a product in E4M3 reads the rows (bf16), whose copy is made in the same pass and goes with them (kernels/quantize: attach_rows).
+std::pair<Tensor, Tensor> permute(const Tensor& x_TD, const Tensor& weights_TK, const SortPlan& plan, bool fp8 = false);
 
-/// base + the sum of each token's rows: base [T, D] or undefined (0), y [R, D] → [T, D].
-Tensor unpermute(const Tensor& base_TD, const Tensor& y_RD, const SortPlan& plan);
+/// base + the sum of each token's rows: base [T, D] or undefined (0), y [R, D] → [T, D]. fp8: a product in E4M3 made y and reads its gradient: as for permute.
+Tensor unpermute(const Tensor& base_TD, const Tensor& y_RD, const SortPlan& plan, bool fp8 = false);
 
 }  // namespace moe::kernels

@@ -1,6 +1,7 @@
 #include "core/kernels/permute/permute_kernels.h"
 
 #include "core/kernels/common/dtype.h"
+#include "core/kernels/quantize/quantize_kernels.h"
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
@@ -40,7 +41,7 @@ SortPlan sort_by_expert_cpu(const Tensor& ids_TK, int64_t num_experts, int64_t a
     return plan;
 }
 
-void gather_rows_cpu(const Tensor& x_TD, const SortPlan& plan, Tensor y_RD) {
+void gather_rows_cpu(const Tensor& x_TD, const SortPlan& plan, Tensor y_RD, const QuantizedRows& copy) {
     int64_t D = x_TD.size(1);
     auto* token = data<int32_t>(plan.token_R);
     by_dtype("permute", x_TD, [&](auto zero) {
@@ -54,6 +55,7 @@ void gather_rows_cpu(const Tensor& x_TD, const SortPlan& plan, Tensor y_RD) {
             }
         });
     });
+    fill_copy_cpu(y_RD, copy);
 }
 
 namespace {

@@ -3,6 +3,7 @@
 
 #include "core/kernels/common/cuda_check.h"
 #include "core/kernels/permute/permute_sm90.h"
+#include "core/kernels/quantize/fused_copy.h"
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
@@ -42,9 +43,12 @@ SortPlan sort_by_expert_cuda(const Tensor& ids_TK, int64_t num_experts, int64_t 
     return plan;
 }
 
-void gather_rows_cuda(const Tensor& x_TD, const SortPlan& plan, Tensor y_RD) {
+void gather_rows_cuda(const Tensor& x_TD, const SortPlan& plan, Tensor y_RD, const QuantizedRows& copy) {
     OnDevice on(x_TD);
-    MOE_CUDA_CHECK(sm90::gather_rows(rows(x_TD, plan, y_RD), on.stream));
+    auto p = rows(x_TD, plan, y_RD);
+    p.copy = fused_copy(copy, {x_TD, y_RD});
+    MOE_CUDA_CHECK(sm90::gather_rows(p, on.stream));
+    if (!p.copy.q) fill_copy_cuda(y_RD, copy);
 }
 
 void add_rows_cuda(const Tensor& base_TD, const Tensor& y_RD, const SortPlan& plan, Tensor out_TD) {

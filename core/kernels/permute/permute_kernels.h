@@ -1,6 +1,7 @@
 // Raw entry points of permute: contiguous tensors of one device, outputs made by the caller.
 #pragma once
 #include "core/kernels/permute/permute.h"
+#include "core/kernels/quantize/quantize.h"
 
 namespace moe::kernels {
 
@@ -8,9 +9,9 @@ namespace moe::kernels {
 SortPlan sort_by_expert_cpu(const Tensor& ids_TK, int64_t num_experts, int64_t align);
 SortPlan sort_by_expert_cuda(const Tensor& ids_TK, int64_t num_experts, int64_t align);
 
-/// y [R, D] row r = x [T, D] row token[r], zeros for padding; fp64, fp32, bf16 or fp16.
-void gather_rows_cpu(const Tensor& x_TD, const SortPlan& plan, Tensor y_RD);
-void gather_rows_cuda(const Tensor& x_TD, const SortPlan& plan, Tensor y_RD);
+/// y [R, D] row r = x [T, D] row token[r], zeros for padding; fp64, fp32, bf16 or fp16. copy: y's in E4M3, or undefined.
+void gather_rows_cpu(const Tensor& x_TD, const SortPlan& plan, Tensor y_RD, const QuantizedRows& copy = {});
+void gather_rows_cuda(const Tensor& x_TD, const SortPlan& plan, Tensor y_RD, const QuantizedRows& copy = {});
 
 /// out [T, D] = base (undefined: 0) + each token's rows of y [R, D], summed in the order of choices in at least fp32.
 void add_rows_cpu(const Tensor& base_TD, const Tensor& y_RD, const SortPlan& plan, Tensor out_TD);

@@ -1,7 +1,7 @@
 // Letters as in permute_sm90.h.
 #include "core/kernels/permute/permute_sm90.h"
 
-#include "core/kernels/common/device_sm90.cuh"
+#include "core/kernels/quantize/rows_sm90.cuh"
 
 namespace moe::kernels::sm90 {
 namespace {
@@ -126,7 +126,26 @@ template <class T> __global__ void scatter_weights_kernel(const T* rows, const i
         weights[i] = position[i] >= 0 ? rows[position[i]] : narrow<T>(Wide<T>(0));
 }
 
+/// The same with the rows' E4M3 copy, padding included.
+template <class T, int N> __global__ void gather_copy_kernel(const T* x, const int* token, int64_t D, T* y, RowsCopy copy) {
+    const int64_t row = blockIdx.x;
+    const int from = token[row];
+    x += int64_t(from) * D, y += row * D;
+    for (int64_t i = threadIdx.x * N; i < end_of_row<true, N>(D); i += int64_t(blockDim.x) * N) {
+        const bool inside = i < D;
+        const Vector<T, N> v = inside && from >= 0 ? load<N>(x + i) : Vector<T, N>{};
+        if (inside) store<N>(y + i, v);
+        copy_part(v, inside, row, i, D, copy);
+    }
+}
+
 template <class T, int N> void launch_gather(const Rows& p, cudaStream_t stream) {
+    if constexpr (kCanCopy<T, N>) {
+        if (p.copy.q) {
+            gather_copy_kernel<T, N><<<unsigned(p.R), row_threads(p.D / N, kThreads), 0, stream>>>(static_cast<const T*>(p.in), p.token, p.D, static_cast<T*>(p.out), p.copy);
+            return;
+        }
+    }
     gather_kernel<T, N><<<unsigned(p.R), row_threads(p.D / N, kThreads), 0, stream>>>(static_cast<const T*>(p.in), p.token, p.D, static_cast<T*>(p.out));
 }
 template <class T, int N> void launch_add(const Rows& p, cudaStream_t stream) {

@@ -1,6 +1,7 @@
 // Launchers of permute, see permute_kernels.h. Letters: T tokens, K choices, N = T·K pairs, E experts, R rows.
 #pragma once
 #include "core/kernels/common/sm90.h"
+#include "core/kernels/quantize/quantize_sm90.h"
 
 namespace moe::kernels::sm90 {
 
@@ -34,6 +35,7 @@ struct Rows {
     const void* in;               ///< gather: x [T, D]; add: y [R, D]; weights [T, K]; rows [R]
     const void* base;             ///< add: [T, D] or null
     void* out;
+    RowsCopy copy;                ///< gather: of out, bf16 by 16 bytes only
 };
 cudaError_t gather_rows(const Rows& p, cudaStream_t stream);
 cudaError_t add_rows(const Rows& p, cudaStream_t stream);

@@ -6,6 +6,7 @@
 
 #include <ATen/Functions.h>
 #include <ATen/Parallel.h>
+#include <ATen/record_function.h>
 #include <c10/util/Float8_e4m3fn.h>
 
 #include <algorithm>
@@ -88,7 +89,12 @@ void quantize_weight_cpu(const Tensor& w_EOI, const QuantizedWeight& into) {
     });
 }
 
+void fill_copy_cpu(const Tensor& x_RK, const QuantizedRows& copy) {
+    if (copy.q_RK.defined()) quantize_rows_cpu(x_RK, copy, {});
+}
+
 void quantize_rows(const Tensor& x_RK, QuantizedRows into, const Tensor& used) {
+    RECORD_FUNCTION("moe::quantize_rows", std::vector<c10::IValue>());              // in a profile: rows that are read once more
     check_dims("quantize_rows", {"x", x_RK}, 2);
     check_input("quantize_rows", {"x", x_RK});
     const int64_t R = x_RK.size(0), K = x_RK.size(1);
@@ -127,6 +133,7 @@ Tensor dequantize_weight(const QuantizedWeight& w) {
 
 #ifndef MOE_WITH_CUDA
 void quantize_rows_cuda(const Tensor& x, const QuantizedRows&, const Tensor&) { MOE_THROW(device, "quantize_rows", x.device().str(), "a CPU tensor: this build has no CUDA parts", ""); }
+void fill_copy_cuda(const Tensor& x, const QuantizedRows&) { quantize_rows_cuda(x, {}, {}); }
 void quantize_weight_cuda(const Tensor& w, const QuantizedWeight&) { MOE_THROW(device, "quantize_weight", w.device().str(), "a CPU tensor: this build has no CUDA parts", ""); }
 #endif
 }  // namespace moe::kernels

@@ -6,6 +6,8 @@
 #pragma once
 #include <ATen/core/Tensor.h>
 
+#include <optional>
+
 namespace moe::kernels {
 using at::Tensor;
 
@@ -26,6 +28,15 @@ QuantizedWeight empty_quantized_weight(int64_t experts, int64_t out, int64_t in,
 void quantize_rows(const Tensor& x_RK, QuantizedRows into, const Tensor& used = {});
 /// w [E, O, I] or [O, I], bf16 or fp32, read once. On CUDA O and I are multiples of 16.
 void quantize_weight(const Tensor& w_EOI, QuantizedWeight into);
+
+/// An E4M3 copy [R, K] to fill for rows like `like`, or an undefined one: where it is not wanted and for rows that are not bf16, whose products are not in E4M3.
+QuantizedRows copy_to_fill(int64_t rows, int64_t columns, const Tensor& like, bool wanted);
+/// Gives x its E4M3 copy, for the first `readers` products that take x. An undefined copy does nothing. What makes the rows calls this, so that products need not read them again. The
+/// copy goes with x where autograd passes it on and with x.detach(), whose products count as x's; not with views.
+void attach_rows(const Tensor& x_RK, QuantizedRows copy, int readers = 1);
+/// The copy that x carries, unless x was changed in place since; the last reader takes it away, so that it does not live as long as an x that is kept for backward. A kernel that
+/// changes rows in place behind autograd's back must not be given any that carry a copy.
+std::optional<QuantizedRows> take_rows(const Tensor& x_RK);
 
 /// The values in fp32.
 Tensor dequantize_rows(const QuantizedRows& x);

@@ -1,7 +1,6 @@
 #ifdef MOE_WITH_CUDA
 #include "core/kernels/common/cuda_check.h"
-#include "core/kernels/quantize/quantize_kernels.h"
-#include "core/kernels/quantize/quantize_sm90.h"
+#include "core/kernels/quantize/fused_copy.h"
 
 namespace moe::kernels {
 namespace {
@@ -17,6 +16,17 @@ void quantize_rows_cuda(const Tensor& x_RK, const QuantizedRows& into, const Ten
     OnDevice on(x_RK);
     MOE_CUDA_CHECK(sm90::quantize_rows(in_pointer(x_RK), sm90_dtype("quantize_rows", x_RK), x_RK.size(0), x_RK.size(1), out_pointer(into.q_RK), into.scale_KR.mutable_data_ptr<float>(),
                                        into.scale_KR.size(1), used.defined() ? used.const_data_ptr<int>() : nullptr, on.stream));
+}
+
+void fill_copy_cuda(const Tensor& x_RK, const QuantizedRows& copy) {
+    if (copy.q_RK.defined()) quantize_rows_cuda(x_RK, copy, {});
+}
+
+sm90::RowsCopy fused_copy(const QuantizedRows& copy, std::initializer_list<Tensor> rows) {
+    if (!copy.q_RK.defined() || copy.q_RK.size(1) % 8) return {};
+    for (const Tensor& t : rows)
+        if (reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 16) return {};
+    return {out_pointer(copy.q_RK), copy.scale_KR.mutable_data_ptr<float>(), copy.scale_KR.size(1)};
 }
 
 void quantize_weight_cuda(const Tensor& w_EOI, const QuantizedWeight& into) {

@@ -5,6 +5,9 @@
 namespace moe::kernels {
 void quantize_rows_cpu(const Tensor& x_RK, const QuantizedRows& into, const Tensor& used);
 void quantize_rows_cuda(const Tensor& x_RK, const QuantizedRows& into, const Tensor& used);
+/// quantize_rows of all rows into a copy that may be undefined: then nothing.
+void fill_copy_cpu(const Tensor& x_RK, const QuantizedRows& copy);
+void fill_copy_cuda(const Tensor& x_RK, const QuantizedRows& copy);
 void quantize_weight_cpu(const Tensor& w_EOI, const QuantizedWeight& into);
 void quantize_weight_cuda(const Tensor& w_EOI, const QuantizedWeight& into);
 }  // namespace moe::kernels

@@ -1,22 +1,13 @@
 // Every value is read once and kept in registers between the search for the largest and the rounding.
-#include "core/kernels/common/device_sm90.cuh"
-#include "core/kernels/quantize/quantize_sm90.h"
-
-#include <cuda_fp8.h>
+#include "core/kernels/quantize/rows_sm90.cuh"
 
 namespace moe::kernels::sm90 {
 namespace {
-constexpr int kBlock = 128, kPart = 8;           // elements that share a scale along a row; elements of one thread, side by side
+constexpr int kBlock = kScaleColumns, kPart = kCopyPart;
 constexpr int kThreads = 256;
 
-/// The bits of |x|. As integers they are in the order of the values, with infinity above all and NaN above that: a maximum that loses neither.
+/// The bits of |x|, see scale_of.
 __device__ unsigned size_bits(float x) { return __float_as_uint(x) & 0x7fffffffu; }
-
-struct Scale { float scale, inverse; };
-__device__ Scale scale_of(unsigned bits) {
-    const float largest = __uint_as_float(bits), scale = largest < 0x1p-100f ? 1.f : largest / 448.f;
-    return {scale, 1.f / scale};
-}
 
 template <class T> struct Part {
     float at[kPart];
@@ -39,13 +30,7 @@ template <class T> struct Part {
         for (float x : at) bits = max(bits, size_bits(x));
         return bits;
     }
-    /// The first element lowest.
-    __device__ uint2 rounded(float inverse) const {
-        unsigned pair[4];
-#pragma unroll
-        for (int i = 0; i < 4; ++i) pair[i] = __nv_cvt_float2_to_fp8x2(make_float2(at[2 * i] * inverse, at[2 * i + 1] * inverse), __NV_SATFINITE, __NV_E4M3);
-        return make_uint2(pair[0] | pair[1] << 16, pair[2] | pair[3] << 16);
-    }
+    __device__ uint2 rounded(float inverse) const { return to_e4m3(at, inverse); }
 };
 
 /// 32 rows and two blocks of columns by 16 threads a row of a block. Scales leave through shared memory, 32 side by side.
@@ -68,7 +53,7 @@ template <class T> __global__ void __launch_bounds__(kThreads) rows_kernel(const
         const int64_t row = first + i * kRowsAtOnce + warp;
         unsigned bits = part[i].largest();
         for (int lane = 8; lane; lane /= 2) bits = max(bits, __shfl_xor_sync(0xffffffffu, bits, lane));
-        const Scale s = scale_of(bits);
+        const RowScale s = scale_of(bits);
         if (threadIdx.x % 16 == 0) scale_of_row[half][i * kRowsAtOnce + warp] = s.scale;
         if (row < rows && column < columns) q[(row * columns + column) / kPart] = part[i].rounded(s.inverse);
     }
@@ -97,7 +82,7 @@ template <class T> __global__ void __launch_bounds__(kThreads) weight_kernel(con
     if (threadIdx.x % 32 == 0) largest[threadIdx.x / 32] = bits;
     __syncthreads();
     for (unsigned other : largest) bits = max(bits, other);
-    const Scale s = scale_of(bits);
+    const RowScale s = scale_of(bits);
     if (threadIdx.x == 0) scales[(int64_t(blockIdx.z) * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x] = s.scale;
 
     uint2 line[kPart];

@@ -2,6 +2,7 @@
 
 #include "core/kernels/common/dtype.h"
 #include "core/kernels/common/vector.h"
+#include "core/kernels/quantize/quantize_kernels.h"
 
 #include <ATen/Parallel.h>
 
@@ -37,7 +38,7 @@ template <class A> A weight_at(const Tensor& row_weight, int64_t r) {
 }
 }  // namespace
 
-void swiglu_forward_cpu(const Tensor& gate_up_R2F, const Tensor& row_weight_R, Tensor y_RF) {
+void swiglu_forward_cpu(const Tensor& gate_up_R2F, const Tensor& row_weight_R, Tensor y_RF, const QuantizedRows& copy) {
     int64_t R = y_RF.size(0), F = y_RF.size(1);
     by_dtype("swiglu", gate_up_R2F, [&](auto zero) {
         using T = decltype(zero);
@@ -47,9 +48,10 @@ void swiglu_forward_cpu(const Tensor& gate_up_R2F, const Tensor& row_weight_R, T
             for (int64_t r = lo; r < hi; ++r) swiglu_row(gate + r * 2 * F, gate + r * 2 * F + F, weight_at<Acc<T>>(row_weight_R, r), y + r * F, F);
         });
     });
+    fill_copy_cpu(y_RF, copy);
 }
 
-void swiglu_backward_cpu(const Tensor& dy_RF, const Tensor& gate_up_R2F, const Tensor& row_weight_R, Tensor dgate_up_R2F, Tensor drow_weight_R) {
+void swiglu_backward_cpu(const Tensor& dy_RF, const Tensor& gate_up_R2F, const Tensor& row_weight_R, Tensor dgate_up_R2F, Tensor drow_weight_R, const QuantizedRows& copy) {
     int64_t R = dy_RF.size(0), F = dy_RF.size(1);
     by_dtype("swiglu", gate_up_R2F, [&](auto zero) {
         using T = decltype(zero);
@@ -66,5 +68,6 @@ void swiglu_backward_cpu(const Tensor& dy_RF, const Tensor& gate_up_R2F, const T
             }
         });
     });
+    fill_copy_cpu(dgate_up_R2F, copy);
 }
 }  // namespace moe::kernels

@@ -1,6 +1,7 @@
 // Launchers of swiglu, see swiglu_kernels.h.
 #pragma once
 #include "core/kernels/common/sm90.h"
+#include "core/kernels/quantize/quantize_sm90.h"
 
 namespace moe::kernels::sm90 {
 
@@ -12,8 +13,9 @@ struct SwiGlu {
     bool row_weight_fp64;
     void* y;                      ///< [R, F]
     const void* dy;               ///< [R, F]
-    void* dgate_up;               ///< [R, 2F]
+    void* dgate_up;               ///< [R, 2F], may be gate_up
     void* drow_weight;            ///< [R] like row_weight, or null
+    RowsCopy copy;                ///< forward: of y, backward: of dgate_up; bf16 with F a multiple of 8 only
 };
 cudaError_t swiglu_forward(const SwiGlu& p, cudaStream_t stream);
 cudaError_t swiglu_backward(const SwiGlu& p, cudaStream_t stream);

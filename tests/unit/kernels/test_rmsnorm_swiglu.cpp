@@ -124,6 +124,29 @@ TEST_CASE("swiglu: narrow dtypes' gradients follow float64", "[kernels][swiglu]"
     require_close(got[1], want[1], 1e-5);
 }
 
+TEST_CASE("swiglu: gate_up's gradient takes gate_up's memory where nobody else has it", "[kernels]") {
+    Tensor x = leaf(randn("x", {6, 20})), zeros = at::zeros_like(x), dy = randn("dy", {6, 10}), want = backward(swiglu(x), {x}, dy)[0];
+    const void* memory = nullptr;
+    auto made = [&] {
+        Tensor gate_up = x + zeros;                                    // its gradient is x's
+        memory = gate_up.const_data_ptr();
+        return swiglu(gate_up);
+    };
+    Tensor alone = backward(made(), {x}, dy)[0];
+    CHECK(alone.const_data_ptr() == memory);
+    CHECK(bit_equal(alone, want));
+    Tensor y = made();
+    for (bool keep : {true, false}) {                                  // a graph that is run again still has its numbers
+        Tensor dx = torch::autograd::grad({y}, {x}, {dy}, keep)[0];
+        CHECK((dx.const_data_ptr() == memory) == !keep);
+        CHECK(bit_equal(dx, want));
+    }
+    Tensor held = x + zeros, dx = backward(swiglu(held), {x}, dy)[0], of_a_view = backward(swiglu(held.view({6, 20})), {x}, dy)[0];
+    CHECK(bit_equal(held, x));
+    CHECK(bit_equal(dx, want));
+    CHECK(bit_equal(of_a_view, want));
+}
+
 TEST_CASE("swiglu: wrong operands are named with their values", "[kernels][swiglu]") {
     require_error(ErrorKind::shape, "even last dim", [] { swiglu(randn("x", {2, 5})); });
     require_error(ErrorKind::shape, "got [3], want [2]", [] { swiglu(randn("x", {2, 4}), randn("w", {3})); });

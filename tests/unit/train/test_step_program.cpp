@@ -1,6 +1,7 @@
 #include "core/base/error.h"
 #include "core/train/step_program.h"
 #include "tests/catch.h"
+#include "tests/quantizations.h"
 #include "tests/small_config.h"
 
 #include <ATen/ATen.h>
@@ -185,6 +186,23 @@ TEST_CASE("model: impossible input is refused with what was got and wanted", "[m
     REQUIRE_THROWS_WITH(f.model.micro_batch(at::full({1, 4}, 37, at::kLong), {}, {}, {}), Catch::Contains("37") && Catch::Contains("0 to 36"));
     REQUIRE_THROWS_AS(f.model.micro_batch(at::zeros({4}, at::kLong), {}, {}, {}), Error);
     REQUIRE_THROWS_WITH(f.model.micro_batch(at::zeros({1, 500}, at::kLong), {}, {}, {}), Catch::Contains("500") && Catch::Contains("128"));
+}
+
+TEST_CASE("step program: in fp8 only rows that no kernel of ours makes are read again to be quantised", "[train]") {
+    Fixture f(Precision::named("fp8"));
+    Executor ex(f.model);
+    auto count = [&](const std::string& recompute) {
+        ex.set_recompute(recompute_spans(f.model, recompute, {}));
+        auto batches = f.batches(1);
+        test::Quantizations rows;
+        f.attempt([&] { return ex.run(schedule("1f1b", {f.segments(), 1}), batches); });
+        return rows.count();
+    };
+    // Each attention: its output, the gradients of its residual and of kv_a's output. Each dense feed-forward and shared experts: the gradient of the residual.
+    const int expected = 3 * 3 + 1 + 2;
+    CHECK(count("none") == expected);
+    // A forward that runs again finds the copies of what it reads taken: the routed rows, and the tokens that shared experts read.
+    CHECK(count("selective") == expected + 2 * 2);
 }
 
 TEST_CASE("step program: a segment that throws leaves no queue and no deferred mode behind", "[train]") {
