@@ -44,7 +44,7 @@ struct Builder {
 /// autograd makes for a leaf, which would keep the storage.
 Tensor start(const Tensor& t, bool wants_grad, Edge& edge) {
     if (!t.defined()) return t;
-    Tensor fresh = t.variable_data();
+    Tensor fresh = t.detach();
     if (wants_grad && fresh.is_floating_point()) {
         torch::autograd::create_gradient_edge(fresh, std::make_shared<torch::autograd::Identity>());
         edge = torch::autograd::impl::gradient_edge(fresh);
@@ -216,7 +216,7 @@ void Executor::run_segment(int s, int mb, Slots& slots, bool keep_graph, bool ag
     Tensors out = segment.forward(in, call);
     model_.store().release(segment.weights, false);
     for (size_t i = 0; i < out.size(); ++i) {
-        slots[segment.writes[i]] = out[i].defined() ? out[i].variable_data() : out[i];
+        slots[segment.writes[i]] = out[i].defined() ? out[i].detach() : out[i];
         t.out.push_back(out[i].defined() && out[i].requires_grad() ? torch::autograd::impl::gradient_edge(out[i]) : Edge());
         if (keep_graph && segment.writes[i] == kLoss) t.loss_grad = at::ones_like(out[i]);
     }

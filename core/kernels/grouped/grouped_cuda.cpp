@@ -4,7 +4,7 @@
 #include "core/kernels/grouped/grouped.h"
 #include "core/kernels/grouped/grouped_sm90.h"
 
-#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
 
 #include <algorithm>
 
@@ -80,7 +80,7 @@ Tensor grouped_tn(const Tensor& dy_RO, const Tensor& x_RI, const Tensor& offsets
     check_on_cuda("grouped_tn", dy_RO);
     OnDevice on(dy_RO);
     auto s = grouped_shape("grouped_tn", {"x", x_RI}, {"dy", dy_RO}, offsets_E1, {"dw", dw_EOI}, at::kFloat);
-    Tensor squares = at::empty({sm90::square_parts()}, dw_EOI.options().dtype(at::kDouble));
+    Tensor squares = at::zeros({sm90::square_parts()}, dw_EOI.options().dtype(at::kDouble));
     MOE_CUDA_CHECK(sm90::grouped_tn_bf16(s, in_pointer(dy_RO), in_pointer(x_RI), dw_EOI.mutable_data_ptr<float>(), squares.mutable_data_ptr<double>(), on.stream));
     return squares;
 }

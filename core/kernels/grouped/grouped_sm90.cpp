@@ -116,7 +116,8 @@ cudaError_t grouped_tn_bf16(const GroupedShape& s, const void* dy, const void* x
             if (auto error = cudaMemsetAsync(squares, 0, size_t(square_parts()) * sizeof(double), stream); error != cudaSuccess) return error;
         return cudaMemsetAsync(dw, 0, size_t(s.groups * s.out * s.in) * sizeof(float), stream);
     }
-    static Kernel kernel(bf16_tn_instance(), bf16_shared_bytes(bf16_tn_instance(), 0));
+    static Kernel single(bf16_tn_instance(), bf16_shared_bytes(bf16_tn_instance(), 0)), pairs(bf16_tn_pair_instance(), bf16_shared_bytes(bf16_tn_pair_instance(), 0));
+    Kernel& kernel = s.out % (2 * bf16_tn_instance().block_m) == 0 ? pairs : single;
     return launch_bf16(kernel, s, uint32_t(s.out), uint32_t(s.in), uint32_t(s.groups), matrix(dy, s.rows, s.out, kBlockK), matrix(x, s.rows, s.in, kBlockK), Written{dw, squares}, stream);
 }
 

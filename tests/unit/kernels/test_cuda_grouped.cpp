@@ -97,6 +97,8 @@ TEST_CASE("cuda grouped: products and sums are those of float64, rows past the e
     compare_groups("one group has all", {{0, 0, 5, 0}, 128, 64});
     compare_groups("one group", {{2}, 256, 520, 0});
     compare_groups("many tiles a block", {{9, 40, 1, 17, 0, 30}, 640, 264, 0});
+    compare_groups("sums by pairs of blocks, some groups empty", {{0, 3, 0, 9, 1, 0}, 512, 392});
+    compare_groups("sums by pairs of blocks, more tiles than blocks", {{2, 0, 3, 1, 2, 1, 1, 3, 1, 0}, 1280, 1032, 0});
     compare_groups("a single step", {{1, 1, 1}, 128, 8});
     compare_groups("256 groups, most empty", {[] {
                        std::vector<int64_t> tiles(256, 0);

@@ -23,6 +23,8 @@ struct Written {
 constexpr int kSumsPerBlock = 8;
 /// The same written instead of added, zeros for a group without rows (sums.cu). Takes Written in place of the result's map.
 Instance bf16_tn_instance();
+/// The same by pairs of blocks that share tiles of x, for an even number of tiles above one another.
+Instance bf16_tn_pair_instance();
 
 /// E4M3 with scales (fp8.cu), groups of rows, result in bf16; w is read along its rows by both, nn's is the transposed one with scales as nt's.
 Instance fp8_nt_instance();

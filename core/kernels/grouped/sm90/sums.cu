@@ -7,6 +7,8 @@
 
 #include <cutlass/arch/barrier.h>
 #include <cutlass/arch/reg_reconfig.h>
+#include <cute/arch/cluster_sm90.hpp>
+#include <cute/arch/copy_sm90_tma.hpp>
 #include <cute/arch/mma_sm100_desc.hpp>
 
 #include <deep_gemm/common/tma_copy.cuh>
@@ -51,6 +53,31 @@ __device__ void write_tile(const float* sums, float* row, uint32_t pitch, uint32
     }
 }
 
+/// Everybody of the block, or of the cluster.
+template <uint32_t kCluster> __device__ void meet() {
+    if constexpr (kCluster == 1) __syncthreads();
+    else {
+        __syncwarp();
+        cute::cluster_arrive();
+        cute::cluster_wait();
+    }
+}
+
+/// kN columns of k's rows from `row` on. The blocks of a cluster work on tiles one above the other: each copies its share for both.
+template <uint32_t kCluster> __device__ void copy_b(const cute::TmaDescriptor* map, Barrier* arrived, Bf16* to, uint32_t column, uint32_t row) {
+    if constexpr (kCluster == 1) dg::tma::copy<kN, kK, kSwizzle>(map, arrived, to, column, row);
+    else {
+        constexpr uint32_t kAtom = kSwizzle / sizeof(Bf16), kShare = kN / kAtom / kCluster;
+#pragma unroll
+        for (uint32_t i = 0; i < kShare; ++i) {
+            const uint32_t atom = cute::block_rank_in_cluster() * kShare + i;
+            cute::SM90_TMA_LOAD_MULTICAST_2D::copy(map, reinterpret_cast<uint64_t*>(arrived), uint16_t((1 << kCluster) - 1), uint64_t(cute::TMA::CacheHintSm90::EVICT_NORMAL), to + atom * kK * kAtom,
+                                                   column + atom * kAtom, row);
+        }
+    }
+}
+
+template <uint32_t kCluster>
 __global__ void __launch_bounds__(kInstanceThreads, 1) sums(const int* offsets, uint32_t m, uint32_t n, uint32_t groups, const __grid_constant__ cute::TmaDescriptor map_a,
                                                              const __grid_constant__ cute::TmaDescriptor map_b, Written out) {
     extern __shared__ __align__(1024) uint8_t shared[];
@@ -63,29 +90,37 @@ __global__ void __launch_bounds__(kInstanceThreads, 1) sums(const int* offsets, 
     if (threadIdx.x == 0) {
         for (uint32_t i = 0; i < kStages; ++i) {
             full[i].init(1);
-            empty[i].init(8);                       // a thread of every warp that multiplies
+            empty[i].init(8 * kCluster);            // a thread of every warp that multiplies what lies there
         }
         cutlass::arch::fence_barrier_init();
     }
-    __syncthreads();
+    meet<kCluster>();
+    auto release = [&](uint32_t stage) {
+        if constexpr (kCluster == 1) {
+            if (lane == 0) empty[stage].arrive();
+        } else {
+            if (lane < kCluster) empty[stage].arrive(lane);
+        }
+    };
 
     dg::sched::TilesAlongK<kM, kN, kBand, true> tiles(m, n, groups, const_cast<int*>(offsets));
     Ring ring;
     uint32_t m_block, n_block;
     if (warp >= 8) {
         cutlass::arch::warpgroup_reg_dealloc<40>();
-        if (warp != 8 || !cute::elect_one_sync()) return;
-        while (tiles.get_next_block(m_block, n_block)) {
+        const bool copies = warp == 8 && cute::elect_one_sync();
+        while (copies && tiles.get_next_block(m_block, n_block)) {
             const uint32_t steps = (tiles.current_shape_k + kK - 1) / kK;
             for (uint32_t k = 0; k < steps; ++k, ring.next()) {
                 empty[ring.stage].wait(ring.phase ^ 1);
                 Barrier& arrived = full[ring.stage];
                 const uint32_t row = tiles.current_k_start + k * kK;
                 dg::tma::copy<kM, kK, kSwizzle>(&map_a, &arrived, a_of(ring.stage), m_block * kM, row);
-                dg::tma::copy<kN, kK, kSwizzle>(&map_b, &arrived, b_of(ring.stage), n_block * kN, row);
+                copy_b<kCluster>(&map_b, &arrived, b_of(ring.stage), n_block * kN, row);
                 arrived.arrive_and_expect_tx(kBytesA + kBytesB);
             }
         }
+        if constexpr (kCluster > 1) meet<kCluster>();          // nobody leaves while others copy to it or release to it
         return;
     }
 
@@ -115,13 +150,13 @@ __global__ void __launch_bounds__(kInstanceThreads, 1) sums(const int* offsets, 
             for (float& s : sum) dg::ptx::warpgroup_fence_operand(s);
             // The step before is done once only this one is under way.
             dg::ptx::warpgroup_wait<1>();
-            if (k > 0 && lane == 0) empty[before].arrive();
+            if (k > 0) release(before);
             before = ring.stage;
         }
         dg::ptx::warpgroup_wait<0>();
 #pragma unroll
         for (float& s : sum) dg::ptx::warpgroup_fence_operand(s);
-        if (lane == 0) empty[before].arrive();
+        release(before);
         const uint32_t row = m_block * kM + half * 64 + warp % 4 * 16 + lane / 4;
         write_tile(sum, out.d + (uint64_t(tiles.current_group_idx) * m + row) * n + n_block * kN, n, n - n_block * kN);
         float of_tile = 0;
@@ -131,8 +166,10 @@ __global__ void __launch_bounds__(kInstanceThreads, 1) sums(const int* offsets, 
     }
     squares = warp_sum(squares);
     if (out.squares && lane == 0) out.squares[blockIdx.x * kSumsPerBlock + warp] = squares;
+    if constexpr (kCluster > 1) meet<kCluster>();
 }
 }  // namespace
 
-Instance bf16_tn_instance() { return {reinterpret_cast<const void*>(&sums), kM, kN, kStages}; }
+Instance bf16_tn_instance() { return {reinterpret_cast<const void*>(&sums<1>), kM, kN, kStages}; }
+Instance bf16_tn_pair_instance() { return {reinterpret_cast<const void*>(&sums<2>), kM, kN, kStages, 2}; }
 }  // namespace moe::kernels::sm90
