@@ -131,6 +131,11 @@ Tensor Model::normalized(const Tensor& x_TD, const Norm& n) const {
     return n.beta ? kernels::layernorm(x_TD, n.gamma, n.beta, eps) : kernels::rmsnorm(x_TD, n.gamma, eps);
 }
 
+std::pair<Tensor, Tensor> Model::branch(const Tensor& x_TD, const Norm& n) const {
+    if (n.beta) return {normalized(x_TD, n), x_TD};
+    return kernels::rmsnorm_and_residual(x_TD, n.gamma, config_.model.norm_eps);
+}
+
 /// Gate and up of one feed-forward as one product: [2 · width, D].
 WeightPtr Model::gate_up(const std::string& prefix, int64_t width) {
     int64_t D = config_.model.mla.d_model;
@@ -197,7 +202,8 @@ void Model::add_attention(int64_t layer) {
         kernels::MlaShape s = shape;
         s.B = batch.B;
         s.S = batch.S;
-        Tensor h_TD = layout_.tp.enter(normalized(in[0], input_norm));           // from here on all tokens of the micro-batch, this rank's heads
+        auto [normed_TD, x_TD] = branch(in[0], input_norm);
+        Tensor h_TD = layout_.tp.enter(normed_TD);                               // from here on all tokens of the micro-batch, this rank's heads
         Tensor q_in = q_a ? kernels::rmsnorm(kernels::linear(h_TD, q_a), q_norm, kLatentNormEps) : h_TD;
         Tensor q_T = kernels::linear(q_in, q), kv_a_T = kernels::linear(h_TD, kv_a), latent_TL = kv_a_T, k_rope;
         if (rope_dim > 0) {
@@ -219,7 +225,7 @@ void Model::add_attention(int64_t layer) {
         } else {
             o_T = kernels::mla_attention(q_T, kv_T, k_rope, table, s, batch.doc_start_BS);
         }
-        return {in[0] + layout_.tp.exit(kernels::linear(o_T, out))};
+        return {layout_.tp.exit(kernels::linear(o_T, out)).add_(x_TD)};
     });
 }
 
@@ -230,8 +236,8 @@ void Model::add_dense(int64_t layer) {
     auto up = gate_up(p + "mlp.", width);
     auto down = projection(p + "mlp.down_proj", D, width, 1);
     add(fmt::format("layers.{}.feed_forward", layer), layer, {"residual"}, {"residual"}, {post_norm.gamma, post_norm.beta, up, down}, [=, this](const Tensors& in, Call&) -> Tensors {
-        Tensor h_TD = layout_.tp.enter(normalized(in[0], post_norm));
-        return {in[0] + layout_.tp.exit(kernels::linear(kernels::swiglu(kernels::linear(h_TD, up)), down))};
+        auto [h_TD, x_TD] = branch(in[0], post_norm);
+        return {layout_.tp.exit(kernels::linear(kernels::swiglu(kernels::linear(layout_.tp.enter(h_TD), up)), down)).add_(x_TD)};
     });
 }
 
@@ -280,9 +286,9 @@ WeightPtr Model::add_route(int64_t layer) {
     if (c.use_aux_loss_free) bias_[layer] = at::zeros({E}, at::TensorOptions().dtype(options_.precision.master).device(options_.device));
     routed_layers_.push_back(layer);
     bool fp64 = c.router_dtype == "fp64", force_balance = c.force_balance;
-    add(fmt::format("layers.{}.route", layer), layer, {"residual"}, {"hidden", "weights"}, {post_norm.gamma, post_norm.beta, gate_ED}, [=, this](const Tensors& in, Call& call) -> Tensors {
+    add(fmt::format("layers.{}.route", layer), layer, {"residual"}, {"hidden", "weights", "residual"}, {post_norm.gamma, post_norm.beta, gate_ED}, [=, this](const Tensors& in, Call& call) -> Tensors {
         MicroBatch& batch = call.batch;
-        Tensor h_TD = normalized(in[0], post_norm);
+        auto [h_TD, x_TD] = branch(in[0], post_norm);
         Tensor logits_TE = fp64 ? kernels::linear_fp64(h_TD, gate_ED) : kernels::linear_wide(h_TD, gate_ED);
         if (batch.training && batch.noise_std > 0)
             logits_TE = logits_TE + batch.noise_std * kernels::normal_rows(h_TD.size(0), E, rows_of(Purpose::router_noise, layer, batch), logits_TE.scalar_type(), h_TD.device());
@@ -299,7 +305,7 @@ WeightPtr Model::add_route(int64_t layer) {
         weights_TK = weights_TK.to(options_.precision.master);
         if (batch.training && loss_weights_.any())
             weights_TK = routing::attach_loss(weights_TK, router_losses(logits_TE, scores_TE, domain_T.ge(0), routed, batch, call.again), batch.gradient_scale);
-        return {h_TD, weights_TK};
+        return {h_TD, weights_TK, x_TD};
     });
     return gate_ED;
 }

@@ -62,6 +62,8 @@ private:
     Norm norm(const std::string& name, int64_t width);
     WeightPtr rms_gamma(const std::string& name, int64_t width);
     Tensor normalized(const Tensor& x_TD, const Norm& norm) const;
+    /// {normalized x, x}: what a block reads and what goes around it, so that backward adds both gradients in the norm's pass.
+    std::pair<Tensor, Tensor> branch(const Tensor& x_TD, const Norm& norm) const;
     /// cut_dim: the dim that tensor parallel cuts, −1 for none.
     /// A matrix of a layer, [out, in]: in E4M3 where the precision says so. Embedding, head, gate and norms never are.
     WeightPtr projection(const std::string& name, int64_t out, int64_t in, int cut_dim = -1);

@@ -45,6 +45,18 @@ Tensor cut(const Tensor& t, bool leaf) {
     return d;
 }
 
+/// Whether nobody else holds the tensor or its memory: no graph, slot, queue or message. Counts are of this moment, on the one thread that runs a step.
+bool is_owned(const Tensor& t) { return t.use_count() == 1 && t.has_storage() && t.storage().use_count() == 1 && t.is_non_overlapping_and_dense(); }
+
+/// sum += more, in the memory of whichever of the two is nobody else's; `more` is given up.
+void accumulate(Tensor& sum, Tensor more) {
+    if (!more.defined()) return;
+    if (!sum.defined()) sum = std::move(more);
+    else if (is_owned(sum)) sum.add_(more);
+    else if (is_owned(more)) sum = more.add_(sum);
+    else sum = sum + more;
+}
+
 /// Sum of the main losses of some micro-batches.
 Tensor main_loss(const MicroBatch* begin, size_t count) {
     Tensor sum = at::zeros({}, at::kDouble);
@@ -250,12 +262,11 @@ void Executor::backward(int s, int mb, bool defer) {
     if (!outs.empty()) got = torch::autograd::grad(outs, ins, douts, /*retain_graph=*/false, /*create_graph=*/false, /*allow_unused=*/true);
     store.release(segment.weights, true);
     size_t k = 0;
-    for (size_t i = 0; i < t.in.size(); ++i) {
-        if (!t.in[i].defined() || !t.in[i].requires_grad()) continue;
-        Tensor& sum = grads[segment.reads[i]];
-        if (got[k].defined()) sum = sum.defined() ? sum + got[k] : got[k];
-        ++k;
-    }
+    outs.clear();                                     // what is left of this segment's graph and of what came from above must not count as a holder
+    douts.clear();
+    t.out.clear();
+    for (size_t i = 0; i < t.in.size(); ++i)
+        if (t.in[i].defined() && t.in[i].requires_grad()) accumulate(grads[segment.reads[i]], std::move(got[k++]));
 }
 
 Tensor Executor::run_attached(std::vector<MicroBatch>& batches) {

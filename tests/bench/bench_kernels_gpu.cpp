@@ -70,7 +70,7 @@ void rows_and_elements() {
     bandwidth("copy", "16384x2048", "bf16", 2 * x_bytes, [&] { y.copy_(x); });
     bandwidth("rmsnorm_forward", "16384x2048", "bf16", 2 * x_bytes, [&] { rmsnorm_forward_cuda(x, gamma, 1e-6, y, rstd); });
     Tensor dx = at::empty_like(x);
-    bandwidth("rmsnorm_backward", "16384x2048", "bf16", 3 * x_bytes, [&] { rmsnorm_backward_cuda(y, x, gamma, rstd, dx, dgamma); });
+    bandwidth("rmsnorm_backward", "16384x2048", "bf16", 3 * x_bytes, [&] { rmsnorm_backward_cuda(y, x, gamma, rstd, {}, dx, dgamma); });
 
     Tensor ids = std::get<1>(at::topk(at::rand({T, E}, fp32()), K));
     SortPlan plan = sort_by_expert(ids, E);

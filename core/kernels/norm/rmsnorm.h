@@ -1,11 +1,16 @@
 #pragma once
 #include "core/tensor/weight.h"
 
+#include <utility>
+
 namespace moe::kernels {
 
 /// y = x / sqrt(mean(x²) + eps) · gamma over the last dim. x [T, D] fp64, fp32, bf16 or fp16, statistics in at least fp32; gamma.value
 /// [D] of x's dtype. Backward adds to gamma.grad (fp64, fp32 or bf16) in an order that does not depend on timing.
 /// Source: Zhang and Sennrich, "Root mean square layer normalization", 2019.
 Tensor rmsnorm(const Tensor& x_TD, const WeightPtr& gamma_D, double eps);
+
+/// {rmsnorm(x), x}: for a block that x also goes around. Backward makes both gradients of x in one pass, their sum rounded once.
+std::pair<Tensor, Tensor> rmsnorm_and_residual(const Tensor& x_TD, const WeightPtr& gamma_D, double eps);
 
 }  // namespace moe::kernels

@@ -23,8 +23,8 @@ template <class T> Acc<T> rms_row(const T* x, const T* gamma, double eps, T* y, 
     return r;
 }
 
-/// dx of one row: r · (dy·gamma − x · r² · mean(dy·gamma·x)); adds to dgamma.
-template <class T> void rms_gradient_row(const T* dy, const T* x, const T* gamma, Acc<T> r, T* dx, Acc<T>* dgamma, int64_t D) {
+/// dx of one row: r · (dy·gamma − x · r² · mean(dy·gamma·x)), and `more` where kMore; adds to dgamma.
+template <bool kMore, class T> void rms_gradient_row(const T* dy, const T* x, const T* gamma, Acc<T> r, const T* more, T* dx, Acc<T>* dgamma, int64_t D) {
     using A = Acc<T>;
     A dot = 0;
     #pragma omp simd reduction(+:dot)
@@ -33,7 +33,9 @@ template <class T> void rms_gradient_row(const T* dy, const T* x, const T* gamma
     #pragma omp simd
     for (int64_t d = 0; d < D; ++d) {
         A g = A(dy[d]) * r, v = A(x[d]);
-        dx[d] = T(g * A(gamma[d]) - v * c);
+        A sum = g * A(gamma[d]) - v * c;
+        if constexpr (kMore) sum += A(more[d]);
+        dx[d] = T(sum);
         dgamma[d] += g * v;
     }
 }
@@ -52,19 +54,21 @@ void rmsnorm_forward_cpu(const Tensor& x_TD, const Tensor& gamma_D, double eps, 
     });
 }
 
-void rmsnorm_backward_cpu(const Tensor& dy_TD, const Tensor& x_TD, const Tensor& gamma_D, const Tensor& rstd_T, Tensor dx_TD, Tensor dgamma_D) {
+void rmsnorm_backward_cpu(const Tensor& dy_TD, const Tensor& x_TD, const Tensor& gamma_D, const Tensor& rstd_T, const Tensor& more_TD, Tensor dx_TD, Tensor dgamma_D) {
     int64_t T_ = x_TD.size(0), D = x_TD.size(1), blocks = (T_ + kRowBlock - 1) / kRowBlock;
     Tensor partial = at::zeros({blocks, D}, rstd_T.options());
     by_dtype("rmsnorm", x_TD, [&](auto zero) {
         using T = decltype(zero);
-        auto *dy = data<T>(dy_TD), *x = data<T>(x_TD), *gamma = data<T>(gamma_D);
+        auto *dy = data<T>(dy_TD), *x = data<T>(x_TD), *gamma = data<T>(gamma_D), *more = data<T>(more_TD);
         auto* rstd = data<Acc<T>>(rstd_T);
         auto* dx = mutable_data<T>(dx_TD);
         auto* sums = mutable_data<Acc<T>>(partial);
         at::parallel_for(0, blocks, 1, [&](int64_t lo, int64_t hi) {
             for (int64_t b = lo; b < hi; ++b)
-                for (int64_t t = b * kRowBlock; t < std::min(T_, (b + 1) * kRowBlock); ++t)
-                    rms_gradient_row(dy + t * D, x + t * D, gamma, rstd[t], dx + t * D, sums + b * D, D);
+                for (int64_t t = b * kRowBlock; t < std::min(T_, (b + 1) * kRowBlock); ++t) {
+                    if (more) rms_gradient_row<true>(dy + t * D, x + t * D, gamma, rstd[t], more + t * D, dx + t * D, sums + b * D, D);
+                    else rms_gradient_row<false>(dy + t * D, x + t * D, gamma, rstd[t], more, dx + t * D, sums + b * D, D);
+                }
         });
     });
     if (!dgamma_D.defined() || blocks == 0) return;
