@@ -32,6 +32,12 @@ std::vector<int64_t> shares(const Bucket& b, int64_t offset, int64_t count) {
 }
 }  // namespace
 
+Master Bucket::master_of(int64_t begin, int64_t end) const {
+    Master m{master.narrow(0, begin - own_begin, end - begin), {}};
+    if (value.scalar_type() != master.scalar_type()) m.value = value_of(begin, end);
+    return m;
+}
+
 const ParamStore::Placed& ParamStore::placed(const std::string& name) const {
     auto found = tensors_.find(name);
     if (found != tensors_.end()) return found->second;
@@ -52,7 +58,7 @@ Tensor ParamStore::grad(const std::string& name) const {
     const Placed& p = placed(name);
     MOE_CHECK(built_ && options_.training && stage_of(BucketKind(p.bucket)) < 2, state, name, !built_ ? "gradient before build()" : options_.training ? "gradients cut by ZeRO" : "a gradient without training",
               "a store built for training, ZeRO 0 or 1", "");
-    if (BucketKind(p.bucket) == BucketKind::expert) const_cast<ParamStore*>(this)->settle_grads();      // what it shows is the same
+    const_cast<ParamStore*>(this)->settle_grads();      // what it shows is the same
     return buckets_[p.bucket].grad_of(p.offset, p.offset + p.count).view(p.spec.local_shape());
 }
 
@@ -63,9 +69,8 @@ Tensor ParamStore::master(const std::string& name) {
     Tensor local;
     bool from_value = !bucket.master.defined();
     if (bucket.counts.empty() || (from_value && stage_of(bucket.kind) < 3)) {
-        local = from_value ? bucket.value_of(p.offset, p.offset + p.count).to(options_.precision.master) : bucket.master.narrow(0, p.offset, p.count).clone();
+        local = from_value ? bucket.value_of(p.offset, p.offset + p.count).to(options_.precision.master, /*non_blocking=*/false, /*copy=*/true) : bucket.master_of(p.offset, p.offset + p.count).read().clone();
     } else {
-        const Tensor& own = from_value ? bucket.value : bucket.master;
         std::vector<int64_t> counts;
         int64_t begin = 0, own_begin = 0, mine = 0;
         for (int r = 0; r < bucket.group.size(); ++r) {
@@ -74,8 +79,10 @@ Tensor ParamStore::master(const std::string& name) {
             if (r == bucket.group.rank() && hi > lo) own_begin = lo - bucket.own_begin, mine = hi - lo;
             begin += bucket.counts[r];
         }
+        own_begin += bucket.own_begin;
+        Tensor own = from_value ? bucket.value_of(own_begin, own_begin + mine) : bucket.master_of(own_begin, own_begin + mine).read();
         local = at::empty({p.count}, own.options());
-        bucket.group.all_gather(own.narrow(0, own_begin, mine), local, counts);
+        bucket.group.all_gather(own, local, counts);
         local = local.to(options_.precision.master);
     }
     local = local.view(p.spec.local_shape());
@@ -112,7 +119,7 @@ std::vector<OwnedPiece> ParamStore::pieces(bool once, bool with_tensors) const {
                 if (t.cut_dim >= 0) offset[size_t(t.cut_dim)] += t.cut_begin;
             }
             if (with_tensors) {
-                piece.master = b.master.narrow(0, begin - b.own_begin, end - begin).view(shape);
+                piece.master = b.master_of(begin, end).view(shape);
                 for (const Tensor& s : b.state) piece.state.push_back(s.narrow(0, begin - b.own_begin, end - begin).view(shape));
             }
             list.push_back(std::move(piece));
@@ -130,12 +137,6 @@ std::vector<Rectangle> ParamStore::rectangles() const {
 std::vector<OwnedPiece> ParamStore::owned(bool once) const {
     MOE_CHECK(built_ && options_.training, state, "owned pieces", built_ ? "a store without training" : "a store before build()", "a store built for training", "");
     return pieces(once, true);
-}
-
-void ParamStore::refresh_values() {
-    for (Bucket& b : buckets_)
-        if (b.value.scalar_type() != b.master.scalar_type()) b.value_of(b.own_begin, b.own_end).copy_(b.master);
-    gather_values();
 }
 
 const ParamStore::Handle& ParamStore::handle_of(const WeightPtr& weight) const {
@@ -210,16 +211,16 @@ void ParamStore::zero_grads() {
 
 void ParamStore::begin_grads() {
     if (is_cut()) return zero_grads();                  // room for a whole gradient is made anew in every backward
-    for (Bucket& b : buckets_)
-        if (b.grad.defined() && b.kind != BucketKind::expert) b.grad.zero_();
-    for (Handle& h : handles_) h.weight->is_grad_stale = h.spec.bucket == BucketKind::expert && h.weight->grad.defined();
+    for (Handle& h : handles_) {
+        if (!h.weight->grad.defined()) continue;
+        h.weight->is_grad_stale = h.spec.shape.size() >= 2;             // made by products, which know of it
+        if (!h.weight->is_grad_stale) h.weight->grad.zero_();
+    }
 }
 
 void ParamStore::settle_grads() {
-    for (Handle& h : handles_) {
-        if (h.weight->is_grad_stale) h.weight->grad.zero_();
-        h.weight->is_grad_stale = false;
-    }
+    for (Handle& h : handles_)
+        if (h.weight->is_grad_stale) h.weight->grad_to_add();
 }
 
 void ParamStore::mark_grads_written() {
@@ -243,6 +244,35 @@ void ParamStore::reduce_grads() {
             b.group.reduce_scatter(b.grad, b.grad.narrow(0, b.own_begin, b.own_end - b.own_begin), b.counts);
         }
     }
+}
+
+std::vector<const ParamStore::Handle*> ParamStore::squared_handles(const Bucket& b) const {
+    std::vector<const Handle*> list;
+    if (b.group.size() > 1 || is_cut()) return list;               // a reduction has written since
+    for (const Handle& h : handles_) {
+        const Weight& w = *h.weight;
+        bool some_frozen = std::any_of(h.spec.tensors.begin(), h.spec.tensors.end(), [](const TensorSpec& t) { return t.frozen; });
+        if (h.spec.bucket == b.kind && !some_frozen && w.grad.defined() && w.grad_squares.parts.defined() && w.grad_squares.version == int64_t(w.grad._version())) list.push_back(&h);
+    }
+    std::sort(list.begin(), list.end(), [](const Handle* x, const Handle* y) { return x->offset < y->offset; });
+    return list;
+}
+
+GradNormParts ParamStore::grad_norm_parts() const {
+    GradNormParts out;
+    for (const Bucket& b : buckets_) {
+        int64_t at = b.norm_begin;
+        auto up_to = [&](int64_t end) {
+            if (end > at) out.rest.push_back(b.grad_of(at, end));
+        };
+        for (const Handle* h : squared_handles(b)) {
+            up_to(h->offset);
+            out.known.push_back(h->weight->grad_squares.parts);
+            at = h->offset + h->count;
+        }
+        up_to(b.norm_end);
+    }
+    return out;
 }
 
 std::string ParamStore::first_non_finite() const {

@@ -28,6 +28,8 @@ int64_t count_of(const std::string& name, const std::vector<int64_t>& shape) {
 }
 
 at::ScalarType compute_type(const Precision& p, BucketKind kind) { return kind == BucketKind::router ? p.master : p.compute; }
+/// Of Master::data beside weights of this type.
+at::ScalarType master_type(const Precision& p, at::ScalarType compute) { return p.master == at::kFloat && compute == at::kBFloat16 ? at::kShort : p.master; }
 
 std::string gib(double bytes) { return bytes < 1 << 20 ? fmt::format("{:.0f} bytes", bytes) : fmt::format("{:.2f} GiB", bytes / (1 << 30)); }
 
@@ -51,7 +53,7 @@ double bytes_of(const Bucket& bucket, int64_t total, int stage, const StoreOptio
     auto compute = compute_type(p, bucket.kind);
     double bytes = double(stage >= 3 ? own : total) * c10::elementSize(compute);
     if (!options.training) return bytes;
-    return bytes + double(stage >= 2 ? own : total) * c10::elementSize(p.grad) + double(own) * (c10::elementSize(p.master) * (compute != p.master) + c10::elementSize(p.moments) * size_t(options.num_moments));
+    return bytes + double(stage >= 2 ? own : total) * c10::elementSize(p.grad) + double(own) * (c10::elementSize(master_type(p, compute)) * (compute != p.master) + c10::elementSize(p.moments) * size_t(options.num_moments));
 }
 
 constexpr const char* kSmaller = "a smaller model, bf16 weights, expert parallelism or zero_stage 1 over more ranks";
@@ -178,7 +180,7 @@ void ParamStore::allocate(Bucket& bucket) {
         bucket.value = make(values, compute);
         if (compute == p.master) bucket.master = bucket.value_of(bucket.own_begin, bucket.own_end);
         if (!options_.training) return;
-        if (own_master) bucket.master = make(own, p.master);
+        if (own_master) bucket.master = make(own, master_type(p, compute));
         bucket.grad = make(grads, p.grad);
         for (int i = 0; i < options_.num_moments; ++i) bucket.state.push_back(make(own, p.moments));
     } catch (const c10::Error& e) {
@@ -222,14 +224,13 @@ void ParamStore::initialise() {
 
 void ParamStore::write(Bucket& bucket, int64_t offset, const Tensor& from) {
     int64_t n = from.numel();
-    Tensor rounded = from.detach().reshape(-1).to(options_.precision.master);
-    auto copy = [&](Tensor to, int64_t to_begin) {                       // the part of [offset, offset + n) that `to` keeps
-        int64_t begin = std::max(offset, to_begin), end = std::min(offset + n, to_begin + to.numel());
-        if (begin < end) to.narrow(0, begin - to_begin, end - begin).copy_(rounded.narrow(0, begin - offset, end - begin));
+    Tensor master = from.detach().reshape(-1).to(options_.precision.master);
+    auto part = [&](int64_t begin, int64_t size, auto&& set) {                       // what of [offset, offset + n) lies in [begin, begin + size)
+        int64_t lo = std::max(offset, begin), hi = std::min(offset + n, begin + size);
+        if (lo < hi) set(lo, hi, master.narrow(0, lo - offset, hi - lo));
     };
-    copy(bucket.value, bucket.value_begin);
-    if (!bucket.master.defined() || bucket.master.scalar_type() == bucket.value.scalar_type()) return;      // none, or a view of value
-    copy(bucket.master, bucket.own_begin);
+    part(bucket.value_begin, bucket.value.numel(), [&](int64_t lo, int64_t hi, const Tensor& x) { bucket.value_of(lo, hi).copy_(rounded(x, bucket.value.scalar_type())); });
+    if (bucket.master.defined()) part(bucket.own_begin, bucket.master.numel(), [&](int64_t lo, int64_t hi, const Tensor& x) { bucket.master_of(lo, hi).write(x); });
 }
 
 void ParamStore::fill_handles() {

@@ -3,6 +3,7 @@
 // What products read is a handle (Weight): a run of neighbouring logical tensors seen as one array.
 #pragma once
 #include "core/dist/group.h"
+#include "core/tensor/master.h"
 #include "core/tensor/precision.h"
 #include "core/tensor/weight.h"
 
@@ -49,11 +50,11 @@ struct Rectangle {
     bool operator==(const Rectangle&) const = default;
 };
 
-/// A rectangle with what this rank keeps of it: views, so that writing them sets the store.
+/// A rectangle with what this rank keeps of it: views, so that writing them sets the store; after that gather_values().
 struct OwnedPiece {
     Rectangle rectangle;
     std::vector<int64_t> global_shape;
-    Tensor master;                            ///< master type, of the rectangle's shape
+    Master master;                            ///< of the rectangle's shape
     std::vector<Tensor> state;                ///< optimizer's tensors, of that shape
 };
 
@@ -72,7 +73,7 @@ struct Bucket {
     dist::Group group;                        ///< ranks that hold the same elements
     Tensor value, grad;                       ///< compute type; gradient type (undefined without training)
     int64_t value_begin = 0, grad_begin = 0;  ///< element of the bucket that value[0] and grad[0] are
-    Tensor master;                            ///< [own] master type; a view of value where the types agree, else undefined without training
+    Tensor master;                            ///< [own] as Master::data: master type, a view of value where the types agree; int16 beside bf16; undefined without training where types differ
     std::vector<Tensor> state;                ///< optimizer's moments, each [own], moments' type
     int64_t own_begin = 0, own_end = 0;
     std::vector<int64_t> counts;              ///< elements by rank of the group from ZeRO 1
@@ -81,6 +82,8 @@ struct Bucket {
     /// Elements [begin, end) of the bucket, which must lie in what is kept: views.
     Tensor value_of(int64_t begin, int64_t end) const { return value.narrow(0, begin - value_begin, end - begin); }
     Tensor grad_of(int64_t begin, int64_t end) const { return grad.narrow(0, begin - grad_begin, end - begin); }
+    /// Of the own part.
+    Master master_of(int64_t begin, int64_t end) const;
 };
 
 /// How the store holds its tensors.
@@ -93,6 +96,9 @@ struct StoreOptions {
     bool training = true;                     ///< false: no gradients and no state
     bool whole_tensors = false;               ///< ZeRO cuts at tensor starts only: for an optimizer that needs whole matrices
 };
+
+/// The sum of the gradients' squares = sum of `known`, float64, + that of the squares of `rest`, flat views of gradients.
+struct GradNormParts { std::vector<Tensor> known, rest; };
 
 /// Owner of all parameters; not copied: handles point at its sink.
 class ParamStore {
@@ -135,8 +141,6 @@ public:
     /// The same with views of master and state. With `once`, a partition over the ranks that hold the same elements: what a
     /// checkpoint is saved from. Throws (state) without training.
     std::vector<OwnedPiece> owned(bool once) const;
-    /// After masters were set through owned(): compute weights become masters rounded, on every rank (a collective from ZeRO 1).
-    void refresh_values();
     /// Elements of all logical tensors on this rank.
     int64_t num_parameters() const;
 
@@ -152,7 +156,7 @@ public:
 
     /// All main gradients become 0.
     void zero_grads();
-    /// The same, but those of experts, most of a model, only count as zero until they are written or settled: what makes them first then
+    /// The same, but those of matrices, nearly all of a model, only count as zero until they are written or settled: what makes them first then
     /// overwrites them, which spares a pass over them and a read.
     void begin_grads();
     /// Gradients that still only count as zero become zero. reduce_grads() and grad() do it themselves.
@@ -163,9 +167,11 @@ public:
     /// part under ZeRO 1, whose other parts keep this rank's share; from ZeRO 2 release() has done it. Gradients of frozen tensors
     /// become zero first.
     void reduce_grads();
+    /// What the sum of squares of this rank's part of the gradients (a partition over the ranks of each bucket's group) is made of. After reduce_grads().
+    GradNormParts grad_norm_parts() const;
     /// Name of the first parameter with a gradient that is not finite, "" if none; local to this rank.
     std::string first_non_finite() const;
-    /// After an update of the own parts of master and value: every rank gets all compute weights (all-gather under ZeRO 1).
+    /// After the own parts of master and value have changed (an update, or owned()): every rank gets all compute weights (all-gather under ZeRO 1).
     void gather_values();
 
 private:
@@ -175,6 +181,8 @@ private:
     /// ZeRO stage of a bucket. Tied weights stop at 1: their ranks are of two pipeline stages, which do not run the same segments.
     int stage_of(BucketKind kind) const { return kind == BucketKind::tied ? std::min(options_.zero_stage, 1) : options_.zero_stage; }
     const Handle& handle_of(const WeightPtr& weight) const;
+    /// Handles of a bucket whose gradients' squares are known, by offset.
+    std::vector<const Handle*> squared_handles(const Bucket& bucket) const;
     void gather_value(const Handle& handle);
     void scatter_grad(const Handle& handle);
     std::vector<OwnedPiece> pieces(bool once, bool with_tensors) const;

@@ -16,8 +16,12 @@ constexpr double kKeptLogitBytes = 256 << 20;
 struct Sizes {
     double compute = 4, master = 4, grad = 4, moments = 4;
     double num_moments = 2;
+    bool is_split = false;                        ///< fp32 masters made of bf16 weights and what these lack
     double copies = 0;                            ///< of a weight in E4M3: straight and transposed
 };
+
+/// Of a master weight beside a weight of `compute` bytes.
+double beside(double compute, const Sizes& s) { return compute == s.master ? 0 : s.is_split ? s.master - compute : s.master; }
 
 Sizes sizes_of(const TrainingConfig& t) {
     Sizes s;
@@ -25,6 +29,7 @@ Sizes sizes_of(const TrainingConfig& t) {
     if (precision == "fp64") s.compute = s.master = s.grad = s.moments = 8;
     if (precision == "bf16" || precision == "fp16" || precision == "fp8") s.compute = 2;
     if (precision == "fp8") s.copies = 2;
+    s.is_split = precision == "bf16" || precision == "fp8";
     if (t.grads_dtype == "bf16") s.grad = 2;
     if (t.moments_dtype == "bf16") s.moments = 2;
     if (t.optimizer == "sgd") s.num_moments = t.momentum == 0 ? 0 : 1;
@@ -136,7 +141,7 @@ Memory memory(const Config& config, int64_t ranks) {
         double own = elements / double(group);
         out.weights += (stage >= 3 ? own : elements) * compute;
         out.gradients += (stage >= 2 ? own : elements) * s.grad;
-        out.optimizer += (stage >= 1 ? own : elements) * ((compute == s.master ? 0 : s.master) + s.num_moments * s.moments);
+        out.optimizer += (stage >= 1 ? own : elements) * (beside(compute, s) + s.num_moments * s.moments);
     };
     bucket(held.dense, axes.in_stage(), s.compute);
     bucket(held.tensor, axes.dp, s.compute);

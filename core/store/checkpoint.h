@@ -15,11 +15,14 @@
 namespace moe::store {
 
 /// A rectangle of a logical tensor: `data` (any device and stride; its sizes are the rectangle's) lies at `offset` in a tensor of
-/// `global_shape`. offset and data have as many dims as global_shape.
+/// `global_shape`. offset and data have as many dims as global_shape. Where `read` is set, it gives the numbers when they are copied, of the sizes and dtype of data (which may
+/// be a tensor without storage): only one such piece exists at a time.
 struct Piece {
     std::string name;
     std::vector<int64_t> global_shape, offset;
     at::Tensor data;
+    std::function<at::Tensor()> read = {};
+    at::Tensor tensor() const { return read ? read() : data; }
 };
 
 /// A checkpoint of a folder of them.

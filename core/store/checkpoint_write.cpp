@@ -336,7 +336,7 @@ void CheckpointWriter::snapshot(Job& job, const std::vector<Piece>& pieces) {
         const Piece& p = pieces[i];
         int nth = times[p.name]++;
         at::Tensor copy = buffer_.narrow(0, starts[i], int64_t(p.data.nbytes())).view(p.data.scalar_type()).view(p.data.sizes());
-        copy.copy_(p.data.detach());
+        copy.copy_(p.tensor().detach());
         job.tensors.emplace_back(nth == 0 ? p.name : fmt::format("{}#{}", p.name, nth), copy);
     }
 }

@@ -4,6 +4,11 @@
 #include <ATen/core/grad_mode.h>
 
 namespace moe {
+Tensor Weight::grad_to_add() {
+    if (take_stale()) grad.zero_();
+    return grad;
+}
+
 void GradSink::add(std::function<void()> make) {
     if (deferring_) queue_.push_back({segment_, micro_batch_, std::move(make)});
     else make();

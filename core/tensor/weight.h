@@ -5,6 +5,7 @@
 
 #include <functional>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace moe {
@@ -40,13 +41,25 @@ struct Fp8Copy {
     const void* data = nullptr;       ///< value's
 };
 
+/// Float64 numbers whose sum is that of a gradient's squares, by whoever has written it last. Kernels write without raising a tensor's version, so each of them sets or clears
+/// this; whoever else writes raises it.
+struct GradSquares {
+    Tensor parts;                     ///< undefined: not known
+    int64_t version = -1;             ///< the gradient's, when they were made
+};
+
 /// value: what the product reads, in the compute dtype; may be replaced between forward and backward (gather and release).
 /// grad: main gradient, same shape, fp64, fp32 or bf16, added to in place (sums are made in at least fp32, then rounded); not the .grad of an autograd leaf. It may be undefined
 /// (a frozen or inference weight): then no gradient is made. A CustomClassHolder only so that autograd can hold it.
 struct Weight : torch::CustomClassHolder {
     Tensor value, grad;
-    /// grad holds nothing of this step and may be anything: whoever adds to it first overwrites it and clears this.
+    /// grad holds nothing of this step and may be anything. Whoever adds to it goes through take_stale() or grad_to_add().
     bool is_grad_stale = false;
+    /// True once where grad is stale: the caller overwrites all of it.
+    bool take_stale() { return std::exchange(is_grad_stale, false); }
+    /// grad as something to add to: zeros where it was stale.
+    Tensor grad_to_add();
+    GradSquares grad_squares;
     std::string name;
     GradSink* sink = nullptr;
     /// Products with it are in E4M3 where activations are bf16 (kernels/quantize), and these are the copies that they read.

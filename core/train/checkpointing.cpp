@@ -32,7 +32,7 @@ struct TensorSource {
 struct Target {
     std::string name;
     std::vector<int64_t> global_shape, offset;
-    Tensor data;
+    Master data;
 };
 
 std::string optimizer_name(size_t i, const std::string& name) { return fmt::format("{}{}/{}", kOptimizer, i, name); }
@@ -41,11 +41,11 @@ std::vector<Target> targets_of(Model& model, bool once, bool with_optimizer) {
     std::vector<Target> list;
     for (const OwnedPiece& p : model.store().owned(once)) {
         list.push_back({p.rectangle.name, p.global_shape, p.rectangle.offset, p.master});
-        for (size_t i = 0; with_optimizer && i < p.state.size(); ++i) list.push_back({optimizer_name(i, p.rectangle.name), p.global_shape, p.rectangle.offset, p.state[i]});
+        for (size_t i = 0; with_optimizer && i < p.state.size(); ++i) list.push_back({optimizer_name(i, p.rectangle.name), p.global_shape, p.rectangle.offset, {p.state[i], {}}});
     }
     if (once && model.mesh().stage.rank() != 0) return list;             // biases are the same on all ranks of a stage
     for (int64_t layer : model.routed_layers())
-        if (Tensor bias = model.bias(layer); bias.defined()) list.push_back({Model::bias_name(layer), bias.sizes().vec(), {0}, bias});
+        if (Tensor bias = model.bias(layer); bias.defined()) list.push_back({Model::bias_name(layer), bias.sizes().vec(), {0}, {bias, {}}});
     return list;
 }
 
@@ -78,9 +78,9 @@ void fill_model(Model& model, const TensorSource& source, bool with_optimizer) {
     auto targets = targets_of(model, /*once=*/false, with_optimizer);
     check_names(source, targets, world);
     agree(world, [&] {
-        for (Target& t : targets) t.data.copy_(source.read(t.name, t.offset, t.data.sizes().vec()));
+        for (Target& t : targets) t.data.write(source.read(t.name, t.offset, t.data.data.sizes().vec()));
     });
-    model.store().refresh_values();
+    model.store().gather_values();
 }
 
 TensorSource source_of(const store::Checkpoint& checkpoint, bool with_optimizer) {
@@ -105,7 +105,14 @@ TensorSource source_of(const std::string& path, const store::NamedTensors& list)
 
 std::vector<store::Piece> pieces_of(Model& model) {
     std::vector<store::Piece> pieces;
-    for (Target& t : targets_of(model, /*once=*/true, /*with_optimizer=*/true)) pieces.push_back({t.name, t.global_shape, t.offset, t.data});
+    for (Target& t : targets_of(model, /*once=*/true, /*with_optimizer=*/true)) {
+        store::Piece piece{t.name, t.global_shape, t.offset, t.data.data, {}};
+        if (t.data.is_split()) {
+            piece.data = at::empty(t.data.data.sizes(), at::TensorOptions().dtype(t.data.dtype()).device(at::kMeta));
+            piece.read = [master = t.data] { return master.read(); };
+        }
+        pieces.push_back(std::move(piece));
+    }
     return pieces;
 }
 

@@ -39,19 +39,22 @@ bool is_hidden_matrix(const ParamStore& store, const std::string& name) {
 }
 
 double grad_norm(ParamStore& store, const dist::Group& world) {
-    Tensor sum = at::zeros({}, at::TensorOptions().dtype(at::kDouble).device(store.options().device));
-    for (auto& b : store.buckets())
-        if (b.norm_end > b.norm_begin) sum = sum + kernels::sum_of_squares(b.grad_of(b.norm_begin, b.norm_end));
-    return std::sqrt(world.all_reduce(sum.item<double>()));
+    GradNormParts parts = store.grad_norm_parts();
+    std::vector<Tensor> sums = std::move(parts.known);
+    for (const Tensor& grad : parts.rest) sums.push_back(kernels::sum_of_squares(grad).view(1));
+    double sum = sums.empty() ? 0 : at::cat(sums).sum().item<double>();
+    return std::sqrt(world.all_reduce(sum));
 }
 
 namespace {
 /// A piece of a bucket's own part: views of elements [begin, end) of the bucket.
-struct Piece { Tensor master, grad, value, m, v; };
+struct Piece {
+    Master master;
+    Tensor grad, m, v;
+};
 Piece piece(const Bucket& b, int64_t begin, int64_t end) {
     int64_t at = begin - b.own_begin, n = end - begin;
-    Piece p{b.master.narrow(0, at, n), b.grad_of(begin, end), {}, {}, {}};
-    if (b.value.scalar_type() != b.master.scalar_type()) p.value = b.value_of(begin, end);
+    Piece p{b.master_of(begin, end), b.grad_of(begin, end), {}, {}};
     if (b.state.size() > 0) p.m = b.state[0].narrow(0, at, n);
     if (b.state.size() > 1) p.v = b.state[1].narrow(0, at, n);
     return p;
@@ -98,12 +101,12 @@ void adam_piece(const Bucket& b, int64_t begin, int64_t end, const Range& r, con
     auto& c = s.config;
     kernels::AdamWOptions o{s.lr * r.lr_scale, c.adam_beta1, c.adam_beta2, c.adam_eps, r.decay ? c.weight_decay : 0, s.scale, s.number};
     o.decoupled = c.optimizer != "adam";
-    kernels::adamw(p.master, p.grad, p.m, p.v, p.value, o);
+    kernels::adamw(p.master, p.grad, p.m, p.v, o);
 }
 
 void sgd_range(const Bucket& b, const Range& r, const Step& s) {
     Piece p = piece(b, r.begin, r.end);
-    kernels::sgd(p.master, p.grad, p.m, p.value, {s.lr * r.lr_scale, s.config.momentum, r.decay ? s.config.weight_decay : 0, s.scale});
+    kernels::sgd(p.master, p.grad, p.m, {s.lr * r.lr_scale, s.config.momentum, r.decay ? s.config.weight_decay : 0, s.scale});
 }
 
 /// fp64 for fp64; bf16 where the GPU computes in two bytes, as the paper does; else fp32.
@@ -121,14 +124,14 @@ Tensor gathered(const Tensor& part_NRC, int cut_dim, const dist::Group& tp) {
 
 void muon_matrices(const Bucket& b, const Matrices& x, const Range& r, const Step& s) {
     Piece p = piece(b, x.begin, x.end());
-    auto view = [&](const Tensor& t) { return t.defined() ? t.view({x.count, x.rows, x.cols}) : t; };
+    std::vector<int64_t> shape = {x.count, x.rows, x.cols};
     kernels::MuonOptions o{s.lr * r.lr_scale, s.config.momentum, r.decay ? s.config.weight_decay : 0, s.scale, muon_products(b), {}, {}};
     if (x.cut_dim >= 0) {
         int64_t size = x.cut_dim ? x.cols : x.rows;
         o.whole = [&](const Tensor& part) { return gathered(part, x.cut_dim, s.tp); };
         o.part = [&s, &x, size](const Tensor& whole) { return whole.narrow(x.cut_dim + 1, s.tp.rank() * size, size); };
     }
-    kernels::muon(view(p.master), view(p.grad), view(p.m), view(p.value), o);
+    kernels::muon(p.master.view(shape), p.grad.view(shape), p.m.view(shape), o);
 }
 
 /// Hidden matrices by Muon, what lies between them by AdamW. `next` walks the bucket's list along with its ranges.

@@ -7,11 +7,14 @@
 #include <ATen/core/grad_mode.h>
 #include <ATen/record_function.h>
 #include <torch/csrc/autograd/autograd.h>
+#include <torch/csrc/autograd/engine.h>
+#include <torch/csrc/autograd/functions/basic_ops.h>
 
 #include <algorithm>
 #include <set>
 
 namespace moe::train {
+using torch::autograd::Edge;
 namespace {
 constexpr const char* kBoundary = "residual";        ///< the slot that crosses from stage to stage
 constexpr const char* kLoss = "loss";
@@ -37,12 +40,30 @@ struct Builder {
     }
 };
 
-/// Cuts the graph; a floating tensor becomes a leaf that wants a gradient where `leaf`. Shares storage.
-Tensor cut(const Tensor& t, bool leaf) {
+/// What a new graph starts from: shares t's storage, not its history. A floating tensor that wants a gradient hangs on a node of its own and not on one that
+/// autograd makes for a leaf, which would keep the storage.
+Tensor start(const Tensor& t, bool wants_grad, Edge& edge) {
     if (!t.defined()) return t;
-    Tensor d = t.detach();
-    if (leaf && d.is_floating_point()) d.set_requires_grad(true);
-    return d;
+    Tensor fresh = t.variable_data();
+    if (wants_grad && fresh.is_floating_point()) {
+        torch::autograd::create_gradient_edge(fresh, std::make_shared<torch::autograd::Identity>());
+        edge = torch::autograd::impl::gradient_edge(fresh);
+    }
+    return fresh;
+}
+
+/// By segment: the slots that nobody reads after it before they are written again.
+std::vector<std::set<std::string>> last_reads(const Model& model) {
+    auto& segments = model.segments();
+    std::vector<std::set<std::string>> out(segments.size());
+    std::set<std::string> wanted;
+    if (!model.mesh().is_last()) wanted.insert(kBoundary);
+    for (size_t s = segments.size(); s-- > 0;) {
+        for (auto& slot : segments[s].writes) wanted.erase(slot);
+        for (auto& slot : segments[s].reads)
+            if (wanted.insert(slot).second && std::find(segments[s].writes.begin(), segments[s].writes.end(), slot) == segments[s].writes.end()) out[s].insert(slot);
+    }
+    return out;
 }
 
 /// Whether nobody else holds the tensor or its memory: no graph, slot, queue or message. Counts are of this moment, on the one thread that runs a step.
@@ -115,6 +136,8 @@ std::vector<int> recompute_spans(const Model& model, const std::string& mode, co
         if (wanted.contains(kind_of(segments[s].name))) spans[s] = int(s);
     return spans;
 }
+
+Executor::Executor(Model& model) : model_(model), spans_(model.segments().size(), -1), done_(last_reads(model)) {}
 
 void Executor::set_recompute(std::vector<int> spans) {
     MOE_CHECK(spans.size() == model_.segments().size(), internal, "recompute", fmt::format("{} entries", spans.size()), fmt::format("{}", model_.segments().size()), "");
@@ -195,13 +218,19 @@ void Executor::message(const Op& op) {
 void Executor::run_segment(int s, int mb, Slots& slots, bool keep_graph, bool again) {
     const Segment& segment = model_.segments()[size_t(s)];
     Tape t;
-    for (auto& slot : segment.reads) t.in.push_back(cut(slots.at(slot), keep_graph));
+    Tensors in;
+    for (auto& slot : segment.reads) in.push_back(start(slots.at(slot), keep_graph, t.in.emplace_back()));
+    for (auto& slot : done_[size_t(s)]) slots.erase(slot);
     at::AutoGradMode mode(keep_graph);                // the caller may be under NoGradGuard
     Call call{(*batches_)[size_t(mb)], again, keep_graph && !model_.store().is_cut()};      // a cut gradient has room in backward only
     model_.store().gather(segment.weights, false);
-    t.out = segment.forward(t.in, call);
+    Tensors out = segment.forward(in, call);
     model_.store().release(segment.weights, false);
-    for (size_t i = 0; i < t.out.size(); ++i) slots[segment.writes[i]] = cut(t.out[i], false);
+    for (size_t i = 0; i < out.size(); ++i) {
+        slots[segment.writes[i]] = out[i].defined() ? out[i].variable_data() : out[i];
+        t.out.push_back(out[i].defined() && out[i].requires_grad() ? torch::autograd::impl::gradient_edge(out[i]) : Edge());
+        if (keep_graph && segment.writes[i] == kLoss) t.loss_grad = at::ones_like(out[i]);
+    }
     if (keep_graph) tape(s, mb) = std::move(t);
 }
 
@@ -242,31 +271,33 @@ void Executor::backward(int s, int mb, bool defer) {
     if (defer) store.sink().defer(s, mb);
     else store.sink().immediate();
 
-    Tensors outs, douts, ins;
+    std::vector<Edge> outs, ins;
+    Tensors douts;
     for (size_t i = 0; i < t.out.size(); ++i) {
         const std::string& slot = segment.writes[i];
-        Tensor dout = slot == kLoss ? at::ones_like(t.out[i]) : Tensor();
+        Tensor dout = slot == kLoss ? t.loss_grad : Tensor();
         if (auto it = grads.find(slot); it != grads.end()) {
             dout = it->second;
             grads.erase(it);                          // this segment wrote the slot: earlier readers read another version
         }
-        if (!t.out[i].requires_grad() || !dout.defined()) continue;
+        if (!t.out[i].is_valid() || !dout.defined()) continue;
         outs.push_back(t.out[i]);
         douts.push_back(dout);
     }
-    for (auto& x : t.in)
-        if (x.defined() && x.requires_grad()) ins.push_back(x);
+    for (auto& edge : t.in)
+        if (edge.is_valid()) ins.push_back(edge);
     // Every rank of a group gathers and releases, also where its own tokens give no gradient.
     store.gather(segment.weights, true);
-    std::vector<Tensor> got(ins.size());
-    if (!outs.empty()) got = torch::autograd::grad(outs, ins, douts, /*retain_graph=*/false, /*create_graph=*/false, /*allow_unused=*/true);
+    Tensors got(ins.size());
+    if (!outs.empty()) got = torch::autograd::Engine::get_default_engine().execute(outs, douts, /*keep_graph=*/false, /*create_graph=*/false, /*accumulate_grad=*/false, ins);
     store.release(segment.weights, true);
     size_t k = 0;
-    outs.clear();                                     // what is left of this segment's graph and of what came from above must not count as a holder
+    // What came from above and what is left of this segment's graph must not count as holders of these gradients.
     douts.clear();
+    outs.clear();
     t.out.clear();
     for (size_t i = 0; i < t.in.size(); ++i)
-        if (t.in[i].defined() && t.in[i].requires_grad()) accumulate(grads[segment.reads[i]], std::move(got[k++]));
+        if (t.in[i].is_valid()) accumulate(grads[segment.reads[i]], std::move(got[k++]));
 }
 
 Tensor Executor::run_attached(std::vector<MicroBatch>& batches) {

@@ -3,6 +3,9 @@
 #pragma once
 #include "core/model/model.h"
 
+#include <torch/csrc/autograd/edge.h>
+
+#include <set>
 #include <string>
 #include <vector>
 
@@ -46,7 +49,7 @@ enum class Mode { scheduled, attached };
 /// Runs programs over a model's segments; the only place that keeps graphs, inputs and boundary gradients.
 class Executor {
 public:
-    explicit Executor(Model& model) : model_(model), spans_(model.segments().size(), -1) {}
+    explicit Executor(Model& model);
     /// Runs a program over micro-batches; gradients are added to the main gradients, losses to MicroBatch::losses. Returns the sum of
     /// the losses called "loss" (0-d float64, host; 0 on a stage without the head). A segment that throws leaves queue and tapes empty;
     /// main gradients then hold a part of the step, and the caller zeroes them.
@@ -62,7 +65,11 @@ public:
 
 private:
     using Slots = std::map<std::string, Tensor>;
-    struct Tape { Tensors in, out; };
+    /// Edges into and out of a segment's graph, one a slot (none where no gradient flows): not the tensors, which live only as long as some backward reads them.
+    struct Tape {
+        std::vector<torch::autograd::Edge> in, out;
+        Tensor loss_grad;                            ///< 1, where the segment writes a loss
+    };
     void forward(int segment, int micro_batch);
     void run_segment(int segment, int micro_batch, Slots& slots, bool keep_graph, bool again);
     void compute_again(int span, int micro_batch);
@@ -77,6 +84,7 @@ private:
     Model& model_;
     std::vector<int> spans_;
     std::vector<MicroBatch>* batches_ = nullptr;
+    std::vector<std::set<std::string>> done_;        ///< by segment: what it reads as the last one
     std::vector<Tape> tapes_;                        ///< [micro-batch][segment]
     std::vector<Slots> slots_, grads_;               ///< by micro-batch: what the next forward and backward read
     std::map<std::pair<int, int>, Slots> kept_;      ///< (span, micro-batch): what a span reads from outside

@@ -217,7 +217,7 @@ int params(lua_State* L) {
     Config c = with_vocabulary(*self<ConfigValue>(L).config);
     int64_t depth = c.training.mtp_depth();
     auto counts = plan::count(c.model, depth);
-    push_ordered_table(L, {"total", "active", "flops_per_token", "mtp", "router_bias"});
+    push_ordered_table(L, {"total", "active", "flops_per_token", "flops_per_token_full", "mtp", "router_bias"});
     auto set = [&](const char* name, int64_t value) {
         lua_pushinteger(L, value);
         lua_setfield(L, -2, name);
@@ -228,6 +228,8 @@ int params(lua_State* L) {
     set("router_bias", counts.router_bias);
     lua_pushnumber(L, plan::flops_per_token(c.model, c.training.seq_length, plan::FlopsRule::causal, depth));
     lua_setfield(L, -2, "flops_per_token");
+    lua_pushnumber(L, plan::flops_per_token(c.model, c.training.seq_length, plan::FlopsRule::full, depth));
+    lua_setfield(L, -2, "flops_per_token_full");
     return 1;
 }
 
@@ -292,7 +294,7 @@ const Binding kFunctions[] = {
 const Binding kMethods[] = {
     {"with", with, "cfg:with { model = { moe = { num_experts = 16 } } }: a changed copy; dotted keys (\"model.moe.num_experts\") work too, moe.null is null. Printing it marks the differences."},
     {"assign", assign, "cfg:assign { \"model.moe.num_experts=16\", \"training.train_steps=null\" }: a changed copy by key=value texts as on the command line: a key's type says how its text is read."},
-    {"params", params, "cfg:params(): {total, active (a token's, without the embedding), flops_per_token (forward and backward, causal rule, at training.seq_length), mtp, router_bias}."},
+    {"params", params, "cfg:params(): {total, active (a token's, without the embedding), flops_per_token (forward and backward at training.seq_length, the causal half of attention counted), flops_per_token_full (all of it: torchtitan's rule), mtp, router_bias}."},
     {"num_steps", num_steps, "cfg:num_steps {ranks = 1}: optimizer steps of a run, by training.train_steps, total_training_tokens or tokens_per_parameter_ratio; nil where none is set."},
     {"num_tokens", num_tokens, "cfg:num_tokens {ranks = 1}: tokens that those steps see, a batch ramp's smaller steps as they are; nil where no length is set."},
     {"memory", memory, "cfg:memory {ranks = 1}: bytes that training needs on the fullest rank: {weights, gradients, optimizer (master weights and moments), activations (an estimate, within about a factor of two), total}."},

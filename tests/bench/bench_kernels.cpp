@@ -49,16 +49,17 @@ void products(int64_t O) {
     std::string shape = fmt::format("{}x{}x{}", T, O, D);
     report_flops("linear_forward", flops, shape, [&] { product_nt_cpu(x, w, y); });
     report_flops("linear_dx", flops, shape, [&] { product_nn_cpu(y, w, dx); });
-    report_flops("linear_dw", flops, shape, [&] { add_product_tn_cpu(y, x, dw); });
+    report_flops("linear_dw", flops, shape, [&] { add_product_tn_cpu(y, x, dw, false); });
 }
 void grouped_products(const char* which, int64_t I, int64_t O) {
     int64_t R = T * K;
-    Tensor x = at::randn({R, I}), w = at::randn({E, O, I}), y = at::zeros({R, O}), dx = at::zeros({R, I}), dw = at::zeros({E, O, I}), offsets = at::arange(E + 1).mul(R / E);
+    Tensor x = at::randn({R, I}), w = at::randn({E, O, I}), y = at::zeros({R, O}), dx = at::zeros({R, I}), dw = at::zeros({E, O, I});
+    RowGroups groups{at::arange(E + 1).mul(R / E), 1};
     double flops = 2.0 * double(R * I * O);
     std::string shape = fmt::format("E{} R{} {}x{} {}", E, R, O, I, which);
-    report_flops("grouped_forward", flops, shape, [&] { grouped_product_nt_cpu(x, offsets, w, y); });
-    report_flops("grouped_dx", flops, shape, [&] { grouped_product_nn_cpu(y, offsets, w, dx); });
-    report_flops("grouped_dw", flops, shape, [&] { add_grouped_product_tn_cpu(y, x, offsets, dw); });
+    report_flops("grouped_forward", flops, shape, [&] { grouped_product_nt_cpu(x, groups, w, y); });
+    report_flops("grouped_dx", flops, shape, [&] { grouped_product_nn_cpu(y, groups, w, dx); });
+    report_flops("grouped_dw", flops, shape, [&] { add_grouped_product_tn_cpu(y, x, groups, dw, /*overwrite=*/false); });
 }
 /// The op forward and, where asked, backward.
 std::function<void()> with_backward(std::function<Tensor()> op, std::vector<Tensor> inputs, Tensor upstream) {

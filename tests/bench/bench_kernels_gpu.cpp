@@ -105,7 +105,7 @@ void vocabulary() {
     bandwidth("cross_entropy", "1024x102400", "fp32 -> bf16", double(n) * V * 6, [&] { cross_entropy_cuda(logits, targets, 1.0, loss, dlogits); });
     Tensor x = at::randn({n, D}, bf16());
     speed("head_logits", "1024x102400x2048 fp32 out", 2.0 * n * V * D, [&] { product_nt_cuda(x, w, logits); });
-    speed("head_wgrad", "102400x2048x1024 into fp32", 2.0 * n * V * D, [&] { add_product_tn_cuda(dlogits, x, dw); });
+    speed("head_wgrad", "102400x2048x1024 into fp32", 2.0 * n * V * D, [&] { add_product_tn_cuda(dlogits, x, dw, false); });
 }
 
 void dense() {
@@ -114,7 +114,7 @@ void dense() {
     const double flops = 2.0 * T * I * O;
     speed("linear_forward", "16384x4096x2048", flops, [&] { product_nt_cuda(x, w, y); });
     speed("linear_dgrad", "16384x2048x4096", flops, [&] { product_nn_cuda(y, w, dx); });
-    speed("linear_wgrad", "4096x2048x16384 into fp32", flops, [&] { add_product_tn_cuda(y, x, dw); });
+    speed("linear_wgrad", "4096x2048x16384 into fp32", flops, [&] { add_product_tn_cuda(y, x, dw, false); });
     Tensor router = at::randn({64, I}, fp32()), scores = at::empty({T, 64}, fp32());
     speed("router", "16384x64x2048 fp32", 2.0 * T * I * 64, [&] { product_nt_cuda(x, router, scores); });
 }

@@ -59,8 +59,8 @@ struct Model {
     void update(double lr) {
         for (Bucket& b : store->buckets()) {
             int64_t n = b.own_end - b.own_begin;
-            b.master.sub_(b.grad.narrow(0, b.own_begin, n), lr);
-            b.value.narrow(0, b.own_begin, n).copy_(b.master);
+            Master own = b.master_of(b.own_begin, b.own_end);
+            own.write(own.read() - lr * b.grad.narrow(0, b.own_begin, n));
         }
         store->gather_values();
     }

@@ -94,7 +94,8 @@ test("config: parameters and tables", function()
   is(p.flops_per_token > 6 * p.active * 0.9)
   local keys = {}
   for key in pairs(p) do keys[#keys + 1] = key end
-  equal(table.concat(keys, " "), "total active flops_per_token mtp router_bias")
+  equal(table.concat(keys, " "), "total active flops_per_token flops_per_token_full mtp router_bias")
+  is(p.flops_per_token_full > p.flops_per_token and p.flops_per_token_full < 2 * p.flops_per_token)
   equal(moe.config("tiny"):to_table().model.moe.num_experts, 4)
   check.contains(tostring(p), "{total = " .. p.total .. ", active = " .. p.active .. ", ")
 end)

@@ -1,5 +1,5 @@
 #pragma once
-#include "core/tensor/weight.h"
+#include "core/tensor/master.h"
 
 namespace moe::kernels {
 
@@ -10,11 +10,12 @@ struct AdamWOptions {
     bool decoupled = true;        ///< false: Adam, weight_decay · master is added to the scaled gradient instead
 };
 
-/// One pass over flat ranges of equal length n, contiguous, on one device: master (fp32 or fp64), m and v are updated in place;
-/// where `value` is defined (a lower-precision copy: bf16, fp16) it becomes master rounded to its dtype. grad is left as it is.
-/// grad, m and v may be bf16: arithmetic is in master's dtype, and what is stored is rounded to nearest, not stochastically.
+/// One pass over flat ranges of equal length n, contiguous, on one device: the master weights (fp32, fp64, or fp32 split into bf16
+/// weights and the rest), m and v are updated in place; where master.value is defined (bf16, fp16) it becomes the master as rounded()
+/// does (split: to bf16 by Master's rule, else to nearest even). grad is left as it is.
+/// grad, m and v may be bf16: arithmetic is in the master's dtype, and what is stored is rounded to nearest, not stochastically.
 /// Source: Loshchilov and Hutter, "Decoupled weight decay regularization", 2019; Kingma and Ba, "Adam", 2015.
-void adamw(Tensor master, const Tensor& grad, Tensor m, Tensor v, Tensor value, const AdamWOptions& options);
+void adamw(const Master& master, const Tensor& grad, Tensor m, Tensor v, const AdamWOptions& options);
 
 struct SgdOptions {
     double lr = 0, momentum = 0, weight_decay = 0;
@@ -22,9 +23,9 @@ struct SgdOptions {
 };
 
 /// d = grad_scale · grad + weight_decay · master; with a `buffer` (fp64, fp32 or bf16; zeros before the first step) d = buffer =
-/// momentum · buffer + d; master −= lr · d; value, dtypes and rounding as above. An undefined buffer wants momentum 0.
+/// momentum · buffer + d; master −= lr · d; dtypes and rounding as above. An undefined buffer wants momentum 0.
 /// Source: torch.optim.SGD without dampening, whose first buffer is the first d.
-void sgd(Tensor master, const Tensor& grad, Tensor buffer, Tensor value, const SgdOptions& options);
+void sgd(const Master& master, const Tensor& grad, Tensor buffer, const SgdOptions& options);
 
 /// Sum of squares of a flat range in float64 (0-d tensor, same device), deterministic for a given length.
 Tensor sum_of_squares(const Tensor& x);

@@ -4,11 +4,11 @@
 
 namespace moe::kernels {
 
-void adamw_cpu(Tensor master, const Tensor& grad, Tensor m, Tensor v, Tensor value, const AdamWOptions& options);
-void adamw_cuda(Tensor master, const Tensor& grad, Tensor m, Tensor v, Tensor value, const AdamWOptions& options);
+void adamw_cpu(const Master& master, const Tensor& grad, Tensor m, Tensor v, const AdamWOptions& options);
+void adamw_cuda(const Master& master, const Tensor& grad, Tensor m, Tensor v, const AdamWOptions& options);
 
-void sgd_cpu(Tensor master, const Tensor& grad, Tensor buffer, Tensor value, const SgdOptions& options);
-void sgd_cuda(Tensor master, const Tensor& grad, Tensor buffer, Tensor value, const SgdOptions& options);
+void sgd_cpu(const Master& master, const Tensor& grad, Tensor buffer, const SgdOptions& options);
+void sgd_cuda(const Master& master, const Tensor& grad, Tensor buffer, const SgdOptions& options);
 
 /// out: 0-d float64 on x's device.
 void sum_of_squares_cpu(const Tensor& x, Tensor out);

@@ -31,12 +31,43 @@ template <int N, class T> __device__ inline void write(Range r, int64_t i, const
     else write_as<N, double>(r.data, i, x);
 }
 
+template <int N, class T> __device__ inline void read(const Weights& w, int64_t i, T (&x)[N]) {
+    if constexpr (std::is_same_v<T, float>) {
+        if (w.split) {
+            auto high = load<N>(static_cast<const unsigned short*>(w.value.data) + i);
+            auto rest = load<N>(static_cast<const short*>(w.master.data) + i);
+            for (int k = 0; k < N; ++k) x[k] = __uint_as_float((unsigned(high.at[k]) << 16) + unsigned(int(rest.at[k])));
+            return;
+        }
+    }
+    read<N>(w.master, i, x);
+}
+/// As core/tensor/master.h rounds.
+template <int N, class T> __device__ inline void write(const Weights& w, int64_t i, const T (&x)[N]) {
+    if constexpr (std::is_same_v<T, float>) {
+        if (w.split) {
+            Vector<unsigned short, N> high;
+            Vector<short, N> rest;
+            for (int k = 0; k < N; ++k) {
+                const unsigned bits = isnan(x[k]) ? 0x7FC00000u : __float_as_uint(x[k]);
+                high.at[k] = (unsigned short)((bits + 0x8000u) >> 16);
+                rest.at[k] = short(bits & 0xFFFFu);
+            }
+            store<N>(static_cast<unsigned short*>(w.value.data) + i, high);
+            store<N>(static_cast<short*>(w.master.data) + i, rest);
+            return;
+        }
+    }
+    write<N>(w.master, i, x);
+    write<N>(w.value, i, x);
+}
+
 __device__ inline float root(float x) { return sqrtf(x); }
 __device__ inline double root(double x) { return sqrt(x); }
 
 template <class T, int N> __device__ inline void adamw_at(const AdamW& p, int64_t i) {
     T w[N], g[N], m[N], v[N];
-    read<N>(p.master, i, w);
+    read<N>(p.weights, i, w);
     read<N>(p.grad, i, g);
     read<N>(p.m, i, m);
     read<N>(p.v, i, v);
@@ -47,24 +78,22 @@ template <class T, int N> __device__ inline void adamw_at(const AdamW& p, int64_
         v[k] = beta2 * v[k] + (1 - beta2) * grad * grad;
         w[k] = w[k] * keep - rate * m[k] / (root(v[k]) * over + eps);
     }
-    write<N>(p.master, i, w);
+    write<N>(p.weights, i, w);
     write<N>(p.m, i, m);
     write<N>(p.v, i, v);
-    write<N>(p.value, i, w);
 }
 
 template <class T, int N> __device__ inline void sgd_at(const Sgd& p, int64_t i) {
     T w[N], g[N], b[N] = {};
-    read<N>(p.master, i, w);
+    read<N>(p.weights, i, w);
     read<N>(p.grad, i, g);
     if (p.buffer.data) read<N>(p.buffer, i, b);
     for (int k = 0; k < N; ++k) {
         b[k] = T(p.momentum) * b[k] + (T(p.scale) * g[k] + T(p.weight_decay) * w[k]);
         w[k] -= T(p.lr) * b[k];
     }
-    write<N>(p.master, i, w);
+    write<N>(p.weights, i, w);
     write<N>(p.buffer, i, b);
-    write<N>(p.value, i, w);
 }
 
 /// Groups of four where all ranges allow it, then what is left one by one.
@@ -110,12 +139,13 @@ bool by_four(Range r) {
     const size_t bytes = r.dtype == Dtype::fp64 ? 32 : r.dtype == Dtype::fp32 ? 16 : 8;
     return aligned({r.data}, bytes);
 }
+bool by_four(const Weights& w) { return w.split ? aligned({w.master.data, w.value.data}, 8) : by_four(w.master) && by_four(w.value); }
 }  // namespace
 
 cudaError_t adamw(const AdamW& p, cudaStream_t stream) {
     if (p.n == 0) return cudaSuccess;
-    const bool wide = by_four(p.master) && by_four(p.grad) && by_four(p.m) && by_four(p.v) && by_four(p.value);
-    by_wide_dtype(p.master.dtype, [&](auto zero) {
+    const bool wide = by_four(p.weights) && by_four(p.grad) && by_four(p.m) && by_four(p.v);
+    by_wide_dtype(p.weights.master.dtype, [&](auto zero) {
         adamw_kernel<decltype(zero)><<<loop_blocks((p.n + 3) / 4, kThreads), kThreads, 0, stream>>>(p, wide);
     });
     return cudaGetLastError();
@@ -123,8 +153,8 @@ cudaError_t adamw(const AdamW& p, cudaStream_t stream) {
 
 cudaError_t sgd(const Sgd& p, cudaStream_t stream) {
     if (p.n == 0) return cudaSuccess;
-    const bool wide = by_four(p.master) && by_four(p.grad) && by_four(p.buffer) && by_four(p.value);
-    by_wide_dtype(p.master.dtype, [&](auto zero) {
+    const bool wide = by_four(p.weights) && by_four(p.grad) && by_four(p.buffer);
+    by_wide_dtype(p.weights.master.dtype, [&](auto zero) {
         sgd_kernel<decltype(zero)><<<loop_blocks((p.n + 3) / 4, kThreads), kThreads, 0, stream>>>(p, wide);
     });
     return cudaGetLastError();

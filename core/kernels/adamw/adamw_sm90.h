@@ -9,17 +9,24 @@ struct Range {
     void* data;
     Dtype dtype;
 };
+/// Master weights and the compute weights that follow them. Split: master holds the 16-bit rests of fp32 masters whose bf16 part is in value.
+struct Weights {
+    Range master, value;
+    bool split;
+};
 /// Factors of one step, as doubles; the kernel works in master's dtype.
 struct AdamW {
     int64_t n;
-    Range master, grad, m, v, value;
+    Weights weights;
+    Range grad, m, v;
     double scale, pull, beta1, beta2, keep, rate, root, eps;   ///< pull: decay of Adam; keep: 1 − lr · decay of AdamW; rate: lr / (1 − β1^t); root: 1 / sqrt(1 − β2^t)
 };
 cudaError_t adamw(const AdamW& p, cudaStream_t stream);
 
 struct Sgd {
     int64_t n;
-    Range master, grad, buffer, value;                      ///< without a buffer momentum has no meaning
+    Weights weights;
+    Range grad, buffer;                                     ///< without a buffer momentum has no meaning
     double lr, momentum, weight_decay, scale;
 };
 cudaError_t sgd(const Sgd& p, cudaStream_t stream);

@@ -15,7 +15,7 @@ bool grouped_fits(const Tensor&, const Tensor&) { return false; }
 void grouped_nt(const Tensor&, const Tensor&, const Tensor&, Tensor) { refuse_grouped("grouped_nt"); }
 void grouped_nn(const Tensor&, const Tensor&, const Tensor&, Tensor) { refuse_grouped("grouped_nn"); }
 void add_grouped_tn(const Tensor&, const Tensor&, const Tensor&, Tensor) { refuse_grouped("add_grouped_tn"); }
-void grouped_tn(const Tensor&, const Tensor&, const Tensor&, Tensor) { refuse_grouped("grouped_tn"); }
+Tensor grouped_tn(const Tensor&, const Tensor&, const Tensor&, Tensor) { refuse_grouped("grouped_tn"); }
 bool grouped_fp8_fits(int64_t, int64_t, at::Device) { return false; }
 void grouped_nt_fp8(const QuantizedRows&, const Tensor&, const QuantizedWeight&, Tensor) { refuse_grouped("grouped_nt_fp8"); }
 void grouped_nn_fp8(const QuantizedRows&, const Tensor&, const QuantizedWeight&, Tensor) { refuse_grouped("grouped_nn_fp8"); }

@@ -25,7 +25,8 @@ void grouped_nn(const Tensor& dy_RO, const Tensor& offsets_E1, const Tensor& w_E
 /// dw [E, O, I] fp32 += dy [R, O]ᵀ x [R, I] over the rows of each expert; an expert without rows keeps its dw. The same bits every time.
 void add_grouped_tn(const Tensor& dy_RO, const Tensor& x_RI, const Tensor& offsets_E1, Tensor dw_EOI);
 /// dw = dyᵀ x instead: what a step's first micro-batch needs, so that nothing clears dw before and nothing reads it. An expert without rows gets zeros.
-void grouped_tn(const Tensor& dy_RO, const Tensor& x_RI, const Tensor& offsets_E1, Tensor dw_EOI);
+/// Returns float64 numbers whose sum is that of dw's squares, each made in fp32 over a tile: a gradient norm need not read dw again. The same bits every time on one kind of device.
+Tensor grouped_tn(const Tensor& dy_RO, const Tensor& x_RI, const Tensor& offsets_E1, Tensor dw_EOI);
 
 /// Whether the products in E4M3 below take experts of [out, in] on this device: compute capability 9.0, both multiples of 16 and at most 65536. False in builds without CUDA parts.
 bool grouped_fp8_fits(int64_t out, int64_t in, at::Device device);

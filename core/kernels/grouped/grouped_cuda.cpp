@@ -4,6 +4,8 @@
 #include "core/kernels/grouped/grouped.h"
 #include "core/kernels/grouped/grouped_sm90.h"
 
+#include <ATen/ops/empty.h>
+
 #include <algorithm>
 
 namespace moe::kernels {
@@ -74,11 +76,13 @@ void add_grouped_tn(const Tensor& dy_RO, const Tensor& x_RI, const Tensor& offse
     MOE_CUDA_CHECK(sm90::add_grouped_tn_bf16(s, in_pointer(dy_RO), in_pointer(x_RI), dw_EOI.mutable_data_ptr<float>(), on.stream));
 }
 
-void grouped_tn(const Tensor& dy_RO, const Tensor& x_RI, const Tensor& offsets_E1, Tensor dw_EOI) {
+Tensor grouped_tn(const Tensor& dy_RO, const Tensor& x_RI, const Tensor& offsets_E1, Tensor dw_EOI) {
     check_on_cuda("grouped_tn", dy_RO);
     OnDevice on(dy_RO);
     auto s = grouped_shape("grouped_tn", {"x", x_RI}, {"dy", dy_RO}, offsets_E1, {"dw", dw_EOI}, at::kFloat);
-    MOE_CUDA_CHECK(sm90::grouped_tn_bf16(s, in_pointer(dy_RO), in_pointer(x_RI), dw_EOI.mutable_data_ptr<float>(), on.stream));
+    Tensor squares = at::empty({sm90::square_parts()}, dw_EOI.options().dtype(at::kDouble));
+    MOE_CUDA_CHECK(sm90::grouped_tn_bf16(s, in_pointer(dy_RO), in_pointer(x_RI), dw_EOI.mutable_data_ptr<float>(), squares.mutable_data_ptr<double>(), on.stream));
+    return squares;
 }
 
 bool grouped_fp8_fits(int64_t out, int64_t in, at::Device device) {

@@ -60,14 +60,14 @@ private:
     std::atomic<uint64_t> ready_{0};
 };
 
-/// The matrices of a product, and the numbers that the kernel is called with. d is the result's map, or its address where the kernel writes by itself.
-cudaError_t launch_bf16(Kernel& kernel, const GroupedShape& s, uint32_t m, uint32_t n, uint32_t k, const MapKey& a, const MapKey& b, const std::variant<MapKey, float*>& d, cudaStream_t stream) {
+/// The matrices of a product, and the numbers that the kernel is called with. d is the result's map, or its address where the kernel writes it by itself.
+cudaError_t launch_bf16(Kernel& kernel, const GroupedShape& s, uint32_t m, uint32_t n, uint32_t k, const MapKey& a, const MapKey& b, const std::variant<MapKey, Written>& d, cudaStream_t stream) {
     CUtensorMap maps[3];
     if (tensor_map(a, maps[0]) != CUDA_SUCCESS || tensor_map(b, maps[1]) != CUDA_SUCCESS) return cudaErrorInvalidValue;
     if (auto* map = std::get_if<MapKey>(&d); map && tensor_map(*map, maps[2]) != CUDA_SUCCESS) return cudaErrorInvalidValue;
     const int* offsets = s.offsets;
-    float* address = std::holds_alternative<float*>(d) ? std::get<float*>(d) : nullptr;
-    void* result = address ? static_cast<void*>(&address) : &maps[2];
+    Written written = std::holds_alternative<Written>(d) ? std::get<Written>(d) : Written{};
+    void* result = written.d ? static_cast<void*>(&written) : &maps[2];
     void* arguments[] = {&offsets, &m, &n, &k, &maps[0], &maps[1], result};
     return kernel.launch(s.blocks, arguments, stream);
 }
@@ -108,11 +108,16 @@ cudaError_t add_grouped_tn_bf16(const GroupedShape& s, const void* dy, const voi
     return launch_bf16(kernel, s, uint32_t(s.out), uint32_t(s.in), uint32_t(s.groups), matrix(dy, s.rows, s.out, kBlockK), matrix(x, s.rows, s.in, kBlockK), result, stream);
 }
 
-cudaError_t grouped_tn_bf16(const GroupedShape& s, const void* dy, const void* x, float* dw, cudaStream_t stream) {
-    if (s.groups == 0 || s.out == 0 || s.in == 0) return cudaSuccess;
-    if (s.rows == 0) return cudaMemsetAsync(dw, 0, size_t(s.groups * s.out * s.in) * sizeof(float), stream);
+int square_parts() { return device_value(cudaDevAttrMultiProcessorCount) * kSumsPerBlock; }
+
+cudaError_t grouped_tn_bf16(const GroupedShape& s, const void* dy, const void* x, float* dw, double* squares, cudaStream_t stream) {
+    if (nothing(s)) {
+        if (squares)
+            if (auto error = cudaMemsetAsync(squares, 0, size_t(square_parts()) * sizeof(double), stream); error != cudaSuccess) return error;
+        return cudaMemsetAsync(dw, 0, size_t(s.groups * s.out * s.in) * sizeof(float), stream);
+    }
     static Kernel kernel(bf16_tn_instance(), bf16_shared_bytes(bf16_tn_instance(), 0));
-    return launch_bf16(kernel, s, uint32_t(s.out), uint32_t(s.in), uint32_t(s.groups), matrix(dy, s.rows, s.out, kBlockK), matrix(x, s.rows, s.in, kBlockK), dw, stream);
+    return launch_bf16(kernel, s, uint32_t(s.out), uint32_t(s.in), uint32_t(s.groups), matrix(dy, s.rows, s.out, kBlockK), matrix(x, s.rows, s.in, kBlockK), Written{dw, squares}, stream);
 }
 
 namespace {

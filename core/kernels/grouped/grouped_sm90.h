@@ -25,8 +25,10 @@ cudaError_t grouped_nt_bf16(const GroupedShape& s, const void* x, const void* w,
 cudaError_t grouped_nn_bf16(const GroupedShape& s, const void* dy, const void* w, void* dx, cudaStream_t stream);
 /// dw [E, O, I] fp32 += dyᵀ x over each group's rows of bf16. A group without rows is left alone. The same bits every time.
 cudaError_t add_grouped_tn_bf16(const GroupedShape& s, const void* dy, const void* x, float* dw, cudaStream_t stream);
-/// dw [E, O, I] fp32 = dyᵀ x over each group's rows; a group without rows gets zeros. Nothing of dw is read.
-cudaError_t grouped_tn_bf16(const GroupedShape& s, const void* dy, const void* x, float* dw, cudaStream_t stream);
+/// dw [E, O, I] fp32 = dyᵀ x over each group's rows; a group without rows gets zeros. Nothing of dw is read. squares, where given, are
+/// square_parts() doubles whose sum becomes that of dw's squares.
+cudaError_t grouped_tn_bf16(const GroupedShape& s, const void* dy, const void* x, float* dw, double* squares, cudaStream_t stream);
+int square_parts();
 
 /// E4M3 numbers and their fp32 scales, as quantize lays them out.
 struct Fp8 { const void* q; const float* scales; };

@@ -52,7 +52,7 @@ void chunk_gradients(const Chunks& c, const WeightPtr& w, int64_t lo, int64_t n,
     product_nn(dlogits_NV, c.w_VD, dx_TD.narrow(0, lo, n));
     if (!w->grad.defined()) return;
     Tensor x_ND = c.x_TD.narrow(0, lo, n).detach();
-    add_product_tn(dlogits_NV, x_scale.defined() ? x_ND.mul(x_scale).to(x_ND.scalar_type()) : x_ND, w->grad);
+    add_product_tn(dlogits_NV, x_scale.defined() ? x_ND.mul(x_scale).to(x_ND.scalar_type()) : x_ND, w->grad, w->take_stale());
 }
 
 /// Losses as token_losses, and the gradients with 1 from above.

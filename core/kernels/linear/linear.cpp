@@ -9,12 +9,10 @@
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros.h>
 
-#include <utility>
-
 namespace moe::kernels {
 void product_nt(const Tensor& x_TI, const Tensor& w_OI, Tensor y_TO) { MOE_BY_DEVICE("linear", x_TI, product_nt, x_TI, w_OI, y_TO); }
 void product_nn(const Tensor& dy_TO, const Tensor& w_OI, Tensor dx_TI) { MOE_BY_DEVICE("linear", dy_TO, product_nn, dy_TO, w_OI, dx_TI); }
-void add_product_tn(const Tensor& dy_TO, const Tensor& x_TI, Tensor dw_OI) { MOE_BY_DEVICE("linear", dy_TO, add_product_tn, dy_TO, x_TI, dw_OI); }
+void add_product_tn(const Tensor& dy_TO, const Tensor& x_TI, Tensor dw_OI, bool overwrite) { MOE_BY_DEVICE("linear", dy_TO, add_product_tn, dy_TO, x_TI, dw_OI, overwrite); }
 
 namespace {
 void check_weight(std::string_view op, const Tensor& x, const WeightPtr& w, int64_t dims) {
@@ -87,7 +85,7 @@ struct LinearFunction : Function<LinearFunction> {
             dx_TI = at::empty_like(x_TI);
             takes_fp8(x_TI, w) ? fp8_backward(dy_TO, {}, w, dx_TI) : product_nn(dy_TO, w->value, dx_TI);
         }
-        add_weight_grad(w, [w, dy_TO = dy_TO.detach(), x_TI] { add_product_tn(dy_TO, x_TI, w->grad); });
+        add_weight_grad(w, [w, dy_TO = dy_TO.detach(), x_TI] { add_product_tn(dy_TO, x_TI, w->grad, w->take_stale()); });
         return {dx_TI, Tensor()};
     }
 };
@@ -110,7 +108,7 @@ struct LinearFp64Function : Function<LinearFp64Function> {
         add_weight_grad(w, [w, dy_TO = dy_TO.detach(), x_TI] {
             Tensor dw_OI = at::zeros(w->grad.sizes(), dy_TO.options());
             add_product_tn(dy_TO, x_TI.to(at::kDouble), dw_OI);
-            w->grad.add_(dw_OI);
+            w->grad_to_add().add_(dw_OI);
         });
         return {dx_TI, Tensor()};
     }
@@ -139,7 +137,8 @@ struct GroupedLinearFunction : Function<GroupedLinearFunction> {
             else MOE_BY_DEVICE("grouped_linear", dy_RO, grouped_product_nn, dy_RO, groups, w->value, dx_RI);
         }
         add_weight_grad(w, [w, groups, dy_RO = dy_RO.detach(), x_RI] {
-            MOE_BY_DEVICE("grouped_linear", dy_RO, add_grouped_product_tn, dy_RO, x_RI, groups, w->grad, std::exchange(w->is_grad_stale, false));
+            w->grad_squares.parts = MOE_BY_DEVICE("grouped_linear", dy_RO, add_grouped_product_tn, dy_RO, x_RI, groups, w->grad, w->take_stale());
+            w->grad_squares.version = w->grad._version();
         });
         return {dx_RI, Tensor(), Tensor()};
     }

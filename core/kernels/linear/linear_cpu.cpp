@@ -60,7 +60,7 @@ template <class F> void each_group(const RowGroups& groups, F f) {
 
 void product_nt_cpu(const Tensor& x_TI, const Tensor& w_OI, Tensor y_TO) { multiply(x_TI, w_OI.t(), y_TO); }
 void product_nn_cpu(const Tensor& dy_TO, const Tensor& w_OI, Tensor dx_TI) { multiply(dy_TO, w_OI, dx_TI); }
-void add_product_tn_cpu(const Tensor& dy_TO, const Tensor& x_TI, Tensor dw_OI) { multiply_add(dy_TO.t(), x_TI, dw_OI); }
+void add_product_tn_cpu(const Tensor& dy_TO, const Tensor& x_TI, Tensor dw_OI, bool overwrite) { (overwrite ? multiply : multiply_add)(dy_TO.t(), x_TI, dw_OI); }
 
 void grouped_product_nt_cpu(const Tensor& x_RI, const RowGroups& groups, const Tensor& w_EOI, Tensor y_RO) {
     each_group(groups, [&](int64_t e, int64_t lo, int64_t n) { multiply(x_RI.narrow(0, lo, n), w_EOI.select(0, e).t(), y_RO.narrow(0, lo, n)); });
@@ -68,11 +68,12 @@ void grouped_product_nt_cpu(const Tensor& x_RI, const RowGroups& groups, const T
 void grouped_product_nn_cpu(const Tensor& dy_RO, const RowGroups& groups, const Tensor& w_EOI, Tensor dx_RI) {
     each_group(groups, [&](int64_t e, int64_t lo, int64_t n) { multiply(dy_RO.narrow(0, lo, n), w_EOI.select(0, e), dx_RI.narrow(0, lo, n)); });
 }
-void add_grouped_product_tn_cpu(const Tensor& dy_RO, const Tensor& x_RI, const RowGroups& groups, Tensor dw_EOI, bool overwrite) {
+Tensor add_grouped_product_tn_cpu(const Tensor& dy_RO, const Tensor& x_RI, const RowGroups& groups, Tensor dw_EOI, bool overwrite) {
     const int64_t* offset = groups.offsets_E1.const_data_ptr<int64_t>();
     for (int64_t e = 0; overwrite && e < groups.size(); ++e)
         if (offset[e] == offset[e + 1]) dw_EOI.select(0, e).zero_();
     each_group(groups, [&](int64_t e, int64_t lo, int64_t n) { (overwrite ? multiply : multiply_add)(dy_RO.narrow(0, lo, n).t(), x_RI.narrow(0, lo, n), dw_EOI.select(0, e)); });
+    return {};
 }
 
 void fp8_product_nt_cpu(const QuantizedRows& x_RI, const RowGroups& groups, const QuantizedWeight& w_EOI, Tensor y_RO) {

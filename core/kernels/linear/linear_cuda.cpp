@@ -146,11 +146,13 @@ void mixed_nt(const Tensor& x_TI, const Tensor& w_OI, Tensor y_TO, cudaStream_t 
 void mixed_nn(const Tensor& dy_TO, const Tensor& w_OI, Tensor dx_TI, cudaStream_t stream) {
     multiply_on_gpu(parts_beside(dy_TO, {0, 0, 1}, stream), parts_below(w_OI, {0, 1, 0}, stream), dx_TI);
 }
-/// dw [O, I] fp32 += dy fp32 [T, O]ᵀ x bf16 [T, I].
-void mixed_tn(const Tensor& dy_TO, const Tensor& x_TI, Tensor dw_OI, cudaStream_t stream) {
+/// dw [O, I] fp32 += dy fp32 [T, O]ᵀ x bf16 [T, I], or = it.
+void mixed_tn(const Tensor& dy_TO, const Tensor& x_TI, Tensor dw_OI, bool overwrite, cudaStream_t stream) {
     Tensor dw_3OI = at::empty({3 * dw_OI.size(0), dw_OI.size(1)}, dw_OI.options());
     multiply_on_gpu(parts_beside(dy_TO, {0, 1, 2}, stream).t(), x_TI, dw_3OI);
-    dw_OI.add_(dw_3OI.view({3, dw_OI.size(0), dw_OI.size(1)}).sum(0));
+    Tensor parts = dw_3OI.view({3, dw_OI.size(0), dw_OI.size(1)});
+    if (overwrite) at::sum_out(dw_OI, parts, {0});
+    else dw_OI.add_(parts.sum(0));
 }
 }  // namespace
 
@@ -164,10 +166,10 @@ void product_nn_cuda(const Tensor& dy_TO, const Tensor& w_OI, Tensor dx_TI) {
     if (is_mixed(dx_TI, w_OI) && dy_TO.scalar_type() == at::kFloat && dx_TI.numel() > 0) return mixed_nn(dy_TO, w_OI, dx_TI, on.stream);
     multiply_on_gpu(dy_TO, w_OI, dx_TI);
 }
-void add_product_tn_cuda(const Tensor& dy_TO, const Tensor& x_TI, Tensor dw_OI) {
+void add_product_tn_cuda(const Tensor& dy_TO, const Tensor& x_TI, Tensor dw_OI, bool overwrite) {
     OnDevice on(dy_TO);
-    if (is_mixed(x_TI, dy_TO) && dw_OI.scalar_type() == at::kFloat && dw_OI.numel() > 0 && dy_TO.size(0) > 0) return mixed_tn(dy_TO, x_TI, dw_OI, on.stream);
-    multiply_add_on_gpu(dy_TO.t(), x_TI, dw_OI);
+    if (is_mixed(x_TI, dy_TO) && dw_OI.scalar_type() == at::kFloat && dw_OI.numel() > 0 && dy_TO.size(0) > 0) return mixed_tn(dy_TO, x_TI, dw_OI, overwrite, on.stream);
+    (overwrite ? multiply_on_gpu : multiply_add_on_gpu)(dy_TO.t(), x_TI, dw_OI);
 }
 
 /// Whether the products of core/kernels/grouped take these: they want groups that start at whole tiles, and offsets on the device.
@@ -200,15 +202,8 @@ void grouped_product_nn_cuda(const Tensor& dy_RO, const RowGroups& groups, const
 /// The library's grouped product writes bf16 parts, which are then added to the main gradient: all experts at once while the parts stay
 /// below kPartBytes, else some at a time, for which the host must know their rows. The part of an expert without rows may be anything and
 /// is skipped.
-void add_grouped_product_tn_cuda(const Tensor& dy_RO, const Tensor& x_RI, const RowGroups& groups, Tensor dw_EOI, bool overwrite) {
-    OnDevice on(dy_RO);
-    if (dw_EOI.numel() == 0) return;
-    if (dy_RO.size(0) == 0) {
-        if (overwrite) dw_EOI.zero_();
-        return;
-    }
-    if (is_bf16(dy_RO) && is_bf16(x_RI) && takes_tiles(groups, {}, dw_EOI)) return (overwrite ? grouped_tn : add_grouped_tn)(dy_RO, x_RI, groups.offsets_E1, dw_EOI);
-    if (overwrite) dw_EOI.zero_();
+namespace {
+void add_by_library(const Tensor& dy_RO, const Tensor& x_RI, const RowGroups& groups, Tensor dw_EOI, cudaStream_t stream) {
     if (!fits_grouped({dy_RO, x_RI})) {
         each_group_on_gpu(groups, [&](int64_t e, int64_t lo, int64_t n) { multiply_add_on_gpu(dy_RO.narrow(0, lo, n).t(), x_RI.narrow(0, lo, n), dw_EOI[e]); });
         return;
@@ -226,8 +221,20 @@ void add_grouped_product_tn_cuda(const Tensor& dy_RO, const Tensor& x_RI, const 
         sm90::AddGroups p{};
         p.groups = count, p.size = O * I, p.ends = ends.const_data_ptr<int>(), p.part = in_pointer(part);
         p.sum = static_cast<char*>(dw_EOI.mutable_data_ptr()) + first * O * I * dw_EOI.element_size(), p.sum_dtype = sm90_dtype("grouped_linear", dw_EOI);
-        MOE_CUDA_CHECK(sm90::add_groups(p, on.stream));
+        MOE_CUDA_CHECK(sm90::add_groups(p, stream));
     }
+}
+}  // namespace
+
+Tensor add_grouped_product_tn_cuda(const Tensor& dy_RO, const Tensor& x_RI, const RowGroups& groups, Tensor dw_EOI, bool overwrite) {
+    OnDevice on(dy_RO);
+    if (dw_EOI.numel() == 0) return {};
+    const bool tiles = dy_RO.size(0) > 0 && is_bf16(dy_RO) && is_bf16(x_RI) && takes_tiles(groups, {}, dw_EOI);
+    if (tiles && overwrite) return grouped_tn(dy_RO, x_RI, groups.offsets_E1, dw_EOI);
+    if (overwrite) dw_EOI.zero_();
+    if (tiles) add_grouped_tn(dy_RO, x_RI, groups.offsets_E1, dw_EOI);
+    else if (dy_RO.size(0) > 0) add_by_library(dy_RO, x_RI, groups, dw_EOI, on.stream);
+    return {};
 }
 
 namespace {

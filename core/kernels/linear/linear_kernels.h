@@ -18,18 +18,19 @@ void product_nt_cuda(const Tensor& x_TI, const Tensor& w_OI, Tensor y_TO);
 void product_nn_cpu(const Tensor& dy_TO, const Tensor& w_OI, Tensor dx_TI);
 void product_nn_cuda(const Tensor& dy_TO, const Tensor& w_OI, Tensor dx_TI);
 
-/// dw [O, I] += dy [T, O]ᵀ x [T, I]; dw is fp64, fp32 or bf16; the sum is made in at least fp32.
-void add_product_tn_cpu(const Tensor& dy_TO, const Tensor& x_TI, Tensor dw_OI);
-void add_product_tn_cuda(const Tensor& dy_TO, const Tensor& x_TI, Tensor dw_OI);
+/// dw [O, I] += dy [T, O]ᵀ x [T, I]; dw is fp64, fp32 or bf16; the sum is made in at least fp32. With `overwrite` dw is the product itself, whatever it held.
+void add_product_tn_cpu(const Tensor& dy_TO, const Tensor& x_TI, Tensor dw_OI, bool overwrite);
+void add_product_tn_cuda(const Tensor& dy_TO, const Tensor& x_TI, Tensor dw_OI, bool overwrite);
 
 /// The same three by groups of rows. Rows outside of all groups are neither read nor written.
 void grouped_product_nt_cpu(const Tensor& x_RI, const RowGroups& groups, const Tensor& w_EOI, Tensor y_RO);
 void grouped_product_nt_cuda(const Tensor& x_RI, const RowGroups& groups, const Tensor& w_EOI, Tensor y_RO);
 void grouped_product_nn_cpu(const Tensor& dy_RO, const RowGroups& groups, const Tensor& w_EOI, Tensor dx_RI);
 void grouped_product_nn_cuda(const Tensor& dy_RO, const RowGroups& groups, const Tensor& w_EOI, Tensor dx_RI);
-/// With `overwrite` dw is the sum itself, zeros for a group without rows, whatever it held.
-void add_grouped_product_tn_cpu(const Tensor& dy_RO, const Tensor& x_RI, const RowGroups& groups, Tensor dw_EOI, bool overwrite);
-void add_grouped_product_tn_cuda(const Tensor& dy_RO, const Tensor& x_RI, const RowGroups& groups, Tensor dw_EOI, bool overwrite);
+/// With `overwrite` dw is the sum itself, zeros for a group without rows, whatever it held. Returns float64 numbers whose sum is that of dw's squares where they
+/// cost nothing, else an undefined tensor.
+Tensor add_grouped_product_tn_cpu(const Tensor& dy_RO, const Tensor& x_RI, const RowGroups& groups, Tensor dw_EOI, bool overwrite);
+Tensor add_grouped_product_tn_cuda(const Tensor& dy_RO, const Tensor& x_RI, const RowGroups& groups, Tensor dw_EOI, bool overwrite);
 
 /// The two products of a forward and its dx in E4M3, rows and weights as core/kernels/quantize makes them; y and dx are bf16. Without
 /// offsets all rows meet the one weight. Groups on CUDA start at multiples of kGroupAlign. The CPU multiplies the numbers that the E4M3 ones
@@ -42,7 +43,7 @@ void fp8_product_nn_cuda(const QuantizedRows& dy_RO, const RowGroups& groups, co
 /// Dispatch by the first operand's device (linear.cpp). Throws moe::Error (device) where this build has no CUDA parts.
 void product_nt(const Tensor& x_TI, const Tensor& w_OI, Tensor y_TO);
 void product_nn(const Tensor& dy_TO, const Tensor& w_OI, Tensor dx_TI);
-void add_product_tn(const Tensor& dy_TO, const Tensor& x_TI, Tensor dw_OI);
+void add_product_tn(const Tensor& dy_TO, const Tensor& x_TI, Tensor dw_OI, bool overwrite = false);
 
 /// True: the processor check of MKL is answered by this program (mkl_switch.cpp).
 bool mkl_switch_active();

@@ -22,7 +22,8 @@ struct AttentionFunction : Function<AttentionFunction> {
         in.k_rope = k_rope.value_or(Tensor());
         Tensor out = at::empty({q.size(0), in.shape.H * in.shape.v}, q.options());
         auto saved = MOE_BY_DEVICE(kOp, q, mla_attention_forward, in, out, true);
-        saved.insert(saved.begin(), {q, kv, in.k_rope, out});
+        bool has_rotated = q.is_cuda() && !saved.empty();                  // the queries once more, as the library takes them: then these are not needed
+        saved.insert(saved.begin(), {has_rotated ? Tensor() : q, kv, in.k_rope, out});
         ctx->save_for_backward(saved);
         keep(ctx, "rest", rest);
         return out;
@@ -35,9 +36,10 @@ struct AttentionFunction : Function<AttentionFunction> {
         in.k_rope = saved[2];
         Tensor out = saved[3], dout = grads[0].contiguous();
         saved.erase(saved.begin(), saved.begin() + 4);
-        Tensor dq = at::empty_like(in.q), dkv = at::empty_like(in.kv), dk_rope;
+        const MlaShape& m = in.shape;
+        Tensor dq = at::empty({m.B * m.S, m.H * (m.nope + m.rope)}, in.kv.options()), dkv = at::empty_like(in.kv), dk_rope;
         if (in.k_rope.defined()) dk_rope = at::empty_like(in.k_rope);
-        MOE_BY_DEVICE(kOp, in.q, mla_attention_backward, in, out, saved, dout, dq, dkv, dk_rope);
+        MOE_BY_DEVICE(kOp, in.kv, mla_attention_backward, in, out, saved, dout, dq, dkv, dk_rope);
         return {dq, dkv, dk_rope, Tensor()};
     }
 };

@@ -45,7 +45,7 @@ struct Operands { Tensor q, k, v; };
 sm90::MlaLayout layout(const MlaInputs& in, int64_t W, int64_t U) {
     const MlaShape& m = in.shape;
     sm90::MlaLayout p{};
-    p.dtype = sm90_dtype("mla_attention", in.q), p.T = m.B * m.S, p.S = m.S, p.H = int(m.H), p.G = int(m.G);
+    p.dtype = sm90_dtype("mla_attention", in.kv), p.T = m.B * m.S, p.S = m.S, p.H = int(m.H), p.G = int(m.G);
     p.nope = int(m.nope), p.rope = int(m.rope), p.v = int(m.v), p.W = int(W), p.U = int(U), p.interleaved = in.table.interleaved;
     p.cos = in_pointer(in.table.cos), p.sin = in_pointer(in.table.sin);
     return p;
@@ -111,9 +111,9 @@ Tensor document_mask(const MlaInputs& in) {
     const bool tracked = !doc.is_inference();
     auto spread = [&](const Tensor& mask) { return mask.expand({m.B, m.H, m.S, m.S}); };
     std::lock_guard lock(last.mutex);
-    if (tracked && last.doc.defined() && last.doc.is_same(doc) && last.version == int64_t(doc._version()) && last.mask.scalar_type() == in.q.scalar_type()) return spread(last.mask);
+    if (tracked && last.doc.defined() && last.doc.is_same(doc) && last.version == int64_t(doc._version()) && last.mask.scalar_type() == in.kv.scalar_type()) return spread(last.mask);
     Tensor hidden = at::arange(m.S, doc.options()).view({1, 1, 1, m.S}) < doc.view({m.B, 1, m.S, 1});
-    Tensor mask = at::zeros({m.B, 1, m.S, m.S}, in.q.options()).masked_fill_(hidden, -std::numeric_limits<double>::infinity());
+    Tensor mask = at::zeros({m.B, 1, m.S, m.S}, in.kv.options()).masked_fill_(hidden, -std::numeric_limits<double>::infinity());
     if (tracked) last.doc = doc, last.mask = mask, last.version = int64_t(doc._version());
     return spread(mask);
 }
@@ -269,8 +269,8 @@ std::vector<Tensor> mla_attention_forward_cuda(const MlaInputs& in, Tensor out, 
 }
 
 void mla_attention_backward_cuda(const MlaInputs& in, const Tensor& out, const std::vector<Tensor>& saved, const Tensor& dout, Tensor dq, Tensor dkv, Tensor dk_rope) {
-    if (in.q.size(0) == 0) return;
-    OnDevice on(in.q);
+    if (in.kv.size(0) == 0) return;
+    OnDevice on(in.kv);
     switch (way_of(saved)) {
         case Way::cudnn: return cudnn_backward(in, out, saved, dout, dq, dkv, dk_rope, on.stream);
         case Way::flash: return flash_backward(in, saved, dout, dq, dkv, dk_rope, on.stream);

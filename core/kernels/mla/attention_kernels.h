@@ -20,7 +20,7 @@ struct MlaInputs {
 std::vector<Tensor> mla_attention_forward_cpu(const MlaInputs& in, Tensor out, bool want_grad);
 std::vector<Tensor> mla_attention_forward_cuda(const MlaInputs& in, Tensor out, bool want_grad);
 
-/// dq, dkv, dk_rope (undefined where rope is 0) like q, kv, k_rope: written, not added to. Deterministic on the CPU.
+/// dq, dkv, dk_rope (undefined where rope is 0) like q, kv, k_rope: written, not added to. Deterministic on the CPU. in.q is undefined on CUDA where forward returned something.
 void mla_attention_backward_cpu(const MlaInputs& in, const Tensor& out, const std::vector<Tensor>& saved, const Tensor& dout, Tensor dq, Tensor dkv, Tensor dk_rope);
 void mla_attention_backward_cuda(const MlaInputs& in, const Tensor& out, const std::vector<Tensor>& saved, const Tensor& dout, Tensor dq, Tensor dkv, Tensor dk_rope);
 }  // namespace moe::kernels

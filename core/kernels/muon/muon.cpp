@@ -42,7 +42,8 @@ Tensor newton_schulz(const Tensor& g_NRC, at::ScalarType dtype) {
     return tall ? x.transpose(1, 2) : x;
 }
 
-void muon(Tensor master_NRC, const Tensor& grad_NRC, Tensor buffer_NRC, Tensor value_NRC, const MuonOptions& options) {
+void muon(const Master& weights_NRC, const Tensor& grad_NRC, Tensor buffer_NRC, const MuonOptions& options) {
+    Tensor master_NRC = weights_NRC.read();
     check_dims("muon", {"master", master_NRC}, 3);
     check_wide_float("muon", {"master", master_NRC});
     check_contiguous("muon", {"master", master_NRC});
@@ -50,7 +51,7 @@ void muon(Tensor master_NRC, const Tensor& grad_NRC, Tensor buffer_NRC, Tensor v
         check_matrices(master_NRC, t);
         check_main_float("muon", t);
     }
-    if (value_NRC.defined()) check_matrices(master_NRC, {"value", value_NRC});
+    if (weights_NRC.value.defined()) check_matrices(master_NRC, {"value", weights_NRC.value});
     MOE_CHECK(bool(options.whole) == bool(options.part), internal, "muon", "one of whole and part", "both or neither", "");
     if (master_NRC.numel() == 0) return;
 
@@ -64,6 +65,6 @@ void muon(Tensor master_NRC, const Tensor& grad_NRC, Tensor buffer_NRC, Tensor v
     double size = kUpdateRms * std::sqrt(double(std::max(update.size(1), update.size(2))));
     if (options.part) update = options.part(update);
     master_NRC.mul_(1 - options.lr * options.weight_decay).sub_(update, options.lr * size);
-    if (value_NRC.defined()) value_NRC.copy_(master_NRC);
+    if (weights_NRC.value.defined()) weights_NRC.write(master_NRC);
 }
 }  // namespace moe::kernels

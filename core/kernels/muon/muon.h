@@ -1,6 +1,6 @@
 // Muon: steps along the orthogonalised momentum of matrices. Letters: N matrices of one shape, R rows, C columns.
 #pragma once
-#include "core/tensor/weight.h"
+#include "core/tensor/master.h"
 
 #include <functional>
 
@@ -26,8 +26,8 @@ struct MuonOptions {
 /// u = newton_schulz(grad_scale · grad + momentum · buffer); master −= lr · (0.2 · sqrt(max(R, C)) · u + weight_decay · master),
 /// with u, R and C of the whole matrices where the views are parts of them. The factor gives u the size of an AdamW step, so that
 /// AdamW's learning rate and decay carry over.
-/// master fp32 or fp64, grad and buffer fp64, fp32 or bf16 (rounded to nearest); where `value` is defined it becomes master rounded.
+/// Masters fp32, fp64 or split (then joined for the call), grad and buffer fp64, fp32 or bf16 (rounded to nearest); master.value follows.
 /// Throws moe::Error: shape, dtype, device, internal (`whole` without `part`). Source: Liu et al., "Muon is scalable for LLM training", 2502.16982.
-void muon(Tensor master_NRC, const Tensor& grad_NRC, Tensor buffer_NRC, Tensor value_NRC, const MuonOptions& options);
+void muon(const Master& master_NRC, const Tensor& grad_NRC, Tensor buffer_NRC, const MuonOptions& options);
 
 }  // namespace moe::kernels

@@ -40,13 +40,28 @@ Op optimizer_op(int64_t n, int64_t first) {
         auto range = [&](Tensor t) { return t.narrow(0, first, n); };      // not at a multiple of 16 bytes where first is odd
         Tensor master = range(p.wide({n + first}, 1)), grad = range(p.wide({n + first}, 2)), m = range(at::zeros({n + first}, master.options())), v = m.clone();
         Tensor value = p.dtype == at::kBFloat16 ? at::zeros({n}, master.options().dtype(at::kBFloat16)) : Tensor();
+        Master split;
+        if (p.dtype == at::kBFloat16) {
+            auto [weight, rest] = split_master(master);
+            split = {range(at::zeros({n + first}, rest.options())), weight};
+            split.data.copy_(rest);
+        }
+        Tensor split_m = m.clone(), split_v = v.clone();
         std::vector<Result> out;
-        for (int64_t step = 1; step <= 3; ++step) kernels::adamw(master, grad, m, v, value, {.lr = 0.01, .weight_decay = 0.1, .grad_scale = 0.5, .step = step});
+        for (int64_t step = 1; step <= 3 && split.data.defined(); ++step) kernels::adamw(split, grad, split_m, split_v, {.lr = 0.01, .weight_decay = 0.1, .grad_scale = 0.5, .step = step});
+        for (int64_t step = 1; step <= 3; ++step) kernels::adamw({master, value}, grad, m, v, {.lr = 0.01, .weight_decay = 0.1, .grad_scale = 0.5, .step = step});
         out.push_back({"master", master.clone()});
+        if (split.data.defined()) {
+            CHECK(at::equal(split.read(), master));
+            CHECK(at::equal(split.value, rounded(master, at::kBFloat16)));
+            kernels::sgd(split, at::full_like(grad, std::nan("")), {}, {.lr = 1});
+            CHECK(split.value.isnan().all().item<bool>());
+            CHECK(split.read().isnan().all().item<bool>());
+        }
         Tensor buffer = range(at::zeros({n + first}, master.options()));
-        kernels::sgd(master, grad, {}, value, {0.1, 0, 0.01, 0.5});
-        for (int step = 0; step < 2; ++step) kernels::sgd(master, grad, buffer, value, {0.1, 0.9, 0.01, 0.5});
-        kernels::adamw(master, grad, m, v, value, {.lr = 0.01, .weight_decay = 0.1, .step = 4, .decoupled = false});
+        kernels::sgd({master, value}, grad, {}, {0.1, 0, 0.01, 0.5});
+        for (int step = 0; step < 2; ++step) kernels::sgd({master, value}, grad, buffer, {0.1, 0.9, 0.01, 0.5});
+        kernels::adamw({master, value}, grad, m, v, {.lr = 0.01, .weight_decay = 0.1, .step = 4, .decoupled = false});
         out.insert(out.end(), {{"m", m}, {"v", v}, {"after sgd and adam", master}, {"buffer", buffer}, {"sum of squares", kernels::sum_of_squares(grad)}});
         if (value.defined()) CHECK(at::equal(value, master.to(at::kBFloat16)));
         return out;
@@ -116,8 +131,8 @@ TEST_CASE("cuda adamw, sgd: bf16 gradients and moments", "[gpu][kernels]") {
         const auto narrow = p.device.is_cuda() ? at::kBFloat16 : at::kDouble;
         Tensor master = p.wide({1001}, 1), grad = p.numbers({1001}, 2, 1, at::kBFloat16, narrow), m = at::zeros({1001}, master.options().dtype(narrow)), v = at::zeros_like(m);
         Tensor buffer = at::zeros_like(m);
-        kernels::adamw(master, grad, m, v, Tensor(), {.lr = 0.01, .step = 1});
-        for (int step = 0; step < 2; ++step) kernels::sgd(master, grad, buffer, Tensor(), {.lr = 0.01, .momentum = 0.9});
+        kernels::adamw({master, Tensor()}, grad, m, v, {.lr = 0.01, .step = 1});
+        for (int step = 0; step < 2; ++step) kernels::sgd({master, Tensor()}, grad, buffer, {.lr = 0.01, .momentum = 0.9});
         return {{"master", master}, {"m", m}, {"v", v}, {"buffer", buffer}};
     };
     compare("adamw bf16 moments", op, 5e-3, {at::kBFloat16});

@@ -48,7 +48,10 @@ struct Groups {
     Tensor y() const { return into([&](Tensor out) { kernels::grouped_nt(x, offsets_E1, w, out); }, like_y()); }
     Tensor dx() const { return into([&](Tensor out) { kernels::grouped_nn(dy, offsets_E1, w, out); }, like_dx()); }
     /// Written over NaN.
-    Tensor written() const { return into([&](Tensor out) { kernels::grouped_tn(dy, x, offsets_E1, out); }, at::full_like(dw, kNan)); }
+    Tensor written() const { return into([&](Tensor out) {
+        double squares = kernels::grouped_tn(dy, x, offsets_E1, out).sum().item<double>(), want = out.to(at::kDouble).square().sum().item<double>();
+        CHECK(std::abs(squares - want) <= 1e-6 * want);
+    }, at::full_like(dw, kNan)); }
     Tensor sum() const { return into([&](Tensor out) { kernels::add_grouped_tn(dy, x, offsets_E1, out); }, dw.clone()); }
 
     /// In float64 on the CPU, group by group.

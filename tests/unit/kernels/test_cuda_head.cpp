@@ -25,6 +25,8 @@ TEST_CASE("cuda head_loss: loss and gradients, kept and computed again, ignored 
         compare("head 37x24x50", head_op(37, 24, 50, 16, keep));
         compare("head 9x16x1001", head_op(9, 16, 1001, 4, keep));
         compare("head 40x64x9000", head_op(40, 64, 9000, 1024, keep));
+        compare("head 5x16x102400", head_op(5, 16, 102400, 1024, keep));        // in shared memory of four blocks, in fp64 of eight
+        compare("head 3x16x129283", head_op(3, 16, 129283, 1024, keep));        // an odd size; in fp64 read twice
     }
 }
 

@@ -9,7 +9,7 @@ Op muon_op(int64_t N, int64_t R, int64_t C) {
     return [=](const Place& p) -> std::vector<Result> {
         Tensor master = p.wide({N, R, C}, 1).mul(0.01), start = master.clone(), buffer = at::zeros_like(master);
         auto products = p.device.is_cuda() && p.dtype == at::kBFloat16 ? at::kBFloat16 : master.scalar_type();
-        for (uint64_t step = 1; step <= 3; ++step) kernels::muon(master, p.wide({N, R, C}, 1 + step), buffer, Tensor(), {.lr = 0.02, .weight_decay = 0.1, .products = products});
+        for (uint64_t step = 1; step <= 3; ++step) kernels::muon({master, Tensor()}, p.wide({N, R, C}, 1 + step), buffer, {.lr = 0.02, .weight_decay = 0.1, .products = products});
         return {{"change", master - start}, {"buffer", buffer}};
     };
 }

@@ -42,8 +42,14 @@ TEST_CASE("embed: rows of the table, and their gradients where ids repeat", "[ke
         }
     require_close(y, want, 0);
     w->grad.fill_(3);
-    torch::autograd::grad({y}, {anchor}, {dy}, {}, false, true);
+    torch::autograd::grad({y}, {anchor}, {dy}, true, false, true);
     require_close(w->grad, grad, 1e-6);
+    w->grad.fill_(NAN);
+    w->is_grad_stale = true;
+    torch::autograd::grad({y}, {anchor}, {dy}, {}, false, true);
+    std::vector<double> without(grad);
+    for (double& g : without) g -= 3;
+    require_close(w->grad, without, 1e-6);
 }
 
 TEST_CASE("embed: a deferred gradient equals an immediate one on any number of threads", "[kernels][embed]") {

@@ -76,6 +76,10 @@ TEST_CASE("head_loss: gradients made in forward are those made in backward", "[k
     auto run = [&](bool at_once) {
         options.gradients_in_forward = at_once;
         auto w = weight(randn("w", {V, D}), dtype);
+        if (at_once) {                                     // and a stale gradient is overwritten by the first chunk only
+            w->grad.fill_(NAN);
+            w->is_grad_stale = true;
+        }
         Tensor x = leaf(randn("x", {T, D}), dtype), loss = head_loss(x, w, targets, options, &token_loss);
         if (at_once) CHECK(w->grad.abs().sum().item<double>() > 0);
         return std::tuple(loss.item<double>(), backward(loss, {x}, at::ones({}, at::kDouble))[0], w->grad);
@@ -133,7 +137,7 @@ TEST_CASE("adamw: three steps equal plain loops, with a bf16 copy", "[kernels][a
     o.lr = 0.01; o.weight_decay = 0.1; o.grad_scale = 0.5;
     for (o.step = 1; o.step <= 3; ++o.step) {
         Tensor g = randn("g" + std::to_string(o.step), {n}).to(dtype), before = g.clone();
-        adamw(p, g, m, v, value, o);
+        adamw({p, value}, g, m, v, o);
         CHECK(bit_equal(g, before));
         auto G = values(g);
         for (int64_t i = 0; i < n; ++i) {
@@ -154,7 +158,7 @@ TEST_CASE("sgd: equals its formula, with a bf16 copy", "[kernels][adamw]") {
     Tensor p = randn("p", {77}).to(at::kFloat), g = randn("g", {77}).to(at::kFloat), value = at::zeros({77}, at::kBFloat16);
     auto want = values(p), gv = values(g);
     for (size_t i = 0; i < want.size(); ++i) want[i] -= 0.1 * (0.5 * gv[i] + 0.01 * want[i]);
-    sgd(p, g, {}, value, {0.1, 0, 0.01, 0.5});
+    sgd({p, value}, g, {}, {0.1, 0, 0.01, 0.5});
     require_close(p, want, 1e-6);
     CHECK(bit_equal(value, p.to(at::kBFloat16)));
 }
@@ -166,7 +170,7 @@ TEST_CASE("sgd: five steps with momentum equal plain loops, the first of them th
     std::vector<double> B;
     for (int step = 1; step <= 5; ++step) {
         Tensor g = randn("g" + std::to_string(step), {77}).to(dtype);
-        sgd(p, g, buffer, {}, {0.1, 0.9, 0.01, 0.5});
+        sgd({p, {}}, g, buffer, {0.1, 0.9, 0.01, 0.5});
         auto G = values(g);
         for (size_t i = 0; i < P.size(); ++i) {
             double d = 0.5 * G[i] + 0.01 * P[i];
@@ -186,7 +190,7 @@ TEST_CASE("adamw: not decoupled it is Adam, five steps equal plain loops", "[ker
     AdamWOptions o{.lr = 0.01, .weight_decay = 0.1, .grad_scale = 0.5, .decoupled = false};
     for (o.step = 1; o.step <= 5; ++o.step) {
         Tensor g = randn("g" + std::to_string(o.step), {53});
-        adamw(p, g, m, v, {}, o);
+        adamw({p, {}}, g, m, v, o);
         auto G = values(g);
         for (size_t i = 0; i < P.size(); ++i) {
             double d = 0.5 * G[i] + 0.1 * P[i];
@@ -198,16 +202,41 @@ TEST_CASE("adamw: not decoupled it is Adam, five steps equal plain loops", "[ker
     require_close(p, P, 1e-13);
 }
 
+TEST_CASE("adamw, sgd: masters split into bf16 weights and rests take the same steps, bit for bit", "[kernels][adamw]") {
+    constexpr int64_t n = 3001;
+    Tensor p = randn("p", {n}).to(at::kFloat), q = p.clone(), m = at::zeros({n}), v = at::zeros({n}), b = at::zeros({n}), m2 = m.clone(), v2 = v.clone(), b2 = b.clone();
+    auto [weight, rest] = split_master(p);
+    auto [weight_q, rest_q] = split_master(q);
+    Master split{rest, weight}, split_q{rest_q, weight_q};
+    for (int step = 1; step <= 5; ++step) {
+        Tensor g = randn("g" + std::to_string(step), {n}).to(at::kFloat);
+        adamw({p, {}}, g, m, v, {.lr = 0.01, .weight_decay = 0.1, .step = step});
+        adamw(split, g, m2, v2, {.lr = 0.01, .weight_decay = 0.1, .step = step});
+        sgd({q, {}}, g, b, {.lr = 0.01, .momentum = 0.9});
+        sgd(split_q, g, b2, {.lr = 0.01, .momentum = 0.9});
+    }
+    CHECK(bit_equal(split.read(), p));
+    CHECK(bit_equal(weight, rounded(p, at::kBFloat16)));
+    CHECK(bit_equal(split_q.read(), q));
+    CHECK(bit_equal(m2, m));
+    require_error(ErrorKind::shape, "value", [&] { adamw({rest, {}}, m, m, v, {}); });
+    require_error(ErrorKind::dtype, "value of a split master", [&] { adamw({rest, at::zeros({n}, at::kHalf)}, m, m, v, {}); });
+    Tensor bad = at::full({1}, std::nanf("")), zero = at::zeros({1});
+    Master one{at::zeros({1}, at::kShort), at::ones({1}, at::kBFloat16)};
+    sgd(one, bad, {}, {.lr = 1});
+    CHECK((one.read().isnan().item<bool>() && one.value.isnan().item<bool>()));
+}
+
 TEST_CASE("adamw, sgd: bf16 gradients and moments stay near fp32, an fp16 copy is master rounded", "[kernels][adamw]") {
     Tensor p = randn("p", {301}).to(at::kFloat), exact = p.clone(), start = p.clone(), value = at::zeros({301}, at::kHalf);
     Tensor m = at::zeros({301}, at::kBFloat16), v = at::zeros_like(m), wide_m = at::zeros({301}), wide_v = at::zeros({301});
     Tensor q = p.clone(), exact_q = p.clone(), b = at::zeros_like(m), wide_b = at::zeros({301});
     for (int step = 1; step <= 5; ++step) {
         Tensor g = randn("g" + std::to_string(step), {301}).to(at::kBFloat16), wide = g.to(at::kFloat);
-        adamw(p, g, m, v, value, {.lr = 0.01, .step = step});
-        adamw(exact, wide, wide_m, wide_v, {}, {.lr = 0.01, .step = step});
-        sgd(q, g, b, {}, {.lr = 0.01, .momentum = 0.9});
-        sgd(exact_q, wide, wide_b, {}, {.lr = 0.01, .momentum = 0.9});
+        adamw({p, value}, g, m, v, {.lr = 0.01, .step = step});
+        adamw({exact, {}}, wide, wide_m, wide_v, {.lr = 0.01, .step = step});
+        sgd({q, {}}, g, b, {.lr = 0.01, .momentum = 0.9});
+        sgd({exact_q, {}}, wide, wide_b, {.lr = 0.01, .momentum = 0.9});
     }
     require_close(p - start, exact - start, 5e-3);
     require_close(q - start, exact_q - start, 5e-3);
@@ -230,13 +259,13 @@ TEST_CASE("sum_of_squares: equals a plain sum and does not depend on the number 
 
 TEST_CASE("adamw: ranges of another length or dtype are named with their values", "[kernels][adamw]") {
     Tensor p = randn("p", {8}), other = randn("o", {7});
-    require_error(ErrorKind::shape, "adamw: grad: got 7 elements, want 8", [&] { adamw(p, other, p, p, {}, {}); });
-    require_error(ErrorKind::dtype, "int64", [&] { sgd(p, at::zeros({8}, at::kLong), {}, {}, {}); });
-    require_error(ErrorKind::dtype, "bfloat16", [&] { sgd(p.to(at::kBFloat16), p, {}, {}, {}); });
-    require_error(ErrorKind::dtype, "float16", [&] { sgd(p, p.to(at::kHalf), {}, {}, {}); });
-    require_error(ErrorKind::dtype, "float16", [&] { adamw(p, p, p.to(at::kHalf), p.to(at::kHalf), {}, {}); });
-    require_error(ErrorKind::usage, "0.9 without a buffer", [&] { sgd(p, p, {}, {}, {.momentum = 0.9}); });
+    require_error(ErrorKind::shape, "adamw: grad: got 7 elements, want 8", [&] { adamw({p, {}}, other, p, p, {}); });
+    require_error(ErrorKind::dtype, "int64", [&] { sgd({p, {}}, at::zeros({8}, at::kLong), {}, {}); });
+    require_error(ErrorKind::dtype, "bfloat16", [&] { sgd({p.to(at::kBFloat16), {}}, p, {}, {}); });
+    require_error(ErrorKind::dtype, "float16", [&] { sgd({p, {}}, p.to(at::kHalf), {}, {}); });
+    require_error(ErrorKind::dtype, "float16", [&] { adamw({p, {}}, p, p.to(at::kHalf), p.to(at::kHalf), {}); });
+    require_error(ErrorKind::usage, "0.9 without a buffer", [&] { sgd({p, {}}, p, {}, {.momentum = 0.9}); });
     AdamWOptions o;
     o.step = 0;
-    require_error(ErrorKind::usage, "step", [&] { adamw(p, p, p, p, {}, o); });
+    require_error(ErrorKind::usage, "step", [&] { adamw({p, {}}, p, p, p, o); });
 }

@@ -204,6 +204,26 @@ TEST_CASE("grouped_linear: a stale gradient is overwritten, by zeros where an ex
     }
 }
 
+TEST_CASE("linear: every door overwrites a stale gradient and then adds to it", "[kernels][linear]") {
+    auto dtype = GENERATE(at::kDouble, at::kFloat, at::kBFloat16);
+    int64_t rows = GENERATE(0, 5);
+    auto doors = {linear, linear_wide, linear_fp64};
+    for (auto door : doors) {
+        bool narrow = dtype == at::kBFloat16 && door != doors.begin()[0];      // the wide doors keep their weight in fp32
+        Tensor x = leaf(randn("x", {rows, I}), dtype);
+        auto fresh = weight(randn("w", {O, I}), narrow ? at::kFloat : dtype), stale = weight(randn("w", {O, I}), narrow ? at::kFloat : dtype);
+        stale->grad.fill_(NAN);
+        stale->is_grad_stale = true;
+        for (int pass = 0; pass < 2; ++pass) {
+            Tensor y = door(x, fresh), dy = randn("dy", {rows, O}).to(y.scalar_type());
+            backward(y, {x}, dy);
+            backward(door(x, stale), {x}, dy);
+            CHECK_FALSE(stale->is_grad_stale);
+            require_close(stale->grad, values(fresh->grad), 1e-12);
+        }
+    }
+}
+
 TEST_CASE("grouped_linear: a deferred weight gradient equals an immediate one", "[kernels][linear]") {
     GradSink sink;
     auto now = weight(randn("w", {2, O, I})), later = weight(randn("w", {2, O, I}));

@@ -47,7 +47,7 @@ TEST_CASE("muon: five steps equal plain loops, with a bf16 copy", "[kernels][muo
     MuonOptions o{0.02, 0.9, 0.3, 0.5, dtype};
     for (int step = 1; step <= 5; ++step) {
         Tensor g = randn("g" + std::to_string(step), {2, R, C}).to(dtype), before = g.clone();
-        muon(p, g, buffer, value, o);
+        muon({p, value}, g, buffer, o);
         CHECK(bit_equal(g, before));
         for (int64_t n = 0; n < 2; ++n) want[size_t(n)].step(plain(g, n), 0.02, 0.9, 0.3, 0.5);
     }
@@ -63,8 +63,8 @@ TEST_CASE("muon: bf16 gradients and momentum stay near the exact step", "[kernel
     Tensor start = p.clone();
     for (int step = 1; step <= 3; ++step) {
         Tensor g = randn("g" + std::to_string(step), {2, 8, 12}).to(at::kBFloat16);
-        muon(p, g, buffer, {}, {.lr = 0.02});
-        muon(exact, g.to(at::kFloat), wide, {}, {.lr = 0.02});
+        muon({p, {}}, g, buffer, {.lr = 0.02});
+        muon({exact, {}}, g.to(at::kFloat), wide, {.lr = 0.02});
     }
     REQUIRE(buffer.scalar_type() == at::kBFloat16);
     require_close(p - start, exact - start, 2e-2);
@@ -73,8 +73,8 @@ TEST_CASE("muon: bf16 gradients and momentum stay near the exact step", "[kernel
 
 TEST_CASE("muon: wrong shapes and dtypes are named with their values", "[kernels][muon]") {
     Tensor p = randn("p", {2, 4, 6}), other = randn("o", {2, 6, 4});
-    require_error(ErrorKind::shape, "muon: grad: got [2, 6, 4], want [2, 4, 6]", [&] { muon(p, other, p, {}, {}); });
-    require_error(ErrorKind::shape, "3 dims", [&] { muon(p[0], p[0], p[0], {}, {}); });
-    require_error(ErrorKind::dtype, "float16", [&] { muon(p, p, p.to(at::kHalf), {}, {}); });
+    require_error(ErrorKind::shape, "muon: grad: got [2, 6, 4], want [2, 4, 6]", [&] { muon({p, {}}, other, p, {}); });
+    require_error(ErrorKind::shape, "3 dims", [&] { muon({p[0], {}}, p[0], p[0], {}); });
+    require_error(ErrorKind::dtype, "float16", [&] { muon({p, {}}, p, p.to(at::kHalf), {}); });
     require_error(ErrorKind::dtype, "float16", [&] { newton_schulz(p, at::kHalf); });
 }

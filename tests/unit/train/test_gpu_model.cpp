@@ -1,5 +1,6 @@
 // The whole model on a GPU against the same model on the CPU: loss and every gradient.
 #include "core/model/model.h"
+#include "core/train/optimizer.h"
 #include "core/train/step_program.h"
 #include "tests/catch.h"
 #include "tests/gpu.h"
@@ -14,7 +15,8 @@ namespace {
 constexpr int64_t kRows = 3, kLength = 70, kDomains = 3;
 
 struct Outcome {
-    double loss = 0;
+    double loss = 0, grad_norm = 0;
+    size_t num_known = 0;                            // handles whose squares came with the gradient
     std::map<std::string, at::Tensor> grads;         // fp64, on the CPU
     at::Tensor counts;
 };
@@ -36,9 +38,12 @@ Outcome step(const Config& c, const char* precision, at::Device device) {
     batches[0].loss_scale = 1.0 / double(kRows * (kLength - 1));
     batches[0].token_share = 1.0 / double(kRows * kLength);
     for (auto& m : batches[0].mtp) m.loss_scale = 0.1 / double(kRows * kLength);
+    model.store().begin_grads();                     // as every step but the first: gradients are overwritten
     train::Executor executor(model);
     Outcome out;
     out.loss = executor.run(train::schedule("1f1b", {int(model.segments().size()), 1}), batches).item<double>();
+    out.num_known = model.store().grad_norm_parts().known.size();
+    out.grad_norm = train::grad_norm(model.store(), model.mesh().world);
     for (auto& name : model.store().names()) out.grads[name] = model.store().grad(name).to(at::kCPU, at::kDouble, false, true);
     out.counts = ledger.counts();
     return out;
@@ -104,4 +109,15 @@ TEST_CASE("the model on a GPU in bf16 has the fp64 model's loss to 0.5 % and gra
         }
         CHECK(std::sqrt(apart / whole) < 0.1);
     }
+}
+
+TEST_CASE("a gradient norm from squares that products left is that of the gradients", "[gpu]") {
+    if (!test::has_gpu()) return;
+    Config c = test::small_config();
+    kinds()[1].change(c);
+    Outcome got = step(c, "bf16", at::kCUDA);
+    CHECK(got.num_known > 0);
+    double sum = 0;
+    for (auto& [name, grad] : got.grads) sum += grad.square().sum().item<double>();
+    CHECK(got.grad_norm == Approx(std::sqrt(sum)).epsilon(1e-6));
 }

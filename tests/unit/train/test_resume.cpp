@@ -66,7 +66,7 @@ Config saved_often(const test::Folder& folder) {
 std::string state_bytes(Run& run) {
     std::string bytes;
     for (const auto& p : pieces_of(run.model())) {
-        Tensor t = p.data.contiguous();
+        Tensor t = p.tensor().contiguous();
         bytes += p.name;
         bytes.append(static_cast<const char*>(t.const_data_ptr()), t.nbytes());
     }

@@ -15,7 +15,13 @@ constexpr uint32_t kInstanceThreads = 3 * 128;      ///< a warp group that loads
 Instance bf16_nt_instance();
 Instance bf16_nn_instance();
 Instance bf16_add_tn_instance();
-/// The same written instead of added, zeros for a group without rows (sums.cu). Takes the result's address too, and no tile of it in shared memory.
+/// What bf16_tn writes to: the result, and where wanted sums of the squares of what each warp of each block has written, [blocks, kSumsPerBlock].
+struct Written {
+    float* d;
+    double* squares;
+};
+constexpr int kSumsPerBlock = 8;
+/// The same written instead of added, zeros for a group without rows (sums.cu). Takes Written in place of the result's map.
 Instance bf16_tn_instance();
 
 /// E4M3 with scales (fp8.cu), groups of rows, result in bf16; w is read along its rows by both, nn's is the transposed one with scales as nt's.

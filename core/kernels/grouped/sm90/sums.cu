@@ -1,6 +1,7 @@
 // dw = dyᵀ x over groups of rows, in fp32: a kernel of ours from DeepGEMM's parts (copies, descriptors, products of a warp group). DeepGEMM's own lays the tile of
 // the result out in shared memory on its way out; a tile of 128 x 256 in fp32 leaves no room for stages there, and rows of a power of two meet in the same banks.
 // Here every thread writes what it holds to memory itself, 16 bytes at a time, without waiting for it.
+#include "core/kernels/common/device_sm90.cuh"
 #include "core/kernels/grouped/sm90/instance.h"
 #include "core/kernels/grouped/sm90/tiles.cuh"
 
@@ -51,7 +52,7 @@ __device__ void write_tile(const float* sums, float* row, uint32_t pitch, uint32
 }
 
 __global__ void __launch_bounds__(kInstanceThreads, 1) sums(const int* offsets, uint32_t m, uint32_t n, uint32_t groups, const __grid_constant__ cute::TmaDescriptor map_a,
-                                                             const __grid_constant__ cute::TmaDescriptor map_b, float* d) {
+                                                             const __grid_constant__ cute::TmaDescriptor map_b, Written out) {
     extern __shared__ __align__(1024) uint8_t shared[];
     auto a_of = [&](uint32_t stage) { return reinterpret_cast<Bf16*>(shared + stage * kBytesA); };
     auto b_of = [&](uint32_t stage) { return reinterpret_cast<Bf16*>(shared + kStages * kBytesA + stage * kBytesB); };
@@ -93,6 +94,7 @@ __global__ void __launch_bounds__(kInstanceThreads, 1) sums(const int* offsets, 
     auto a_desc = dg::mma::sm90::make_gmma_desc<kAcrossK, kM, kK, kSwizzle>(a_of(0), half * Product::M, 0);
     auto b_desc = dg::mma::sm90::make_gmma_desc<kAcrossK, kN, kK, kSwizzle>(b_of(0), 0, 0);
     const uint32_t a_low = __shfl_sync(0xffffffffu, a_desc.reg32_[0], 0), b_low = __shfl_sync(0xffffffffu, b_desc.reg32_[0], 0);
+    double squares = 0;
     while (tiles.get_next_block(m_block, n_block)) {
         const uint32_t steps = (tiles.current_shape_k + kK - 1) / kK;
         float sum[Product::kNumAccum] = {};
@@ -121,8 +123,14 @@ __global__ void __launch_bounds__(kInstanceThreads, 1) sums(const int* offsets, 
         for (float& s : sum) dg::ptx::warpgroup_fence_operand(s);
         if (lane == 0) empty[before].arrive();
         const uint32_t row = m_block * kM + half * 64 + warp % 4 * 16 + lane / 4;
-        write_tile(sum, d + (uint64_t(tiles.current_group_idx) * m + row) * n + n_block * kN, n, n - n_block * kN);
+        write_tile(sum, out.d + (uint64_t(tiles.current_group_idx) * m + row) * n + n_block * kN, n, n - n_block * kN);
+        float of_tile = 0;
+#pragma unroll
+        for (const float s : sum) of_tile += s * s;
+        squares += of_tile;
     }
+    squares = warp_sum(squares);
+    if (out.squares && lane == 0) out.squares[blockIdx.x * kSumsPerBlock + warp] = squares;
 }
 }  // namespace
 
