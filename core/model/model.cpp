@@ -133,7 +133,7 @@ Tensor Model::normalized(const Tensor& x_TD, const Norm& n) const {
 
 std::pair<Tensor, Tensor> Model::branch(const Tensor& x_TD, const Norm& n) const {
     if (n.beta) return {normalized(x_TD, n), x_TD};
-    return kernels::rmsnorm_and_residual(x_TD, n.gamma, config_.model.norm_eps);
+    return kernels::rmsnorm_and_input(x_TD, n.gamma, config_.model.norm_eps);
 }
 
 /// Gate and up of one feed-forward as one product: [2 · width, D].
@@ -204,8 +204,8 @@ void Model::add_attention(int64_t layer) {
         s.S = batch.S;
         auto [normed_TD, x_TD] = branch(in[0], input_norm);
         Tensor h_TD = layout_.tp.enter(normed_TD);                               // from here on all tokens of the micro-batch, this rank's heads
-        Tensor q_in = q_a ? kernels::rmsnorm(kernels::linear(h_TD, q_a), q_norm, kLatentNormEps) : h_TD;
-        Tensor q_T = kernels::linear(q_in, q), kv_a_T = kernels::linear(h_TD, kv_a), latent_TL = kv_a_T, k_rope;
+        auto of_h = kernels::linears(h_TD, {q_a ? q_a : q, kv_a});
+        Tensor q_T = q_a ? kernels::linear(kernels::rmsnorm(of_h[0], q_norm, kLatentNormEps), q) : of_h[0], kv_a_T = of_h[1], latent_TL = kv_a_T, k_rope;
         if (rope_dim > 0) {
             auto parts = kv_a_T.split_with_sizes({L, rope_dim}, -1);
             latent_TL = parts[0].contiguous();
@@ -319,15 +319,22 @@ void Model::add_experts(int64_t layer) {
 
     auto ep = layout_.ep;
     int64_t E_local = E / ep.group.size(), first = ep.group.rank() * E_local;
-    add(name + "dispatch", layer, {"hidden", "weights"}, {"rows", "row_weights"}, {}, [=](const Tensors& in, Call& call) -> Tensors {
+    bool passes_on = shared_width > 0;                    // the shared experts read what dispatch read: each gradient joins the next
+    std::vector<std::string> dispatched = {"rows", "row_weights"};
+    if (passes_on) dispatched.push_back("hidden");
+    add(name + "dispatch", layer, {"hidden", "weights"}, dispatched, {}, [=](const Tensors& in, Call& call) -> Tensors {
         Routed& routed = call.batch.routed[layer];
         if (!call.again) {
             bool alone = ep.group.size() == 1;            // else these rows go to other ranks, and the experts see those of `received`
             routed.by_expert = kernels::sort_by_expert(routed.ids_TK, E, alone ? kernels::grouped_alignment(in[0].device(), in[0].scalar_type()) : 1);
             routed.groups = routed.by_expert.groups;
         }
-        auto [rows_RD, weights_R] = kernels::permute(in[0], in[1], routed.by_expert);
-        if (ep.group.size() == 1) return {rows_RD, weights_R};
+        auto [rows_RD, weights_R, x_TD] = kernels::permute_and_input(in[0], in[1], routed.by_expert);
+        auto with_input = [&](Tensors out) {
+            if (passes_on) out.push_back(x_TD);
+            return out;
+        };
+        if (ep.group.size() == 1) return with_input({rows_RD, weights_R});
         if (!call.again) {
             routed.across = ep.plan(routed.by_expert.groups.offsets_E1.to(at::kCPU, at::kLong));
             routed.received = kernels::sort_by_expert(routed.across.expert_Q.to(rows_RD.device()), E_local, kernels::grouped_alignment(in[0].device(), in[0].scalar_type()));
@@ -335,7 +342,7 @@ void Model::add_experts(int64_t layer) {
         }
         Tensor rows_QD = ep.dispatch(rows_RD, routed.across), weights_Q = ep.dispatch(weights_R, routed.across);
         auto [sorted_QD, sorted_Q] = kernels::permute(rows_QD, weights_Q.unsqueeze(-1), routed.received);
-        return {sorted_QD, sorted_Q};
+        return with_input({sorted_QD, sorted_Q});
     });
 
     WeightSpec up{m + "experts.gate_up", BucketKind::expert, {}, {E_local, 2 * F, D}}, down{m + "experts.down_proj", BucketKind::expert, {}, {E_local, D, F}};
@@ -367,7 +374,7 @@ void Model::add_experts(int64_t layer) {
         if (ep.group.size() > 1) rows = ep.combine(kernels::unpermute({}, rows, routed.received), routed.across);
         if (call.batch.training && dropout > 0)
             return {in[0] + kernels::dropout(kernels::unpermute(shared_TD, rows, routed.by_expert), dropout, rows_of(Purpose::expert_dropout, layer, call.batch))};
-        return {kernels::unpermute(shared_TD.defined() ? in[0] + shared_TD : in[0], rows, routed.by_expert)};
+        return {kernels::unpermute(in[0], rows, routed.by_expert, shared_TD)};
     });
 }
 

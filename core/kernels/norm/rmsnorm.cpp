@@ -39,7 +39,7 @@ struct RmsNormFunction : Function<RmsNormFunction> {
     static Grads backward(AutogradContext* ctx, Grads grads) { return {rms_backward(ctx, grads[0], {}), Tensor(), Tensor()}; }
 };
 
-struct RmsNormAndResidualFunction : Function<RmsNormAndResidualFunction> {
+struct RmsNormAndInputFunction : Function<RmsNormAndInputFunction> {
     static Grads forward(AutogradContext* ctx, const Tensor& x_TD, const WeightPtr& gamma, double eps) {
         ctx->set_materialize_grads(false);
         return {keep_forward(ctx, x_TD, gamma, eps), x_TD};
@@ -64,10 +64,10 @@ Tensor rmsnorm(const Tensor& x_TD, const WeightPtr& gamma_D, double eps) {
     return wants_grad(x) ? RmsNormFunction::apply(x, gamma_D, eps) : rms_forward(x, gamma_D->value, eps).first;
 }
 
-std::pair<Tensor, Tensor> rmsnorm_and_residual(const Tensor& x_TD, const WeightPtr& gamma_D, double eps) {
+std::pair<Tensor, Tensor> rmsnorm_and_input(const Tensor& x_TD, const WeightPtr& gamma_D, double eps) {
     Tensor x = checked(x_TD, gamma_D);
     if (!wants_grad(x)) return {rms_forward(x, gamma_D->value, eps).first, x};
-    auto out = RmsNormAndResidualFunction::apply(x, gamma_D, eps);
+    auto out = RmsNormAndInputFunction::apply(x, gamma_D, eps);
     return {out[0], out[1]};
 }
 }  // namespace moe::kernels

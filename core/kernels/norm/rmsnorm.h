@@ -11,6 +11,6 @@ namespace moe::kernels {
 Tensor rmsnorm(const Tensor& x_TD, const WeightPtr& gamma_D, double eps);
 
 /// {rmsnorm(x), x}: for a block that x also goes around. Backward makes both gradients of x in one pass, their sum rounded once.
-std::pair<Tensor, Tensor> rmsnorm_and_residual(const Tensor& x_TD, const WeightPtr& gamma_D, double eps);
+std::pair<Tensor, Tensor> rmsnorm_and_input(const Tensor& x_TD, const WeightPtr& gamma_D, double eps);
 
 }  // namespace moe::kernels

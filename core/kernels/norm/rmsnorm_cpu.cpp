@@ -6,6 +6,7 @@
 #include <ATen/ops/zeros.h>
 
 #include <cmath>
+#include <vector>
 
 namespace moe::kernels {
 namespace {
@@ -38,6 +39,17 @@ template <bool kMore, class T> void rms_gradient_row(const T* dy, const T* x, co
         dx[d] = T(sum);
         dgamma[d] += g * v;
     }
+}
+
+/// dgamma += the blocks' parts [blocks, D], in the order of blocks; a bf16 gradient is rounded once, after the last.
+template <class G, class P> void add_parts(const P* parts, int64_t blocks, int64_t D, G* dgamma) {
+    std::vector<Acc<G>> sums(dgamma, dgamma + D);
+    auto* sum = sums.data();
+    for (int64_t b = 0; b < blocks; ++b) {
+        #pragma omp simd
+        for (int64_t d = 0; d < D; ++d) sum[d] = Acc<G>(sum[d] + parts[b * D + d]);
+    }
+    for (int64_t d = 0; d < D; ++d) dgamma[d] = G(sum[d]);
 }
 }  // namespace
 
@@ -72,9 +84,8 @@ void rmsnorm_backward_cpu(const Tensor& dy_TD, const Tensor& x_TD, const Tensor&
         });
     });
     if (!dgamma_D.defined() || blocks == 0) return;
-    // In the order of blocks; a bf16 gradient is rounded once, after the last.
-    Tensor sum = dgamma_D.scalar_type() == at::kBFloat16 ? dgamma_D.to(partial.scalar_type()) : dgamma_D;
-    for (int64_t b = 0; b < blocks; ++b) sum.add_(partial.select(0, b));
-    if (!sum.is_same(dgamma_D)) dgamma_D.copy_(sum);
+    by_main_dtype("rmsnorm", dgamma_D, [&](auto gradient) {
+        by_wide_dtype("rmsnorm", partial, [&](auto part) { add_parts(data<decltype(part)>(partial), blocks, D, mutable_data<decltype(gradient)>(dgamma_D)); });
+    });
 }
 }  // namespace moe::kernels

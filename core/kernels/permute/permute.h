@@ -5,6 +5,8 @@
 #include "core/kernels/common/row_groups.h"
 #include "core/tensor/weight.h"
 
+#include <tuple>
+
 namespace moe::kernels {
 
 /// A sort of (token, choice) pairs by expert, on the device of the ids.
@@ -24,7 +26,10 @@ SortPlan sort_by_expert(const Tensor& ids_TK, int64_t num_experts, int64_t align
 /// {x by row [R, D], weights by row [R]}, zeros for padding. Backward: sums of rows by token; weights' gradient by pair (0 where dropped).
 std::pair<Tensor, Tensor> permute(const Tensor& x_TD, const Tensor& weights_TK, const SortPlan& plan);
 
-/// base + the sum of each token's rows: base [T, D] or undefined (0), y [R, D] → [T, D].
-Tensor unpermute(const Tensor& base_TD, const Tensor& y_RD, const SortPlan& plan);
+/// The same and x itself, for whoever reads it next: backward then makes both gradients of x in one pass.
+std::tuple<Tensor, Tensor, Tensor> permute_and_input(const Tensor& x_TD, const Tensor& weights_TK, const SortPlan& plan);
+
+/// base + more + the sum of each token's rows: base and more [T, D] or undefined (0), more only with a base; y [R, D] → [T, D], rounded once.
+Tensor unpermute(const Tensor& base_TD, const Tensor& y_RD, const SortPlan& plan, const Tensor& more_TD = {});
 
 }  // namespace moe::kernels
