@@ -128,7 +128,12 @@ Model::Norm Model::norm(const std::string& name, int64_t width) {
 
 Tensor Model::normalized(const Tensor& x_TD, const Norm& n, int products) const {
     double eps = config_.model.norm_eps;
-    return n.beta ? kernels::layernorm(x_TD, n.gamma, n.beta, eps) : kernels::rmsnorm(x_TD, n.gamma, eps, options_.precision.fp8 && mesh_.tp.size() == 1 ? products : 0);
+    return n.beta ? kernels::layernorm(x_TD, n.gamma, n.beta, eps) : kernels::rmsnorm(x_TD, n.gamma, eps, fp8_readers(products));
+}
+
+std::pair<Tensor, Tensor> Model::branch(const Tensor& x_TD, const Norm& n, int products) const {
+    if (n.beta) return {normalized(x_TD, n), x_TD};
+    return kernels::rmsnorm_and_input(x_TD, n.gamma, config_.model.norm_eps, fp8_readers(products));
 }
 
 /// Gate and up of one feed-forward as one product: [2 · width, D].
@@ -198,9 +203,10 @@ void Model::add_attention(int64_t layer) {
         kernels::MlaShape s = shape;
         s.B = batch.B;
         s.S = batch.S;
-        Tensor h_TD = layout_.tp.enter(normalized(in[0], input_norm, 2));           // from here on all tokens of the micro-batch, this rank's heads
-        Tensor q_in = q_a ? kernels::rmsnorm(kernels::linear(h_TD, q_a), q_norm, kLatentNormEps, fp8) : h_TD;
-        Tensor q_T = kernels::linear(q_in, q), kv_a_T = kernels::linear(h_TD, kv_a), latent_TL = kv_a_T, k_rope;
+        auto [normed_TD, x_TD] = branch(in[0], input_norm, 2);
+        Tensor h_TD = layout_.tp.enter(normed_TD);                               // from here on all tokens of the micro-batch, this rank's heads
+        auto of_h = kernels::linears(h_TD, {q_a ? q_a : q, kv_a});
+        Tensor q_T = q_a ? kernels::linear(kernels::rmsnorm(of_h[0], q_norm, kLatentNormEps, fp8), q) : of_h[0], kv_a_T = of_h[1], latent_TL = kv_a_T, k_rope;
         if (rope_dim > 0) {
             auto parts = kv_a_T.split_with_sizes({L, rope_dim}, -1);
             latent_TL = parts[0].contiguous();
@@ -220,7 +226,7 @@ void Model::add_attention(int64_t layer) {
         } else {
             o_T = kernels::mla_attention(q_T, kv_T, k_rope, table, s, batch.doc_start_BS, fp8);
         }
-        return {in[0] + layout_.tp.exit(kernels::linear(o_T, out))};
+        return {layout_.tp.exit(kernels::linear(o_T, out)).add_(x_TD)};
     });
 }
 
@@ -231,8 +237,8 @@ void Model::add_dense(int64_t layer) {
     auto up = gate_up(p + "mlp.", width);
     auto down = projection(p + "mlp.down_proj", D, width, 1);
     add(fmt::format("layers.{}.feed_forward", layer), layer, {"residual"}, {"residual"}, {post_norm.gamma, post_norm.beta, up, down}, [=, this](const Tensors& in, Call&) -> Tensors {
-        Tensor h_TD = layout_.tp.enter(normalized(in[0], post_norm, 1));
-        return {in[0] + layout_.tp.exit(kernels::linear(kernels::swiglu(kernels::linear(h_TD, up), {}, up->is_fp8), down))};
+        auto [h_TD, x_TD] = branch(in[0], post_norm, 1);
+        return {layout_.tp.exit(kernels::linear(kernels::swiglu(kernels::linear(layout_.tp.enter(h_TD), up), {}, up->is_fp8), down)).add_(x_TD)};
     });
 }
 
@@ -281,9 +287,9 @@ WeightPtr Model::add_route(int64_t layer) {
     if (c.use_aux_loss_free) bias_[layer] = at::zeros({E}, at::TensorOptions().dtype(options_.precision.master).device(options_.device));
     routed_layers_.push_back(layer);
     bool shared = config_.model.shared_width() > 0, fp64 = c.router_dtype == "fp64", force_balance = c.force_balance;
-    add(fmt::format("layers.{}.route", layer), layer, {"residual"}, {"hidden", "weights"}, {post_norm.gamma, post_norm.beta, gate_ED}, [=, this](const Tensors& in, Call& call) -> Tensors {
+    add(fmt::format("layers.{}.route", layer), layer, {"residual"}, {"hidden", "weights", "residual"}, {post_norm.gamma, post_norm.beta, gate_ED}, [=, this](const Tensors& in, Call& call) -> Tensors {
         MicroBatch& batch = call.batch;
-        Tensor h_TD = normalized(in[0], post_norm, shared ? 1 : 0);              // dispatch makes the copies of the rows that it gathers
+        auto [h_TD, x_TD] = branch(in[0], post_norm, shared ? 1 : 0);            // dispatch makes the copies of the rows that it gathers
         Tensor logits_TE = fp64 ? kernels::linear_fp64(h_TD, gate_ED) : kernels::linear_wide(h_TD, gate_ED);
         if (batch.training && batch.noise_std > 0)
             logits_TE = logits_TE + batch.noise_std * kernels::normal_rows(h_TD.size(0), E, rows_of(Purpose::router_noise, layer, batch), logits_TE.scalar_type(), h_TD.device());
@@ -300,7 +306,7 @@ WeightPtr Model::add_route(int64_t layer) {
         weights_TK = weights_TK.to(options_.precision.master);
         if (batch.training && loss_weights_.any())
             weights_TK = routing::attach_loss(weights_TK, router_losses(logits_TE, scores_TE, domain_T.ge(0), routed, batch, call.again), batch.gradient_scale);
-        return {h_TD, weights_TK};
+        return {h_TD, weights_TK, x_TD};
     });
     return gate_ED;
 }
@@ -315,15 +321,22 @@ void Model::add_experts(int64_t layer) {
 
     auto ep = layout_.ep;
     int64_t E_local = E / ep.group.size(), first = ep.group.rank() * E_local;
-    add(name + "dispatch", layer, {"hidden", "weights"}, {"rows", "row_weights"}, {}, [=](const Tensors& in, Call& call) -> Tensors {
+    bool passes_on = shared_width > 0;                    // the shared experts read what dispatch read: each gradient joins the next
+    std::vector<std::string> dispatched = {"rows", "row_weights"};
+    if (passes_on) dispatched.push_back("hidden");
+    add(name + "dispatch", layer, {"hidden", "weights"}, dispatched, {}, [=](const Tensors& in, Call& call) -> Tensors {
         Routed& routed = call.batch.routed[layer];
         if (!call.again) {
             bool alone = ep.group.size() == 1;            // else these rows go to other ranks, and the experts see those of `received`
             routed.by_expert = kernels::sort_by_expert(routed.ids_TK, E, alone ? kernels::grouped_alignment(in[0].device(), in[0].scalar_type()) : 1);
             routed.groups = routed.by_expert.groups;
         }
-        auto [rows_RD, weights_R] = kernels::permute(in[0], in[1], routed.by_expert, fp8 && ep.group.size() == 1);
-        if (ep.group.size() == 1) return {rows_RD, weights_R};
+        auto [rows_RD, weights_R, x_TD] = kernels::permute_and_input(in[0], in[1], routed.by_expert, fp8 && ep.group.size() == 1);
+        auto with_input = [&](Tensors out) {
+            if (passes_on) out.push_back(x_TD);
+            return out;
+        };
+        if (ep.group.size() == 1) return with_input({rows_RD, weights_R});
         if (!call.again) {
             routed.across = ep.plan(routed.by_expert.groups.offsets_E1.to(at::kCPU, at::kLong));
             routed.received = kernels::sort_by_expert(routed.across.expert_Q.to(rows_RD.device()), E_local, kernels::grouped_alignment(in[0].device(), in[0].scalar_type()));
@@ -331,7 +344,7 @@ void Model::add_experts(int64_t layer) {
         }
         Tensor rows_QD = ep.dispatch(rows_RD, routed.across), weights_Q = ep.dispatch(weights_R, routed.across);
         auto [sorted_QD, sorted_Q] = kernels::permute(rows_QD, weights_Q.unsqueeze(-1), routed.received, fp8);
-        return {sorted_QD, sorted_Q};
+        return with_input({sorted_QD, sorted_Q});
     });
 
     WeightSpec up{m + "experts.gate_up", BucketKind::expert, {}, {E_local, 2 * F, D}}, down{m + "experts.down_proj", BucketKind::expert, {}, {E_local, D, F}};
@@ -361,10 +374,10 @@ void Model::add_experts(int64_t layer) {
         Routed& routed = call.batch.routed[layer];
         Tensor rows = in[1], shared_TD = in.size() > 2 ? in[2] : Tensor();
         bool alone = ep.group.size() == 1;
-        if (!alone) rows = ep.combine(kernels::unpermute({}, rows, routed.received, fp8), routed.across);
+        if (!alone) rows = ep.combine(kernels::unpermute({}, rows, routed.received, {}, fp8), routed.across);
         if (call.batch.training && dropout > 0)
-            return {in[0] + kernels::dropout(kernels::unpermute(shared_TD, rows, routed.by_expert, fp8 && alone), dropout, rows_of(Purpose::expert_dropout, layer, call.batch))};
-        return {kernels::unpermute(shared_TD.defined() ? in[0] + shared_TD : in[0], rows, routed.by_expert, fp8 && alone)};
+            return {in[0] + kernels::dropout(kernels::unpermute(shared_TD, rows, routed.by_expert, {}, fp8 && alone), dropout, rows_of(Purpose::expert_dropout, layer, call.batch))};
+        return {kernels::unpermute(in[0], rows, routed.by_expert, shared_TD, fp8 && alone)};
     });
 }
 

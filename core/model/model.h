@@ -63,6 +63,9 @@ private:
     WeightPtr rms_gamma(const std::string& name, int64_t width);
     /// products: how many of the weights that in_fp8 marks read the result. Where tp gathers it first, its E4M3 copy would be of no use, and none is made.
     Tensor normalized(const Tensor& x_TD, const Norm& norm, int products = 0) const;
+    /// {normalized x, x}: what a block reads and what goes around it, so that backward adds both gradients in the norm's pass. products as above.
+    std::pair<Tensor, Tensor> branch(const Tensor& x_TD, const Norm& norm, int products) const;
+    int fp8_readers(int products) const { return options_.precision.fp8 && mesh_.tp.size() == 1 ? products : 0; }
     /// cut_dim: the dim that tensor parallel cuts, −1 for none.
     /// A matrix of a layer, [out, in]: in E4M3 where the precision says so. Embedding, head, gate and norms never are.
     WeightPtr projection(const std::string& name, int64_t out, int64_t in, int cut_dim = -1);

@@ -66,6 +66,18 @@ std::vector<std::set<std::string>> last_reads(const Model& model) {
     return out;
 }
 
+/// Whether nobody else holds the tensor or its memory: no graph, slot, queue or message. Counts are of this moment, on the one thread that runs a step.
+bool is_owned(const Tensor& t) { return t.use_count() == 1 && t.has_storage() && t.storage().use_count() == 1 && t.is_non_overlapping_and_dense(); }
+
+/// sum += more, in the memory of whichever of the two is nobody else's; `more` is given up.
+void accumulate(Tensor& sum, Tensor more) {
+    if (!more.defined()) return;
+    if (!sum.defined()) sum = std::move(more);
+    else if (is_owned(sum)) sum.add_(more);
+    else if (is_owned(more)) sum = more.add_(sum);
+    else sum = sum + more;
+}
+
 /// Sum of the main losses of some micro-batches.
 Tensor main_loss(const MicroBatch* begin, size_t count) {
     Tensor sum = at::zeros({}, at::kDouble);
@@ -281,12 +293,12 @@ void Executor::backward(int s, int mb, bool defer) {
     if (!outs.empty()) got = torch::autograd::Engine::get_default_engine().execute(outs, douts, /*keep_graph=*/false, /*create_graph=*/false, /*accumulate_grad=*/false, ins);
     store.release(segment.weights, true);
     size_t k = 0;
-    for (size_t i = 0; i < t.in.size(); ++i) {
-        if (!t.in[i].is_valid()) continue;
-        Tensor& sum = grads[segment.reads[i]];
-        if (got[k].defined()) sum = sum.defined() ? sum + got[k] : got[k];
-        ++k;
-    }
+    // What came from above and what is left of this segment's graph must not count as holders of these gradients.
+    douts.clear();
+    outs.clear();
+    t.out.clear();
+    for (size_t i = 0; i < t.in.size(); ++i)
+        if (t.in[i].is_valid()) accumulate(grads[segment.reads[i]], std::move(got[k++]));
 }
 
 Tensor Executor::run_attached(std::vector<MicroBatch>& batches) {

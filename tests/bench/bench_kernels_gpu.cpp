@@ -70,7 +70,7 @@ void rows_and_elements() {
     bandwidth("copy", "16384x2048", "bf16", 2 * x_bytes, [&] { y.copy_(x); });
     bandwidth("rmsnorm_forward", "16384x2048", "bf16", 2 * x_bytes, [&] { rmsnorm_forward_cuda(x, gamma, 1e-6, y, rstd); });
     Tensor dx = at::empty_like(x);
-    bandwidth("rmsnorm_backward", "16384x2048", "bf16", 3 * x_bytes, [&] { rmsnorm_backward_cuda(y, x, gamma, rstd, dx, dgamma); });
+    bandwidth("rmsnorm_backward", "16384x2048", "bf16", 3 * x_bytes, [&] { rmsnorm_backward_cuda(y, x, gamma, rstd, {}, dx, dgamma); });
 
     Tensor ids = std::get<1>(at::topk(at::rand({T, E}, fp32()), K));
     SortPlan plan = sort_by_expert(ids, E);
@@ -79,7 +79,7 @@ void rows_and_elements() {
     const double row_bytes = double(plan.R) * D * 2;
     // What must move: each token read once (its K copies come from the cache), each row written; and the other way.
     bandwidth("permute", "T16384 K6 D2048", "bf16", x_bytes + row_bytes, [&] { gather_rows_cuda(x, plan, rows); });
-    bandwidth("unpermute", "T16384 K6 D2048", "bf16", 2 * x_bytes + row_bytes, [&] { add_rows_cuda(x, rows, plan, out); });
+    bandwidth("unpermute", "T16384 K6 D2048", "bf16", 2 * x_bytes + row_bytes, [&] { add_rows_cuda(x, {}, rows, plan, out); });
 
     Tensor gate_up = at::randn({plan.R, 2 * F}, bf16()), h = at::randn({plan.R, F}, bf16()), weight = at::rand({plan.R}, fp32()), dgate_up = at::empty_like(gate_up), dweight = at::empty_like(weight);
     const double h_bytes = double(plan.R) * F * 2;

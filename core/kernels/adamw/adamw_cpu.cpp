@@ -113,6 +113,16 @@ void sgd_cpu(const Master& master, const Tensor& grad, Tensor buffer, const SgdO
     });
 }
 
+namespace {
+/// A function of its own: with the pointer captured by a lambda the compiler gathers elements one by one.
+template <class T> double squares(const T* x, int64_t n) {
+    double sum = 0;
+    #pragma omp simd reduction(+:sum)
+    for (int64_t i = 0; i < n; ++i) sum += double(Acc<T>(x[i])) * double(Acc<T>(x[i]));
+    return sum;
+}
+}  // namespace
+
 void sum_of_squares_cpu(const Tensor& x, Tensor out) {
     constexpr int64_t kBlock = 1 << 14;          // a constant: the sum must not depend on the number of threads
     int64_t n = x.numel(), blocks = (n + kBlock - 1) / kBlock;
@@ -121,13 +131,7 @@ void sum_of_squares_cpu(const Tensor& x, Tensor out) {
         using T = decltype(zero);
         auto* p = data<T>(x);
         at::parallel_for(0, blocks, 1, [&](int64_t lo, int64_t hi) {
-            for (int64_t b = lo; b < hi; ++b) {
-                double sum = 0;
-                int64_t end = std::min(n, (b + 1) * kBlock);
-                #pragma omp simd reduction(+:sum)
-                for (int64_t i = b * kBlock; i < end; ++i) sum += double(Acc<T>(p[i])) * double(Acc<T>(p[i]));
-                partial[b] = sum;
-            }
+            for (int64_t b = lo; b < hi; ++b) partial[b] = squares(p + b * kBlock, std::min(n - b * kBlock, kBlock));
         });
     });
     double total = 0;

@@ -91,6 +91,42 @@ struct LinearFunction : Function<LinearFunction> {
     }
 };
 
+/// The door for several weights.
+struct LinearsFunction : Function<LinearsFunction> {
+    static Grads forward(AutogradContext* ctx, const Tensor& x_TI, const std::vector<WeightPtr>& weights) {
+        ctx->save_for_backward({x_TI});
+        ctx->set_materialize_grads(false);
+        keep(ctx, "weights", weights);
+        return products(x_TI, weights);
+    }
+    static Grads products(const Tensor& x_TI, const std::vector<WeightPtr>& weights) {
+        Grads out;
+        for (auto& w : weights) out.push_back(takes_fp8(x_TI, w) ? fp8_forward(x_TI, {}, w) : linear_forward(x_TI, w->value, x_TI.scalar_type()));
+        return out;
+    }
+    static Grads backward(AutogradContext* ctx, Grads grads) {
+        auto& weights = kept<std::vector<WeightPtr>>(ctx, "weights");
+        Tensor x_TI = ctx->get_saved_variables()[0].detach(), dx_TI;
+        for (size_t k = 0; k < weights.size(); ++k) {
+            if (!grads[k].defined()) continue;
+            WeightPtr w = weights[k];
+            Tensor dy_TO = grads[k].contiguous();
+            if (ctx->needs_input_grad(0)) add_dx(x_TI, dy_TO, w, dx_TI);
+            add_weight_grad(w, [w, dy_TO = dy_TO.detach(), x_TI] { add_product_tn(dy_TO, x_TI, w->grad, w->take_stale()); });
+        }
+        return {dx_TI, Tensor()};
+    }
+    static void add_dx(const Tensor& x_TI, const Tensor& dy_TO, const WeightPtr& w, Tensor& dx_TI) {
+        bool first = !dx_TI.defined(), fp8 = takes_fp8(x_TI, w);
+        Tensor part_TI = first || fp8 ? at::empty_like(x_TI) : dx_TI;
+        if (fp8) fp8_backward(dy_TO, {}, w, part_TI);
+        else if (first) product_nn(dy_TO, w->value, part_TI);
+        else MOE_BY_DEVICE("linears", dy_TO, add_product_nn, dy_TO, w->value, part_TI);
+        if (first) dx_TI = part_TI;
+        else if (fp8) dx_TI.add_(part_TI);
+    }
+};
+
 /// The door in fp64.
 struct LinearFp64Function : Function<LinearFp64Function> {
     static Tensor forward(AutogradContext* ctx, const Tensor& x_TI, const WeightPtr& w) {
@@ -170,6 +206,15 @@ Tensor linear(const Tensor& x_TI, const WeightPtr& w_OI) {
     Tensor x = x_TI.contiguous();
     if (wants_grad(x)) return LinearFunction::apply(x, w_OI);
     return takes_fp8(x, w_OI) ? fp8_forward(x, {}, w_OI) : linear_forward(x, w_OI->value, x.scalar_type());
+}
+
+std::vector<Tensor> linears(const Tensor& x_TI, const std::vector<WeightPtr>& weights) {
+    for (auto& w : weights) {
+        check_weight("linears", x_TI, w, 2);
+        check_same_dtype("linears", {"x", x_TI}, {"w", w->value});
+    }
+    Tensor x = x_TI.contiguous();
+    return wants_grad(x) ? LinearsFunction::apply(x, weights) : LinearsFunction::products(x, weights);
 }
 
 Tensor linear_wide(const Tensor& x_TI, const WeightPtr& w_OI) {

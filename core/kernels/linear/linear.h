@@ -13,6 +13,9 @@ namespace moe::kernels {
 /// Throws moe::Error: shape, dtype, device.
 Tensor linear(const Tensor& x_TI, const WeightPtr& w_OI);
 
+/// {x w₀ᵀ, x w₁ᵀ, …}: as linear with each weight. dx is added up by the products themselves, rounded after each.
+std::vector<Tensor> linears(const Tensor& x_TI, const std::vector<WeightPtr>& weights);
+
 /// As linear, for the router: w.value is kept in fp32 or fp64 and the result has w's dtype, whatever x's is. With x in bf16
 /// or fp16 the product reads x as rounded and w in fp32. T may be 0.
 Tensor linear_wide(const Tensor& x_TI, const WeightPtr& w_OI);

@@ -9,6 +9,8 @@
 #include <ATen/ops/mm.h>
 
 #include <algorithm>
+#include <numeric>
+#include <vector>
 
 namespace moe::kernels {
 namespace {
@@ -51,15 +53,19 @@ template <class F> void each_group(const RowGroups& groups, F f) {
         for (int64_t e = 0; e < count; ++e) one(e);
         return;
     }
+    std::vector<int64_t> order(static_cast<size_t>(count));       // the largest first: threads then end at about the same time
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return rows(a) > rows(b); });
     share_out(count, [&](auto take) {
         at::AutoDispatchBelowADInplaceOrView guard;  // grad mode is a thread's own, and the pool's threads have it on
-        for (int64_t e; (e = take()) < count;) one(e);
+        for (int64_t i; (i = take()) < count;) one(order[size_t(i)]);
     });
 }
 }  // namespace
 
 void product_nt_cpu(const Tensor& x_TI, const Tensor& w_OI, Tensor y_TO) { multiply(x_TI, w_OI.t(), y_TO); }
 void product_nn_cpu(const Tensor& dy_TO, const Tensor& w_OI, Tensor dx_TI) { multiply(dy_TO, w_OI, dx_TI); }
+void add_product_nn_cpu(const Tensor& dy_TO, const Tensor& w_OI, Tensor dx_TI) { multiply_add(dy_TO, w_OI, dx_TI); }
 void add_product_tn_cpu(const Tensor& dy_TO, const Tensor& x_TI, Tensor dw_OI, bool overwrite) { (overwrite ? multiply : multiply_add)(dy_TO.t(), x_TI, dw_OI); }
 
 void grouped_product_nt_cpu(const Tensor& x_RI, const RowGroups& groups, const Tensor& w_EOI, Tensor y_RO) {

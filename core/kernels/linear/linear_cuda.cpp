@@ -166,6 +166,10 @@ void product_nn_cuda(const Tensor& dy_TO, const Tensor& w_OI, Tensor dx_TI) {
     if (is_mixed(dx_TI, w_OI) && dy_TO.scalar_type() == at::kFloat && dx_TI.numel() > 0) return mixed_nn(dy_TO, w_OI, dx_TI, on.stream);
     multiply_on_gpu(dy_TO, w_OI, dx_TI);
 }
+void add_product_nn_cuda(const Tensor& dy_TO, const Tensor& w_OI, Tensor dx_TI) {
+    OnDevice on(dy_TO);
+    multiply_add_on_gpu(dy_TO, w_OI, dx_TI);
+}
 void add_product_tn_cuda(const Tensor& dy_TO, const Tensor& x_TI, Tensor dw_OI, bool overwrite) {
     OnDevice on(dy_TO);
     if (is_mixed(x_TI, dy_TO) && dw_OI.scalar_type() == at::kFloat && dw_OI.numel() > 0 && dy_TO.size(0) > 0) return mixed_tn(dy_TO, x_TI, dw_OI, overwrite, on.stream);

@@ -18,6 +18,10 @@ void product_nt_cuda(const Tensor& x_TI, const Tensor& w_OI, Tensor y_TO);
 void product_nn_cpu(const Tensor& dy_TO, const Tensor& w_OI, Tensor dx_TI);
 void product_nn_cuda(const Tensor& dy_TO, const Tensor& w_OI, Tensor dx_TI);
 
+/// The same, added to dx.
+void add_product_nn_cpu(const Tensor& dy_TO, const Tensor& w_OI, Tensor dx_TI);
+void add_product_nn_cuda(const Tensor& dy_TO, const Tensor& w_OI, Tensor dx_TI);
+
 /// dw [O, I] += dy [T, O]ᵀ x [T, I]; dw is fp64, fp32 or bf16; the sum is made in at least fp32. With `overwrite` dw is the product itself, whatever it held.
 void add_product_tn_cpu(const Tensor& dy_TO, const Tensor& x_TI, Tensor dw_OI, bool overwrite);
 void add_product_tn_cuda(const Tensor& dy_TO, const Tensor& x_TI, Tensor dw_OI, bool overwrite);

@@ -21,34 +21,78 @@ constexpr int64_t kBlock = 8 * kTileRows;
 template <class T> constexpr int64_t kPanel = kTileVectors * kLanes<T>;
 template <class T> int64_t round_up(int64_t n) { return (n + kPanel<T> - 1) / kPanel<T> * kPanel<T>; }
 
+/// Rows that a causal product takes at a time: more would multiply zeros beyond the diagonal, fewer would leave tiles short.
+constexpr int64_t kStep = 2 * kTileRows;
+/// Rows ahead that loops over strided rows ask for: one head's rows are too far apart for the processor to foresee.
+constexpr int64_t kAhead = 12;
+
+/// Asks for the cache lines of n elements; nothing is read, so p may be past the end.
+template <bool to_write = false, class T> void ask_for(const T* p, int64_t n) {
+    for (int64_t i = 0; i < n; i += 64 / int64_t(sizeof(T))) __builtin_prefetch(p + i, to_write);
+    __builtin_prefetch(p + n - 1, to_write);
+}
+
 /// Query rows i0 … i0 + n and the key columns c0 … end that at least one of them sees; c0 is the first of a panel.
 struct Rows {
     int64_t i0, n, c0, end;
     int64_t columns() const { return end - c0; }
 };
 
+/// The rotary table as whole rows of factors: y[i] = x[i] · own[i] + x[partner of i] · other[i].
 template <class T> struct Rotation {
-    const T *cos, *sin;
-    int64_t half;
-    bool interleaved;
+    using V = typename VectorOf<T>::type;
+    int64_t width = 0;
+    bool interleaved = true;
+    std::vector<T> own, other;                 ///< [S, width]
+
+    Rotation(const RopeTable& table, int64_t S, int64_t rope) : width(rope), interleaved(table.interleaved), own(size_t(S * rope)), other(size_t(S * rope)) {
+        const T *cos = data<T>(table.cos), *sin = data<T>(table.sin);
+        for (int64_t s = 0; s < S; ++s)
+            for (int64_t i = 0; i < rope / 2; ++i) {
+                int64_t a = s * rope + (interleaved ? 2 * i : i), b = a + (interleaved ? 1 : rope / 2), from = s * (rope / 2) + i;
+                own[size_t(a)] = own[size_t(b)] = cos[from];
+                other[size_t(a)] = -sin[from];
+                other[size_t(b)] = sin[from];
+            }
+    }
 
     /// y = x rotated by position s, times scale; backwards where inverse. x and y may be the same.
     void apply(const T* x, T* y, int64_t s, bool inverse, T scale) const {
-        const T *c = cos + s * half, *d = sin + s * half;
+        const T *c = own.data() + s * width, *d = other.data() + s * width;
         T sign = inverse ? -scale : scale;
-        int64_t step = interleaved ? 2 : 1, other = interleaved ? 1 : half;
-        for (int64_t i = 0; i < half; ++i) {
-            T a = x[i * step], b = x[i * step + other];
-            y[i * step] = a * c[i] * scale - b * d[i] * sign;
-            y[i * step + other] = b * c[i] * scale + a * d[i] * sign;
+        int64_t half = width / 2, n = interleaved ? width : half, i = 0;
+        for (; i + kLanes<T> <= n; i += kLanes<T>) {
+            V a = at(x + i);
+            if (interleaved) {
+                at(y + i) = a * at(c + i) * scale + swap_pairs(a) * at(d + i) * sign;
+            } else {
+                V b = at(x + half + i);
+                at(y + i) = a * at(c + i) * scale + b * at(d + i) * sign;
+                at(y + half + i) = b * at(c + half + i) * scale + a * at(d + half + i) * sign;
+            }
         }
+        for (int64_t step = interleaved ? 2 : 1, far = interleaved ? 1 : half; i < n; i += step) {
+            T a = x[i], b = x[i + far];
+            y[i] = a * c[i] * scale + b * d[i] * sign;
+            y[i + far] = b * c[i + far] * scale + a * d[i + far] * sign;
+        }
+    }
+
+private:
+    static const V& at(const T* p) { return *reinterpret_cast<const V*>(p); }
+    static V& at(T* p) { return *reinterpret_cast<V*>(p); }
+    static V swap_pairs(const V& x) {
+        if constexpr (kLanes<T> == 2) return __builtin_shufflevector(x, x, 1, 0);
+        else if constexpr (kLanes<T> == 4) return __builtin_shufflevector(x, x, 1, 0, 3, 2);
+        else if constexpr (kLanes<T> == 8) return __builtin_shufflevector(x, x, 1, 0, 3, 2, 5, 4, 7, 6);
+        else return __builtin_shufflevector(x, x, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
     }
 };
 
 /// One sequence and one key head: where its rows lie in the op's tensors, and the loops over them.
 template <class T> struct Job {
     const MlaShape& m;
-    Rotation<T> rotation;
+    const Rotation<T>& rotation;
     const T *q, *kv, *k_rope;          // of the whole op
     const int32_t* doc_start;          // of this sequence, or nullptr
     int64_t b, g;
@@ -69,10 +113,15 @@ template <class T> struct Job {
     void load_keys(T* k, T* v) const {
         for (int64_t s = 0; s < m.S; ++s) {
             const T* x = kv + kv_at(s);
+            ask_for(kv + kv_at(s + kAhead), m.nope + m.v);
             std::copy_n(x, m.nope, k + s * k_width());
             if (m.rope) rotation.apply(k_rope + token(s) * m.rope, k + s * k_width() + m.nope, s, false, T(1));
             std::copy_n(x + m.nope, m.v, v + s * m.v);
         }
+    }
+    /// Asks for the rows of queries of a block: called a block ahead.
+    void ask_for_queries(int64_t i0, int64_t h) const {
+        for (int64_t s = i0; s < std::min(i0 + kBlock, m.S); ++s) ask_for(q_at(s, h), k_width());
     }
     /// Rows of queries [n, k], rotated and scaled.
     void load_queries(const Rows& r, int64_t h, T* to) const {
@@ -96,10 +145,28 @@ template <class T> void transpose_to_panels(const T* x, T* y, int64_t S, int64_t
     }
 }
 
-/// out [n, columns] (rows ld apart) = a [n, width] times the panels of the columns seen. Panels are padded to whole tiles.
+/// out [n, columns] (rows ld apart) = a [n, width] times the panels of the columns seen; rows that see nothing of a panel are left as they
+/// are. Panels are padded to whole tiles.
 template <class T> void times_panels(const Rows& r, const T* a, int64_t width, const T* panels, T* out, int64_t ld) {
-    for (int64_t j0 = r.c0; j0 < r.end; j0 += kPanel<T>)
-        product(r.n, kPanel<T>, width, a, width, int64_t(1), panels + j0 * width, kPanel<T>, out + j0 - r.c0, ld, false);
+    for (int64_t j0 = r.c0; j0 < r.end; j0 += kPanel<T>) {
+        int64_t i = std::max<int64_t>(0, j0 - r.i0) / kTileRows * kTileRows;
+        product(r.n - i, kPanel<T>, width, a + i * width, width, int64_t(1), panels + j0 * width, kPanel<T>, out + i * ld + j0 - r.c0, ld, false);
+    }
+}
+
+/// out [n, N] = a [n, columns] b [columns, N], a being 0 where a column is later than the row.
+template <class T> void causal_product(const Rows& r, int64_t N, const T* a, int64_t ld, const T* b, T* out, int64_t ldo) {
+    for (int64_t i = 0; i < r.n; i += kStep) {
+        int64_t n = std::min(kStep, r.n - i);
+        product(n, N, r.i0 + i + n - r.c0, a + i * ld, ld, int64_t(1), b, N, out + i * ldo, ldo, false);
+    }
+}
+/// out [columns, N] += aᵀ b [n, N] with the same a.
+template <class T> void add_causal_product_t(const Rows& r, int64_t N, const T* a, int64_t ld, const T* b, T* out) {
+    int64_t before = r.i0 - r.c0;
+    product(before, N, r.n, a, int64_t(1), ld, b, N, out, N, true);
+    for (int64_t i = 0; i < r.n; i += kStep)
+        product(std::min(kStep, r.n - i), N, r.n - i, a + i * ld + before + i, int64_t(1), ld, b + i * N, N, out + (before + i) * N, N, true);
 }
 
 /// Zeros outside [lo, hi) of a row.
@@ -113,14 +180,31 @@ template <class T> void keep_only(T* x, int64_t lo, int64_t hi, int64_t columns)
 
 /// Scores of one row become e^(score − max), 0 outside [lo, hi); returns {max, sum}.
 template <class T> std::pair<T, T> exponentials(T* x, int64_t lo, int64_t hi, int64_t columns) {
+    constexpr T kNothing = T(-1e30);                  // what it adds to the sum, which is at least 1, is lost in rounding
     int64_t first = lo / kLanes<T> * kLanes<T>, last = (hi + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
     T top = largest(x + lo, hi - lo), sum = 0;
-    #pragma omp simd
-    for (int64_t j = first; j < last; ++j) x[j] = vexp(x[j] - top);
-    keep_only(x, lo, hi, std::max(columns, last));
+    std::fill(x + first, x + lo, kNothing);
+    std::fill(x + hi, x + last, kNothing);
     #pragma omp simd reduction(+:sum)
-    for (int64_t j = first; j < last; ++j) sum += x[j];
+    for (int64_t j = first; j < last; ++j) {
+        T e = vexp(x[j] - top);
+        sum += e;
+        x[j] = e;
+    }
+    keep_only(x, lo, hi, std::max(columns, last));
     return {top, sum};
+}
+
+template <class T> void add_to(const T* x, T* sum, int64_t n) {
+    #pragma omp simd
+    for (int64_t d = 0; d < n; ++d) sum[d] += x[d];
+}
+
+template <class T> T dot(const T* x, const T* y, int64_t n) {
+    T sum = 0;
+    #pragma omp simd reduction(+:sum)
+    for (int64_t d = 0; d < n; ++d) sum += x[d] * y[d];
+    return sum;
 }
 
 /// Scores become probabilities, dp becomes the scores' gradient; both 0 outside [lo, hi).
@@ -157,9 +241,10 @@ template <class T> void head_forward(const Job<T>& job, int64_t h, ForwardBuffer
             auto [top, sum] = exponentials(buf.scores.data() + i * ld, job.first_seen(i0 + i) - r.c0, i0 + i + 1 - r.c0, r.columns());
             lse[i0 + i] = top + std::log(sum);
             inverse[i] = 1 / sum;
+            if (i0 + kBlock + i < m.S) ask_for(job.q_at(i0 + kBlock + i, h), job.k_width());
         }
         T* o = out + job.token(i0) * ldo + h * m.v;
-        product(r.n, m.v, r.columns(), buf.scores.data(), ld, int64_t(1), buf.v.data() + r.c0 * m.v, m.v, o, ldo, false);
+        causal_product(r, m.v, buf.scores.data(), ld, buf.v.data() + r.c0 * m.v, o, ldo);
         for (int64_t i = 0; i < r.n; ++i)
             for (int64_t d = 0; d < m.v; ++d) o[i * ldo + d] *= inverse[i];
     }
@@ -194,6 +279,13 @@ template <class T> void store_queries(const Job<T>& job, const Rows& r, int64_t 
 template <class T> void head_backward(const Job<T>& job, int64_t h, BackwardBuffers<T>& buf, const HeadGradients<T>& grads) {
     const MlaShape& m = job.m;
     int64_t ld = score_stride<T>(m), ldo = m.H * m.v, K = job.k_width();
+    auto ask_for_row = [&](int64_t s) {               // what the block that has position s will read and write
+        if (s >= m.S) return;
+        ask_for(job.q_at(s, h), K);
+        ask_for(grads.out + job.token(s) * ldo + h * m.v, m.v);
+        ask_for(grads.dout + job.token(s) * ldo + h * m.v, m.v);
+        ask_for<true>(grads.dq + (job.token(s) * m.H + h) * K, K);
+    };
     T *scores = buf.scores.data(), *dscores = buf.dscores.data(), *dout = buf.dout.data();
     for (int64_t i0 = 0; i0 < m.S; i0 += kBlock) {
         Rows r = job.rows(i0);
@@ -203,14 +295,13 @@ template <class T> void head_backward(const Job<T>& job, int64_t h, BackwardBuff
         times_panels(r, dout, m.v, buf.v_panels.data(), dscores, ld);
         for (int64_t i = 0; i < r.n; ++i) {
             const T* out = grads.out + job.token(i0 + i) * ldo + h * m.v;
-            T delta = 0;
-            for (int64_t d = 0; d < m.v; ++d) delta += out[d] * dout[i * m.v + d];
-            score_gradients(scores + i * ld, dscores + i * ld, grads.lse[i0 + i], delta, job.first_seen(i0 + i) - r.c0, i0 + i + 1 - r.c0, r.columns());
+            ask_for_row(i0 + kBlock + i);
+            score_gradients(scores + i * ld, dscores + i * ld, grads.lse[i0 + i], dot(out, dout + i * m.v, m.v), job.first_seen(i0 + i) - r.c0, i0 + i + 1 - r.c0, r.columns());
         }
-        product(r.n, K, r.columns(), dscores, ld, int64_t(1), buf.k.data() + r.c0 * K, K, buf.dqueries.data(), K, false);
+        causal_product(r, K, dscores, ld, buf.k.data() + r.c0 * K, buf.dqueries.data(), K);
         store_queries(job, r, h, buf.dqueries.data(), grads.dq);
-        product(r.columns(), K, r.n, dscores, int64_t(1), ld, buf.queries.data(), K, buf.dk.data() + r.c0 * K, K, true);
-        product(r.columns(), m.v, r.n, scores, int64_t(1), ld, dout, m.v, buf.dv.data() + r.c0 * m.v, m.v, true);
+        add_causal_product_t(r, K, dscores, ld, buf.queries.data(), buf.dk.data() + r.c0 * K);
+        add_causal_product_t(r, m.v, scores, ld, dout, buf.dv.data() + r.c0 * m.v);
     }
 }
 
@@ -220,15 +311,15 @@ template <class T> void store_keys(const Job<T>& job, const BackwardBuffers<T>& 
     for (int64_t s = 0; s < m.S; ++s) {
         const T* dk = buf.dk.data() + s * job.k_width();
         T* to = dkv + job.kv_at(s);
+        if (s + kAhead < m.S) ask_for<true>(dkv + job.kv_at(s + kAhead), m.nope + m.v);
         std::copy_n(dk, m.nope, to);
         std::copy_n(buf.dv.data() + s * m.v, m.v, to + m.nope);
         if (m.rope) job.rotation.apply(dk + m.nope, dk_rope + s * m.rope, s, true, T(1));
     }
 }
 
-template <class T> Job<T> job_at(const MlaInputs& in, int64_t index) {
+template <class T> Job<T> job_at(const MlaInputs& in, const Rotation<T>& rotation, int64_t index) {
     int64_t b = index / in.shape.G, g = index % in.shape.G;
-    Rotation<T> rotation{data<T>(in.table.cos), data<T>(in.table.sin), in.shape.rope / 2, in.table.interleaved};
     const int32_t* docs = data<int32_t>(in.doc_start_BS);
     return {in.shape, rotation, data<T>(in.q), data<T>(in.kv), data<T>(in.k_rope), docs ? docs + b * in.shape.S : nullptr, b, g};
 }
@@ -236,10 +327,12 @@ template <class T> Job<T> job_at(const MlaInputs& in, int64_t index) {
 template <class T> void forward_jobs(const MlaInputs& in, Tensor& out, Tensor& lse_BHS) {
     const MlaShape& m = in.shape;
     T *o = mutable_data<T>(out), *lse = mutable_data<T>(lse_BHS);
+    const Rotation<T> rotation(in.table, m.S, m.rope);
     share_out(m.B * m.G, [&](auto take) {
         ForwardBuffers<T> buf(m);
         for (int64_t index; (index = take()) < m.B * m.G;) {
-            auto job = job_at<T>(in, index);
+            auto job = job_at<T>(in, rotation, index);
+            job.ask_for_queries(0, job.g * (m.H / m.G));
             job.load_keys(buf.k.data(), buf.v.data());
             transpose_to_panels(buf.k.data(), buf.k_panels.data(), m.S, job.k_width());
             for (int64_t h = job.g * (m.H / m.G); h < (job.g + 1) * (m.H / m.G); ++h) head_forward(job, h, buf, o, lse + (job.b * m.H + h) * m.S);
@@ -249,10 +342,11 @@ template <class T> void forward_jobs(const MlaInputs& in, Tensor& out, Tensor& l
 
 template <class T> void backward_jobs(const MlaInputs& in, const Tensor& out, const Tensor& lse_BHS, const Tensor& dout, Tensor& dq, Tensor& dkv, Tensor& dk_rope_BGSR) {
     const MlaShape& m = in.shape;
+    const Rotation<T> rotation(in.table, m.S, m.rope);
     share_out(m.B * m.G, [&](auto take) {
         BackwardBuffers<T> buf(m);
         for (int64_t index; (index = take()) < m.B * m.G;) {
-            auto job = job_at<T>(in, index);
+            auto job = job_at<T>(in, rotation, index);
             job.load_keys(buf.k.data(), buf.v.data());
             transpose_to_panels(buf.k.data(), buf.k_panels.data(), m.S, job.k_width());
             transpose_to_panels(buf.v.data(), buf.v_panels.data(), m.S, m.v);
@@ -261,6 +355,18 @@ template <class T> void backward_jobs(const MlaInputs& in, const Tensor& out, co
             for (int64_t h = job.g * (m.H / m.G); h < (job.g + 1) * (m.H / m.G); ++h)
                 head_backward<T>(job, h, buf, {data<T>(out), data<T>(dout), data<T>(lse_BHS) + (job.b * m.H + h) * m.S, mutable_data<T>(dq)});
             store_keys(job, buf, mutable_data<T>(dkv), dk_rope_BGSR.defined() ? mutable_data<T>(dk_rope_BGSR) + index * m.S * m.rope : nullptr);
+        }
+    });
+}
+
+/// dk_rope [B·S, rope] = the sum of parts [B, G, S, rope] over key heads, in their order.
+template <class T> void sum_key_heads(const T* parts, const MlaShape& m, T* dk_rope) {
+    int64_t one = m.S * m.rope;
+    at::parallel_for(0, m.B, 1, [=](int64_t lo, int64_t hi) {
+        for (int64_t b = lo; b < hi; ++b) {
+            T* to = dk_rope + b * one;
+            std::copy_n(parts + b * m.G * one, one, to);
+            for (int64_t g = 1; g < m.G; ++g) add_to(parts + (b * m.G + g) * one, to, one);
         }
     });
 }
@@ -304,8 +410,8 @@ void mla_attention_backward_cpu(const MlaInputs& in, const Tensor& out, const st
     fill_copy_cpu(dq, to.q_copy);
     fill_copy_cpu(dkv, to.kv_copy);
     if (!dk_rope.defined()) return;
-    Tensor sum_BSR = parts_BGSR.select(1, 0).clone();
-    for (int64_t g = 1; g < m.G; ++g) sum_BSR.add_(parts_BGSR.select(1, g));
-    dk_rope.copy_(sum_BSR.view(dk_rope.sizes()));
+    Tensor wide_dk_rope = same ? dk_rope : at::empty_like(dk_rope, wide.q.options());
+    by_wide_dtype("mla_attention", wide.q, [&](auto zero) { sum_key_heads(data<decltype(zero)>(parts_BGSR), m, mutable_data<decltype(zero)>(wide_dk_rope)); });
+    if (!same) dk_rope.copy_(wide_dk_rope);
 }
 }  // namespace moe::kernels

@@ -19,25 +19,37 @@ std::pair<Tensor, Tensor> rms_forward(const Tensor& x_TD, const Tensor& gamma_D,
     return {y_TD, rstd_T};
 }
 
-struct RmsNormFunction : Function<RmsNormFunction> {
-    static Tensor forward(AutogradContext* ctx, const Tensor& x_TD, const WeightPtr& gamma, double eps, int fp8_readers) {
-        auto [y_TD, rstd_T] = rms_forward(x_TD, gamma->value, eps, fp8_readers);
-        ctx->save_for_backward({x_TD, rstd_T});
-        hold_weight(ctx, gamma);
-        return y_TD;
-    }
-    /// gamma's gradient comes out of the same pass as dx, so it is made at once even where others are deferred.
-    static Grads backward(AutogradContext* ctx, Grads grads) {
-        WeightPtr gamma = held_weight(ctx);
-        auto saved = ctx->get_saved_variables();
-        Tensor x_TD = saved[0], rstd_T = saved[1], dy_TD = grads[0].contiguous(), dx_TD = at::empty_like(x_TD);
-        MOE_BY_DEVICE("rmsnorm", x_TD, rmsnorm_backward, dy_TD, x_TD, gamma->value, rstd_T, dx_TD, gamma->grad);
-        return {dx_TD, Tensor(), Tensor(), Tensor()};
-    }
-};
-}  // namespace
+/// y, with what backward reads kept in ctx.
+Tensor keep_forward(AutogradContext* ctx, const Tensor& x_TD, const WeightPtr& gamma, double eps, int fp8_readers) {
+    auto [y_TD, rstd_T] = rms_forward(x_TD, gamma->value, eps, fp8_readers);
+    ctx->save_for_backward({x_TD, rstd_T});
+    hold_weight(ctx, gamma);
+    return y_TD;
+}
 
-Tensor rmsnorm(const Tensor& x_TD, const WeightPtr& gamma_D, double eps, int fp8_readers) {
+/// dx, with more_TD added where it is defined. gamma's gradient comes out of the same pass, so it is made at once even where others are deferred.
+Tensor rms_backward(AutogradContext* ctx, const Tensor& dy_TD, const Tensor& more_TD) {
+    WeightPtr gamma = held_weight(ctx);
+    auto saved = ctx->get_saved_variables();
+    Tensor x_TD = saved[0], rstd_T = saved[1], dx_TD = at::empty_like(x_TD);
+    MOE_BY_DEVICE("rmsnorm", x_TD, rmsnorm_backward, dy_TD.contiguous(), x_TD, gamma->value, rstd_T, more_TD.defined() ? more_TD.contiguous() : more_TD, dx_TD, gamma->grad);
+    return dx_TD;
+}
+
+struct RmsNormFunction : Function<RmsNormFunction> {
+    static Tensor forward(AutogradContext* ctx, const Tensor& x_TD, const WeightPtr& gamma, double eps, int fp8_readers) { return keep_forward(ctx, x_TD, gamma, eps, fp8_readers); }
+    static Grads backward(AutogradContext* ctx, Grads grads) { return {rms_backward(ctx, grads[0], {}), Tensor(), Tensor(), Tensor()}; }
+};
+
+struct RmsNormAndInputFunction : Function<RmsNormAndInputFunction> {
+    static Grads forward(AutogradContext* ctx, const Tensor& x_TD, const WeightPtr& gamma, double eps, int fp8_readers) {
+        ctx->set_materialize_grads(false);
+        return {keep_forward(ctx, x_TD, gamma, eps, fp8_readers), x_TD};
+    }
+    static Grads backward(AutogradContext* ctx, Grads grads) { return {grads[0].defined() ? rms_backward(ctx, grads[0], grads[1]) : grads[1], Tensor(), Tensor(), Tensor()}; }
+};
+
+Tensor checked(const Tensor& x_TD, const WeightPtr& gamma_D) {
     check_dims("rmsnorm", {"x", x_TD}, 2);
     check_float("rmsnorm", {"x", x_TD});
     MOE_CHECK(gamma_D, state, "rmsnorm", "no weight", "a Weight", "");
@@ -45,7 +57,19 @@ Tensor rmsnorm(const Tensor& x_TD, const WeightPtr& gamma_D, double eps, int fp8
     check_same_dtype("rmsnorm", {"x", x_TD}, {"gamma", gamma_D->value});
     check_same_device("rmsnorm", {"x", x_TD}, {"gamma", gamma_D->value});
     if (gamma_D->grad.defined()) check_main_float("rmsnorm", {"gamma.grad", gamma_D->grad});
-    Tensor x = x_TD.contiguous();
+    return x_TD.contiguous();
+}
+}  // namespace
+
+Tensor rmsnorm(const Tensor& x_TD, const WeightPtr& gamma_D, double eps, int fp8_readers) {
+    Tensor x = checked(x_TD, gamma_D);
     return wants_grad(x) ? RmsNormFunction::apply(x, gamma_D, eps, fp8_readers) : rms_forward(x, gamma_D->value, eps, fp8_readers).first;
+}
+
+std::pair<Tensor, Tensor> rmsnorm_and_input(const Tensor& x_TD, const WeightPtr& gamma_D, double eps, int fp8_readers) {
+    Tensor x = checked(x_TD, gamma_D);
+    if (!wants_grad(x)) return {rms_forward(x, gamma_D->value, eps, fp8_readers).first, x};
+    auto out = RmsNormAndInputFunction::apply(x, gamma_D, eps, fp8_readers);
+    return {out[0], out[1]};
 }
 }  // namespace moe::kernels

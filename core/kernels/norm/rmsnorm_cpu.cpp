@@ -7,6 +7,7 @@
 #include <ATen/ops/zeros.h>
 
 #include <cmath>
+#include <vector>
 
 namespace moe::kernels {
 namespace {
@@ -24,8 +25,8 @@ template <class T> Acc<T> rms_row(const T* x, const T* gamma, double eps, T* y, 
     return r;
 }
 
-/// dx of one row: r · (dy·gamma − x · r² · mean(dy·gamma·x)); adds to dgamma.
-template <class T> void rms_gradient_row(const T* dy, const T* x, const T* gamma, Acc<T> r, T* dx, Acc<T>* dgamma, int64_t D) {
+/// dx of one row: r · (dy·gamma − x · r² · mean(dy·gamma·x)), and `more` where kMore; adds to dgamma.
+template <bool kMore, class T> void rms_gradient_row(const T* dy, const T* x, const T* gamma, Acc<T> r, const T* more, T* dx, Acc<T>* dgamma, int64_t D) {
     using A = Acc<T>;
     A dot = 0;
     #pragma omp simd reduction(+:dot)
@@ -34,9 +35,22 @@ template <class T> void rms_gradient_row(const T* dy, const T* x, const T* gamma
     #pragma omp simd
     for (int64_t d = 0; d < D; ++d) {
         A g = A(dy[d]) * r, v = A(x[d]);
-        dx[d] = T(g * A(gamma[d]) - v * c);
+        A sum = g * A(gamma[d]) - v * c;
+        if constexpr (kMore) sum += A(more[d]);
+        dx[d] = T(sum);
         dgamma[d] += g * v;
     }
+}
+
+/// dgamma += the blocks' parts [blocks, D], in the order of blocks; a bf16 gradient is rounded once, after the last.
+template <class G, class P> void add_parts(const P* parts, int64_t blocks, int64_t D, G* dgamma) {
+    std::vector<Acc<G>> sums(dgamma, dgamma + D);
+    auto* sum = sums.data();
+    for (int64_t b = 0; b < blocks; ++b) {
+        #pragma omp simd
+        for (int64_t d = 0; d < D; ++d) sum[d] = Acc<G>(sum[d] + parts[b * D + d]);
+    }
+    for (int64_t d = 0; d < D; ++d) dgamma[d] = G(sum[d]);
 }
 }  // namespace
 
@@ -54,25 +68,26 @@ void rmsnorm_forward_cpu(const Tensor& x_TD, const Tensor& gamma_D, double eps, 
     fill_copy_cpu(y_TD, copy);
 }
 
-void rmsnorm_backward_cpu(const Tensor& dy_TD, const Tensor& x_TD, const Tensor& gamma_D, const Tensor& rstd_T, Tensor dx_TD, Tensor dgamma_D) {
+void rmsnorm_backward_cpu(const Tensor& dy_TD, const Tensor& x_TD, const Tensor& gamma_D, const Tensor& rstd_T, const Tensor& more_TD, Tensor dx_TD, Tensor dgamma_D) {
     int64_t T_ = x_TD.size(0), D = x_TD.size(1), blocks = (T_ + kRowBlock - 1) / kRowBlock;
     Tensor partial = at::zeros({blocks, D}, rstd_T.options());
     by_dtype("rmsnorm", x_TD, [&](auto zero) {
         using T = decltype(zero);
-        auto *dy = data<T>(dy_TD), *x = data<T>(x_TD), *gamma = data<T>(gamma_D);
+        auto *dy = data<T>(dy_TD), *x = data<T>(x_TD), *gamma = data<T>(gamma_D), *more = data<T>(more_TD);
         auto* rstd = data<Acc<T>>(rstd_T);
         auto* dx = mutable_data<T>(dx_TD);
         auto* sums = mutable_data<Acc<T>>(partial);
         at::parallel_for(0, blocks, 1, [&](int64_t lo, int64_t hi) {
             for (int64_t b = lo; b < hi; ++b)
-                for (int64_t t = b * kRowBlock; t < std::min(T_, (b + 1) * kRowBlock); ++t)
-                    rms_gradient_row(dy + t * D, x + t * D, gamma, rstd[t], dx + t * D, sums + b * D, D);
+                for (int64_t t = b * kRowBlock; t < std::min(T_, (b + 1) * kRowBlock); ++t) {
+                    if (more) rms_gradient_row<true>(dy + t * D, x + t * D, gamma, rstd[t], more + t * D, dx + t * D, sums + b * D, D);
+                    else rms_gradient_row<false>(dy + t * D, x + t * D, gamma, rstd[t], more, dx + t * D, sums + b * D, D);
+                }
         });
     });
     if (!dgamma_D.defined() || blocks == 0) return;
-    // In the order of blocks; a bf16 gradient is rounded once, after the last.
-    Tensor sum = dgamma_D.scalar_type() == at::kBFloat16 ? dgamma_D.to(partial.scalar_type()) : dgamma_D;
-    for (int64_t b = 0; b < blocks; ++b) sum.add_(partial.select(0, b));
-    if (!sum.is_same(dgamma_D)) dgamma_D.copy_(sum);
+    by_main_dtype("rmsnorm", dgamma_D, [&](auto gradient) {
+        by_wide_dtype("rmsnorm", partial, [&](auto part) { add_parts(data<decltype(part)>(partial), blocks, D, mutable_data<decltype(gradient)>(dgamma_D)); });
+    });
 }
 }  // namespace moe::kernels

@@ -19,11 +19,11 @@ void rmsnorm_forward_cuda(const Tensor& x_TD, const Tensor& gamma_D, double eps,
     if (!p.copy.q) fill_copy_cuda(y_TD, copy);
 }
 
-void rmsnorm_backward_cuda(const Tensor& dy_TD, const Tensor& x_TD, const Tensor& gamma_D, const Tensor& rstd_T, Tensor dx_TD, Tensor dgamma_D) {
+void rmsnorm_backward_cuda(const Tensor& dy_TD, const Tensor& x_TD, const Tensor& gamma_D, const Tensor& rstd_T, const Tensor& more_TD, Tensor dx_TD, Tensor dgamma_D) {
     OnDevice on(x_TD);
     sm90::RmsNorm p{};
     p.dtype = sm90_dtype("rmsnorm", x_TD), p.T = x_TD.size(0), p.D = x_TD.size(1);
-    p.x = in_pointer(x_TD), p.gamma = in_pointer(gamma_D), p.dy = in_pointer(dy_TD), p.dx = out_pointer(dx_TD), p.rstd = const_cast<void*>(in_pointer(rstd_T));
+    p.x = in_pointer(x_TD), p.gamma = in_pointer(gamma_D), p.dy = in_pointer(dy_TD), p.dx = out_pointer(dx_TD), p.more = in_pointer(more_TD), p.rstd = const_cast<void*>(in_pointer(rstd_T));
     Tensor partial;
     if (dgamma_D.defined()) {
         MOE_CHECK(p.D <= sm90::rmsnorm_widest(p.dtype), shape, "rmsnorm: width on CUDA", std::to_string(p.D), fmt::format("at most {}", sm90::rmsnorm_widest(p.dtype)), "");

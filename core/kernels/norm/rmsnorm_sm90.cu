@@ -33,11 +33,11 @@ __global__ void forward_kernel(const T* x, const T* gamma, int64_t D, double eps
     }
 }
 
-/// dx = rstd · (dy · gamma − x · rstd² · mean(dy · gamma · x)). Block p takes rows p, p + P, …; each thread adds to columns of
+/// dx = rstd · (dy · gamma − x · rstd² · mean(dy · gamma · x)) + more, where there is more. Block p takes rows p, p + P, …; each thread adds to columns of
 /// its own in shared memory, so gamma's gradient needs no barrier and no atomics. Column i + k lies at k · D/N + i/N: neighbours
 /// in a warp are neighbours in a bank row.
 template <class T, int N>
-__global__ void backward_kernel(const T* dy, const T* x, const T* gamma, const Wide<T>* rstd, int64_t rows, int64_t D, T* dx, Wide<T>* partial) {
+__global__ void backward_kernel(const T* dy, const T* x, const T* gamma, const Wide<T>* rstd, const T* more, int64_t rows, int64_t D, T* dx, Wide<T>* partial) {
     using W = Wide<T>;
     extern __shared__ double shared[];
     W* sums = reinterpret_cast<W*>(shared);
@@ -56,10 +56,12 @@ __global__ void backward_kernel(const T* dy, const T* x, const T* gamma, const W
         const W scale = block_sum(dot) / W(D) * r * r;
         for (int64_t i = first; i < D; i += step) {
             auto d = load<N>(dy_row + i), a = load<N>(x_row + i), g = load<N>(gamma + i);
+            Vector<T, N> m{};
+            if (more) m = load<N>(more + row * D + i);
             for (int k = 0; k < N; ++k) {
                 const W dw = widen(d.at[k]), aw = widen(a.at[k]);
                 if (partial) sums[k * groups + i / N] += dw * aw * r;
-                d.at[k] = narrow<T>(r * (dw * widen(g.at[k]) - aw * scale));
+                d.at[k] = narrow<T>(r * (dw * widen(g.at[k]) - aw * scale) + (more ? widen(m.at[k]) : W(0)));
             }
             store<N>(dx + row * D + i, d);
         }
@@ -102,7 +104,7 @@ template <class T, int N> cudaError_t launch_backward(const RmsNorm& p, cudaStre
     if (shared > 40 * 1024)
         if (auto error = cudaFuncSetAttribute(backward_kernel<T, N>, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared)); error != cudaSuccess) return error;
     backward_kernel<T, N><<<parts, row_threads(p.D / N, kMostThreads), shared, stream>>>(
-        static_cast<const T*>(p.dy), static_cast<const T*>(p.x), static_cast<const T*>(p.gamma), static_cast<const W*>(p.rstd), p.T, p.D,
+        static_cast<const T*>(p.dy), static_cast<const T*>(p.x), static_cast<const T*>(p.gamma), static_cast<const W*>(p.rstd), static_cast<const T*>(p.more), p.T, p.D,
         static_cast<T*>(p.dx), static_cast<W*>(p.partial));
     if (auto error = cudaGetLastError(); error != cudaSuccess || !p.partial) return error;
     const unsigned blocks = unsigned((p.D + 31) / 32);
@@ -132,7 +134,7 @@ cudaError_t rmsnorm_backward(const RmsNorm& p, cudaStream_t stream) {
     cudaError_t error = cudaSuccess;
     by_dtype(p.dtype, [&](auto zero) {
         using T = decltype(zero);
-        const bool wide = p.D % kVector<T> == 0 && aligned({p.x, p.gamma, p.dy, p.dx});
+        const bool wide = p.D % kVector<T> == 0 && aligned({p.x, p.gamma, p.dy, p.more, p.dx});
         error = wide ? launch_backward<T, kVector<T>>(p, stream) : launch_backward<T, 1>(p, stream);
     });
     return error;

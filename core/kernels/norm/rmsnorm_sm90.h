@@ -15,6 +15,7 @@ struct RmsNorm {
     RowsCopy copy;            ///< of y, bf16 by 16 bytes only
     void* rstd;               ///< [T] fp64 for fp64, else fp32
     const void* dy;           ///< [T, D]
+    const void* more;         ///< [T, D] that dx also gets, or null
     void* dx;                 ///< [T, D]
     void* partial;            ///< [rmsnorm_parts(T), D] as rstd, or null: no gradient of gamma
     void* dgamma;             ///< [D], added to, or null

@@ -17,9 +17,9 @@ Tensor gather_rows(const Tensor& x_TD, const SortPlan& plan, bool fp8) {
     attach_rows(y_RD, copy);
     return y_RD;
 }
-Tensor add_rows(const Tensor& base_TD, const Tensor& y_RD, const SortPlan& plan) {
+Tensor add_rows(const Tensor& base_TD, const Tensor& more_TD, const Tensor& y_RD, const SortPlan& plan) {
     Tensor out_TD = at::empty({plan.T, y_RD.size(1)}, y_RD.options());
-    MOE_BY_DEVICE("unpermute", y_RD, add_rows, base_TD, y_RD, plan, out_TD);
+    MOE_BY_DEVICE("unpermute", y_RD, add_rows, base_TD, more_TD, y_RD, plan, out_TD);
     return out_TD;
 }
 Tensor gather_weights(const Tensor& weights_TK, const SortPlan& plan) {
@@ -33,31 +33,39 @@ Tensor scatter_weights(const Tensor& rows_R, const SortPlan& plan) {
     return weights_TK;
 }
 
+Tensor whole(const Tensor& t) { return t.defined() ? t.contiguous() : t; }
+std::optional<Tensor> given(const Tensor& t) { return t.defined() ? std::optional<Tensor>(t) : std::nullopt; }
+
+/// Its outputs are rows, weights and, where asked for, x.
 struct PermuteFunction : Function<PermuteFunction> {
-    static Grads forward(AutogradContext* ctx, const Tensor& x_TD, const Tensor& weights_TK, const SortPlan& plan, bool fp8) {
+    static Grads forward(AutogradContext* ctx, const Tensor& x_TD, const Tensor& weights_TK, const SortPlan& plan, bool and_input, bool fp8) {
         keep(ctx, "plan", plan);
         ctx->set_materialize_grads(false);
-        return {gather_rows(x_TD, plan, fp8), gather_weights(weights_TK, plan)};
+        Grads out = {gather_rows(x_TD, plan, fp8), gather_weights(weights_TK, plan)};
+        if (and_input) out.push_back(x_TD);
+        return out;
     }
     static Grads backward(AutogradContext* ctx, Grads grads) {
         const SortPlan& plan = kept<SortPlan>(ctx, "plan");
-        Tensor dx_TD, dweights_TK;
-        if (grads[0].defined() && ctx->needs_input_grad(0)) dx_TD = add_rows(Tensor(), grads[0].contiguous(), plan);
+        Tensor dx_TD = grads.size() > 2 ? grads[2] : Tensor(), dweights_TK;
+        if (grads[0].defined() && ctx->needs_input_grad(0)) dx_TD = add_rows(whole(dx_TD), {}, grads[0].contiguous(), plan);
         if (grads[1].defined() && ctx->needs_input_grad(1)) dweights_TK = scatter_weights(grads[1].contiguous(), plan);
-        return {dx_TD, dweights_TK, Tensor(), Tensor()};
+        return {dx_TD, dweights_TK, Tensor(), Tensor(), Tensor()};
     }
 };
 
 struct UnpermuteFunction : Function<UnpermuteFunction> {
-    static Tensor forward(AutogradContext* ctx, const std::optional<Tensor>& base_TD, const Tensor& y_RD, const SortPlan& plan, bool fp8) {
+    static Tensor forward(AutogradContext* ctx, const std::optional<Tensor>& base_TD, const std::optional<Tensor>& more_TD, const Tensor& y_RD, const SortPlan& plan, bool fp8) {
         keep(ctx, "plan", plan);
         ctx->saved_data["fp8"] = fp8;
         ctx->saved_data["base"] = base_TD.has_value();
-        return add_rows(base_TD.value_or(Tensor()), y_RD, plan);
+        ctx->saved_data["more"] = more_TD.has_value();
+        return add_rows(base_TD.value_or(Tensor()), more_TD.value_or(Tensor()), y_RD, plan);
     }
     static Grads backward(AutogradContext* ctx, Grads grads) {
         Tensor d_TD = grads[0].contiguous();
-        return {ctx->saved_data["base"].toBool() ? d_TD : Tensor(), gather_rows(d_TD, kept<SortPlan>(ctx, "plan"), ctx->saved_data["fp8"].toBool()), Tensor(), Tensor()};
+        auto to = [&](const char* input) { return ctx->saved_data[input].toBool() ? d_TD : Tensor(); };
+        return {to("base"), to("more"), gather_rows(d_TD, kept<SortPlan>(ctx, "plan"), ctx->saved_data["fp8"].toBool()), Tensor(), Tensor()};
     }
 };
 }  // namespace
@@ -72,7 +80,7 @@ SortPlan sort_by_expert(const Tensor& ids_TK, int64_t num_experts, int64_t align
     return MOE_BY_DEVICE("sort_by_expert", ids, sort_by_expert, ids, num_experts, align);
 }
 
-std::pair<Tensor, Tensor> permute(const Tensor& x_TD, const Tensor& weights_TK, const SortPlan& plan, bool fp8) {
+static void check_permuted(const Tensor& x_TD, const Tensor& weights_TK, const SortPlan& plan) {
     check_dims("permute", {"x", x_TD}, 2);
     check_shape("permute", {"x", x_TD}, {plan.T, -1});
     check_float("permute", {"x", x_TD});
@@ -80,24 +88,42 @@ std::pair<Tensor, Tensor> permute(const Tensor& x_TD, const Tensor& weights_TK, 
     check_wide_float("permute", {"weights", weights_TK});
     check_same_device("permute", {"x", x_TD}, {"weights", weights_TK});
     check_same_device("permute", {"x", x_TD}, {"plan", plan.position_TK});
+}
+
+std::pair<Tensor, Tensor> permute(const Tensor& x_TD, const Tensor& weights_TK, const SortPlan& plan, bool fp8) {
+    check_permuted(x_TD, weights_TK, plan);
     Tensor x = x_TD.contiguous(), weights = weights_TK.contiguous();
     if (!wants_grad(x) && !wants_grad(weights)) return {gather_rows(x, plan, fp8), gather_weights(weights, plan)};
-    auto out = PermuteFunction::apply(x, weights, plan, fp8);
+    auto out = PermuteFunction::apply(x, weights, plan, false, fp8);
     return {out[0], out[1]};
 }
 
-Tensor unpermute(const Tensor& base_TD, const Tensor& y_RD, const SortPlan& plan, bool fp8) {
+std::tuple<Tensor, Tensor, Tensor> permute_and_input(const Tensor& x_TD, const Tensor& weights_TK, const SortPlan& plan, bool fp8) {
+    check_permuted(x_TD, weights_TK, plan);
+    Tensor x = x_TD.contiguous(), weights = weights_TK.contiguous();
+    if (!wants_grad(x)) {
+        auto [rows_RD, weights_R] = permute(x, weights, plan, fp8);
+        return {rows_RD, weights_R, x};
+    }
+    auto out = PermuteFunction::apply(x, weights, plan, true, fp8);
+    pass_rows(x, out[2]);
+    return {out[0], out[1], out[2]};
+}
+
+Tensor unpermute(const Tensor& base_TD, const Tensor& y_RD, const SortPlan& plan, const Tensor& more_TD, bool fp8) {
     check_shape("unpermute", {"y", y_RD}, {plan.R, -1});
     check_float("unpermute", {"y", y_RD});
     check_same_device("unpermute", {"y", y_RD}, {"plan", plan.position_TK});
-    Tensor y = y_RD.contiguous(), base = base_TD;
-    if (base.defined()) {
-        check_shape("unpermute", {"base", base}, {plan.T, y.size(1)});
-        check_same_dtype("unpermute", {"base", base}, {"y", y});
-        check_same_device("unpermute", {"base", base}, {"y", y});
-        base = base.contiguous();
+    Tensor y = y_RD.contiguous(), base = whole(base_TD), more = whole(more_TD);
+    MOE_CHECK(base.defined() || !more.defined(), usage, "unpermute: base", "undefined", "defined where `more` is", "");
+    bool wanted = wants_grad(y);
+    for (Named t : {Named{"base", base}, Named{"more", more}}) {
+        if (!t.tensor.defined()) continue;
+        check_shape("unpermute", t, {plan.T, y.size(1)});
+        check_same_dtype("unpermute", t, {"y", y});
+        check_same_device("unpermute", t, {"y", y});
+        wanted = wanted || wants_grad(t.tensor);
     }
-    if (!wants_grad(y) && !(base.defined() && wants_grad(base))) return add_rows(base, y, plan);
-    return UnpermuteFunction::apply(base.defined() ? std::optional<Tensor>(base) : std::nullopt, y, plan, fp8);
+    return wanted ? UnpermuteFunction::apply(given(base), given(more), y, plan, fp8) : add_rows(base, more, y, plan);
 }
 }  // namespace moe::kernels

@@ -5,6 +5,8 @@
 #include "core/kernels/common/row_groups.h"
 #include "core/tensor/weight.h"
 
+#include <tuple>
+
 namespace moe::kernels {
 
 /// A sort of (token, choice) pairs by expert, on the device of the ids.
@@ -25,7 +27,11 @@ SortPlan sort_by_expert(const Tensor& ids_TK, int64_t num_experts, int64_t align
 /// fp8: a product in E4M3 reads the rows (bf16), whose copy is made in the same pass and goes with them (kernels/quantize: attach_rows).
 std::pair<Tensor, Tensor> permute(const Tensor& x_TD, const Tensor& weights_TK, const SortPlan& plan, bool fp8 = false);
 
-/// base + the sum of each token's rows: base [T, D] or undefined (0), y [R, D] → [T, D]. fp8: a product in E4M3 made y and reads its gradient: as for permute.
-Tensor unpermute(const Tensor& base_TD, const Tensor& y_RD, const SortPlan& plan, bool fp8 = false);
+/// The same and x itself, for whoever reads it next: backward then makes both gradients of x in one pass.
+std::tuple<Tensor, Tensor, Tensor> permute_and_input(const Tensor& x_TD, const Tensor& weights_TK, const SortPlan& plan, bool fp8 = false);
+
+/// base + more + the sum of each token's rows: base and more [T, D] or undefined (0), more only with a base; y [R, D] → [T, D], rounded once. fp8: a product in E4M3 made y and
+/// reads its gradient: as for permute.
+Tensor unpermute(const Tensor& base_TD, const Tensor& y_RD, const SortPlan& plan, const Tensor& more_TD = {}, bool fp8 = false);
 
 }  // namespace moe::kernels

@@ -65,12 +65,12 @@ template <class T> void add_row(const T* from, Acc<T>* to, int64_t D) {
 }
 }  // namespace
 
-void add_rows_cpu(const Tensor& base_TD, const Tensor& y_RD, const SortPlan& plan, Tensor out_TD) {
+void add_rows_cpu(const Tensor& base_TD, const Tensor& more_TD, const Tensor& y_RD, const SortPlan& plan, Tensor out_TD) {
     int64_t D = y_RD.size(1), K = plan.K;
     auto* position = data<int32_t>(plan.position_TK);
     by_dtype("unpermute", y_RD, [&](auto zero) {
         using T = decltype(zero);
-        auto *base = data<T>(base_TD), *y = data<T>(y_RD);
+        auto *base = data<T>(base_TD), *more = data<T>(more_TD), *y = data<T>(y_RD);
         auto* out = mutable_data<T>(out_TD);
         at::parallel_for(0, plan.T, 64, [&](int64_t lo, int64_t hi) {
             std::vector<Acc<T>> row(std::is_same_v<T, Acc<T>> ? 0 : D);
@@ -80,6 +80,7 @@ void add_rows_cpu(const Tensor& base_TD, const Tensor& y_RD, const SortPlan& pla
                 else sum = row.data();
                 if (base) std::copy_n(base + t * D, D, sum);
                 else std::fill_n(sum, D, Acc<T>(0));
+                if (more) add_row(more + t * D, sum, D);
                 for (int64_t k = 0; k < K; ++k)
                     if (int32_t r = position[t * K + k]; r >= 0) add_row(y + r * D, sum, D);
                 if constexpr (!std::is_same_v<T, Acc<T>>) std::copy_n(row.data(), D, out + t * D);

@@ -51,10 +51,10 @@ void gather_rows_cuda(const Tensor& x_TD, const SortPlan& plan, Tensor y_RD, con
     if (!p.copy.q) fill_copy_cuda(y_RD, copy);
 }
 
-void add_rows_cuda(const Tensor& base_TD, const Tensor& y_RD, const SortPlan& plan, Tensor out_TD) {
+void add_rows_cuda(const Tensor& base_TD, const Tensor& more_TD, const Tensor& y_RD, const SortPlan& plan, Tensor out_TD) {
     OnDevice on(out_TD);
     auto p = rows(y_RD, plan, out_TD);
-    p.base = in_pointer(base_TD);
+    p.base = in_pointer(base_TD), p.more = in_pointer(more_TD);
     MOE_CUDA_CHECK(sm90::add_rows(p, on.stream));
 }
 

@@ -13,9 +13,9 @@ SortPlan sort_by_expert_cuda(const Tensor& ids_TK, int64_t num_experts, int64_t 
 void gather_rows_cpu(const Tensor& x_TD, const SortPlan& plan, Tensor y_RD, const QuantizedRows& copy = {});
 void gather_rows_cuda(const Tensor& x_TD, const SortPlan& plan, Tensor y_RD, const QuantizedRows& copy = {});
 
-/// out [T, D] = base (undefined: 0) + each token's rows of y [R, D], summed in the order of choices in at least fp32.
-void add_rows_cpu(const Tensor& base_TD, const Tensor& y_RD, const SortPlan& plan, Tensor out_TD);
-void add_rows_cuda(const Tensor& base_TD, const Tensor& y_RD, const SortPlan& plan, Tensor out_TD);
+/// out [T, D] = base (undefined: 0) + more (the same, and only with a base) + each token's rows of y [R, D], summed in the order of choices in at least fp32.
+void add_rows_cpu(const Tensor& base_TD, const Tensor& more_TD, const Tensor& y_RD, const SortPlan& plan, Tensor out_TD);
+void add_rows_cuda(const Tensor& base_TD, const Tensor& more_TD, const Tensor& y_RD, const SortPlan& plan, Tensor out_TD);
 
 /// rows [R] = weights [T, K] by pair, 0 for padding.
 void gather_weights_cpu(const Tensor& weights_TK, const SortPlan& plan, Tensor rows_R);

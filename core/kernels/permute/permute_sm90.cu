@@ -94,7 +94,7 @@ template <class T, int N> __global__ void gather_kernel(const T* x, const int* t
     for (int64_t i = threadIdx.x * N; i < D; i += int64_t(blockDim.x) * N) store<N>(y + i, load<N>(x + i));
 }
 
-template <class T, int N> __global__ void add_kernel(const T* base, const T* y, const int* position, int K, int64_t D, T* out) {
+template <class T, int N> __global__ void add_kernel(const T* base, const T* more, const T* y, const int* position, int K, int64_t D, T* out) {
     using W = Wide<T>;
     const int64_t token = blockIdx.x;
     position += token * K;
@@ -103,6 +103,10 @@ template <class T, int N> __global__ void add_kernel(const T* base, const T* y, 
         if (base) {
             auto b = load<N>(base + token * D + i);
             for (int k = 0; k < N; ++k) sum[k] = widen(b.at[k]);
+        }
+        if (more) {
+            auto m = load<N>(more + token * D + i);
+            for (int k = 0; k < N; ++k) sum[k] += widen(m.at[k]);
         }
         #pragma unroll 8
         for (int choice = 0; choice < K; ++choice) {
@@ -150,7 +154,7 @@ template <class T, int N> void launch_gather(const Rows& p, cudaStream_t stream)
 }
 template <class T, int N> void launch_add(const Rows& p, cudaStream_t stream) {
     add_kernel<T, N><<<unsigned(p.T), row_threads(p.D / N, kThreads), 0, stream>>>(
-        static_cast<const T*>(p.base), static_cast<const T*>(p.in), p.position, p.K, p.D, static_cast<T*>(p.out));
+        static_cast<const T*>(p.base), static_cast<const T*>(p.more), static_cast<const T*>(p.in), p.position, p.K, p.D, static_cast<T*>(p.out));
 }
 }  // namespace
 
@@ -181,7 +185,7 @@ cudaError_t add_rows(const Rows& p, cudaStream_t stream) {
     if (p.T == 0 || p.D == 0) return cudaSuccess;
     by_dtype(p.dtype, [&](auto zero) {
         using T = decltype(zero);
-        if (p.D % kVector<T> == 0 && aligned({p.in, p.base, p.out})) launch_add<T, kVector<T>>(p, stream);
+        if (p.D % kVector<T> == 0 && aligned({p.in, p.base, p.more, p.out})) launch_add<T, kVector<T>>(p, stream);
         else launch_add<T, 1>(p, stream);
     });
     return cudaGetLastError();

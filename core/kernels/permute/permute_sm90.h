@@ -33,7 +33,7 @@ struct Rows {
     const int* choice;            ///< [R]
     const int* position;          ///< [T, K]
     const void* in;               ///< gather: x [T, D]; add: y [R, D]; weights [T, K]; rows [R]
-    const void* base;             ///< add: [T, D] or null
+    const void *base, *more;      ///< add: [T, D] or null; more only with a base
     void* out;
     RowsCopy copy;                ///< gather: of out, bf16 by 16 bytes only
 };

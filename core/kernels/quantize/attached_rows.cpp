@@ -30,6 +30,11 @@ void attach_rows(const Tensor& x_RK, QuantizedRows copy, int readers) {
     x_RK.unsafeGetTensorImpl()->set_backend_meta(c10::make_intrusive<Attached>(std::move(copy), version_of(x_RK), x_RK.const_data_ptr(), readers));
 }
 
+void pass_rows(const Tensor& x_RK, const Tensor& to_RK) {
+    auto* meta = x_RK.unsafeGetTensorImpl()->get_backend_meta();
+    if (dynamic_cast<Attached*>(meta)) to_RK.unsafeGetTensorImpl()->set_backend_meta(c10::intrusive_ptr<c10::BackendMeta>::reclaim_copy(meta));
+}
+
 std::optional<QuantizedRows> take_rows(const Tensor& x_RK) {
     auto* a = dynamic_cast<Attached*>(x_RK.unsafeGetTensorImpl()->get_backend_meta());
     if (!a || a->readers < 1) return {};

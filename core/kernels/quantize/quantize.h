@@ -34,6 +34,8 @@ QuantizedRows copy_to_fill(int64_t rows, int64_t columns, const Tensor& like, bo
 /// Gives x its E4M3 copy, for the first `readers` products that take x. An undefined copy does nothing. What makes the rows calls this, so that products need not read them again. The
 /// copy goes with x where autograd passes it on and with x.detach(), whose products count as x's; not with views.
 void attach_rows(const Tensor& x_RK, QuantizedRows copy, int readers = 1);
+/// `to`, a view of all of x such as autograd makes of an input that is also an output, carries the copy of x, too: one copy, whose readers are counted together.
+void pass_rows(const Tensor& x_RK, const Tensor& to_RK);
 /// The copy that x carries, unless x was changed in place since; the last reader takes it away, so that it does not live as long as an x that is kept for backward. A kernel that
 /// changes rows in place behind autograd's back must not be given any that carry a copy.
 std::optional<QuantizedRows> take_rows(const Tensor& x_RK);

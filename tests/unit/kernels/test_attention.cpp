@@ -89,12 +89,13 @@ Result run_with_gradients(Case c, at::ScalarType dtype) {
 }
 const MlaShape kSmall{2, 9, 4, 2, 3, 4, 5};             // B, S, H, G, nope, rope, v
 const MlaShape kBlocks{2, 150, 4, 2, 6, 4, 10};         // four blocks of rows, the last not whole
+const MlaShape kWideRope{1, 64, 2, 1, 3, 20, 5};        // whole vectors of the rotated part and a rest, of pairs and of halves
 }  // namespace
 
 TEST_CASE("mla_attention: forward equals plain loops, for pairs and halves, grouped heads and packed documents", "[kernels][mla]") {
     bool interleaved = GENERATE(true, false), docs = GENERATE(false, true);
-    const MlaShape shapes[] = {kSmall, kBlocks, {1, 49, 2, 2, 4, 0, 7}, {1, 48, 2, 1, 0, 2, 3}, {1, 65, 1, 1, 2, 2, 3}, {3, 1, 1, 1, 2, 2, 2}};
-    MlaShape m = shapes[GENERATE(0, 1, 2, 3, 4, 5)];
+    const MlaShape shapes[] = {kSmall, kBlocks, {1, 49, 2, 2, 4, 0, 7}, {1, 48, 2, 1, 0, 2, 3}, {1, 65, 1, 1, 2, 2, 3}, {3, 1, 1, 1, 2, 2, 2}, kWideRope};
+    MlaShape m = shapes[GENERATE(0, 1, 2, 3, 4, 5, 6)];
     Case c = make_case(m, interleaved, docs);
     auto want = plain_attention(c);
     require_close(run(c), want, 1e-13);
@@ -104,8 +105,8 @@ TEST_CASE("mla_attention: forward equals plain loops, for pairs and halves, grou
 
 TEST_CASE("mla_attention: gradients equal finite differences", "[kernels][mla]") {
     bool interleaved = GENERATE(true, false), docs = GENERATE(false, true);
-    const MlaShape shapes[] = {kSmall, {1, 7, 2, 1, 3, 0, 2}};
-    MlaShape m = shapes[GENERATE(0, 1)];
+    const MlaShape shapes[] = {kSmall, {1, 7, 2, 1, 3, 0, 2}, {1, 7, 2, 1, 3, 20, 2}};
+    MlaShape m = shapes[GENERATE(0, 1, 2)];
     Case c = make_case(m, interleaved, docs);
     auto grads = run_with_gradients(c, at::kDouble).grads;
     Tensor dout = randn("dout", {m.B * m.S, m.H * m.v});
@@ -133,7 +134,8 @@ TEST_CASE("mla_attention: several blocks' gradients equal finite differences alo
 
 TEST_CASE("mla_attention: narrow dtypes' gradients follow float64", "[kernels][mla]") {
     auto [dtype, tolerance] = GENERATE(table<at::ScalarType, double>({{at::kFloat, 1e-5}, {at::kBFloat16, 2e-2}, {at::kHalf, 3e-3}}));
-    Case c = make_case(kBlocks, true, true);
+    bool interleaved = GENERATE(true, false), wide = GENERATE(false, true);
+    Case c = make_case(wide ? kWideRope : kBlocks, interleaved, true);
     for (Tensor* t : {&c.q, &c.kv, &c.k_rope}) *t = t->to(dtype).to(at::kDouble);
     auto want = run_with_gradients(c, at::kDouble), got = run_with_gradients(c, dtype);
     REQUIRE(got.out.scalar_type() == dtype);

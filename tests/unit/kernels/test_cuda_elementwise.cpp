@@ -2,7 +2,9 @@
 #include "core/kernels/embed/embed.h"
 #include "core/kernels/norm/rmsnorm.h"
 #include "core/kernels/swiglu/swiglu.h"
-#include "tests/unit/kernels/cuda_compare.h"
+#include <torch/csrc/autograd/autograd.h>
+
+#include "tests/unit/kernels/cuda_compare.h"       // after LibTorch, which has a CHECK of its own
 
 using namespace moe;
 using namespace moe::test;
@@ -14,6 +16,15 @@ Op norm_op(int64_t T, int64_t D) {
         auto gamma = p.weight({D}, 2);
         Tensor y = kernels::rmsnorm(x, gamma, 1e-6);
         y.backward(p.random({T, D}, 3));
+        return {{"y", y}, {"dx", x.grad()}, {"dgamma", gamma->grad}};
+    };
+}
+Op norm_and_input_op(int64_t T, int64_t D) {
+    return [=](const Place& p) -> std::vector<Result> {
+        Tensor x = p.leaf({T, D}, 1);
+        auto gamma = p.weight({D}, 2);
+        auto [y, same] = kernels::rmsnorm_and_input(x, gamma, 1e-6);
+        torch::autograd::backward({y, same}, {p.random({T, D}, 3), p.random({T, D}, 4)});
         return {{"y", y}, {"dx", x.grad()}, {"dgamma", gamma->grad}};
     };
 }
@@ -77,6 +88,14 @@ TEST_CASE("cuda rmsnorm: values and gradients, odd widths, more rows than blocks
     compare("rmsnorm 3x7168", norm_op(3, 7168));
     compare("rmsnorm 2x20001", norm_op(2, 20001));
     compare("rmsnorm no tokens", norm_op(0, 16));
+}
+
+TEST_CASE("cuda rmsnorm_and_input: the other gradient of x is added in the same pass", "[gpu][kernels]") {
+    if (!has_gpu()) return;
+    compare("rmsnorm_and_input 19x72", norm_and_input_op(19, 72));
+    compare("rmsnorm_and_input 7x37", norm_and_input_op(7, 37));
+    compare("rmsnorm_and_input 1200x2048", norm_and_input_op(1200, 2048));
+    compare("rmsnorm_and_input no tokens", norm_and_input_op(0, 16));
 }
 
 TEST_CASE("cuda swiglu: values and gradients with and without row weights", "[gpu][kernels]") {

@@ -1,7 +1,9 @@
 #include "core/kernels/embed/embed.h"
 #include "core/kernels/linear/linear.h"
 #include "core/kernels/norm/rmsnorm.h"
-#include "tests/unit/kernels/cuda_compare.h"
+#include <torch/csrc/autograd/autograd.h>
+
+#include "tests/unit/kernels/cuda_compare.h"       // after LibTorch, which has a CHECK of its own
 
 using namespace moe;
 using namespace moe::test;
@@ -14,6 +16,25 @@ Op linear_op(int64_t T, int64_t I, int64_t O) {
         Tensor y = kernels::linear(x, w);
         y.backward(p.random({T, O}, 3));
         return {{"y", y}, {"dx", x.grad()}, {"dw", w->grad}};
+    };
+}
+Op linears_op(int64_t T, int64_t I, std::vector<int64_t> outs) {
+    return [=](const Place& p) -> std::vector<Result> {
+        Tensor x = p.leaf({T, I}, 1);
+        std::vector<WeightPtr> weights;
+        std::vector<Tensor> dys;
+        for (int64_t O : outs) {
+            weights.push_back(p.weight({O, I}, 2 + weights.size(), 0.3));
+            dys.push_back(p.random({T, O}, 10 + weights.size()));
+        }
+        auto ys = kernels::linears(x, weights);
+        torch::autograd::backward(ys, dys);
+        std::vector<Result> out = {{"dx", x.grad()}};
+        for (size_t k = 0; k < weights.size(); ++k) {
+            out.push_back({"y", ys[k].detach()});
+            out.push_back({"dw", weights[k]->grad});
+        }
+        return out;
     };
 }
 Op wide_op(int64_t T, int64_t I, int64_t O) {
@@ -44,6 +65,13 @@ TEST_CASE("cuda linear: product and gradients are those of float64 on the CPU", 
     compare("linear 5x7x3", linear_op(5, 7, 3), 5e-3);
     compare("linear 300x1024x136", linear_op(300, 1024, 136), 5e-3);
     compare("linear no tokens", linear_op(0, 16, 8));
+}
+
+TEST_CASE("cuda linears: products of one x, dx added up by them", "[gpu][kernels]") {
+    if (!has_gpu()) return;
+    compare("linears 37x40", linears_op(37, 40, {24, 16, 8}), 8e-3);
+    compare("linears 300x1024", linears_op(300, 1024, {136, 576}), 8e-3);
+    compare("linears no tokens", linears_op(0, 16, {8, 4}));
 }
 
 TEST_CASE("cuda linear: the weight gradient of bf16 operands is added in fp32", "[gpu][kernels]") {

@@ -1,5 +1,7 @@
 #include "core/kernels/permute/permute.h"
-#include "tests/unit/kernels/cuda_compare.h"
+#include <torch/csrc/autograd/autograd.h>
+
+#include "tests/unit/kernels/cuda_compare.h"       // after LibTorch, which has a CHECK of its own
 
 using namespace moe;
 using namespace moe::test;
@@ -40,7 +42,25 @@ Op permute_op(Tensor ids, int64_t E, int64_t D, bool base, int64_t align = 1) {
         return {{"rows", seen}, {"row weights", seen_weights}, {"out", sum}, {"dx", x.grad()}, {"dbase", base ? b.grad() : Tensor()}, {"dweights", weights.grad()}};
     };
 }
+/// x on two ways, rows and itself, which meet again.
+Op around_op(Tensor ids, int64_t E, int64_t D) {
+    return [=](const Place& p) -> std::vector<Result> {
+        const int64_t T = ids.size(0), K = ids.size(1);
+        auto plan = kernels::sort_by_expert(on(p, ids), E);
+        Tensor x = p.leaf({T, D}, 1), base = p.leaf({T, D}, 3), weights = p.wide({T, K}, 2);
+        auto [rows, row_weights, same] = kernels::permute_and_input(x, weights, plan);
+        Tensor out = kernels::unpermute(base, rows, plan, same);
+        out.backward(p.random({T, D}, 4));
+        return {{"out", out.detach()}, {"dx", x.grad()}, {"dbase", base.grad()}};
+    };
+}
 }  // namespace
+
+TEST_CASE("cuda permute_and_input, unpermute with two bases: values and gradients", "[gpu][kernels]") {
+    if (!has_gpu()) return;
+    compare("permute and unpermute around 700x40", around_op(random_ids(700, 3, 5), 5, 40));
+    compare("permute and unpermute around 33x7", around_op(random_ids(33, 2, 4), 4, 7));
+}
 
 TEST_CASE("cuda sort_by_expert: the plan is that of the CPU", "[gpu][kernels]") {
     if (!has_gpu()) return;

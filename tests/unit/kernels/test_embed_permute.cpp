@@ -175,6 +175,43 @@ TEST_CASE("unpermute: sums a token's rows onto the base, with gradients", "[kern
     if (with_base) CHECK(bit_equal(g[1], dout));
 }
 
+TEST_CASE("permute_and_input: x goes on as it is, and the gradients of both ways are added", "[kernels][permute]") {
+    constexpr int64_t D = 9;
+    auto plan = sort_by_expert(integers(kIds, {kT, kK}), kE);
+    Tensor x = leaf(randn("x", {kT, D})), w = leaf(randn("w", {kT, kK})), dy = randn("dy", {plan.R, D}), more = randn("more", {kT, D});
+    auto [rows, weights, same] = permute_and_input(x, w, plan);
+    auto [want_rows, want_weights] = permute(x, w, plan);
+    CHECK(bit_equal(rows, want_rows));
+    CHECK(bit_equal(weights, want_weights));
+    CHECK(same.const_data_ptr() == x.const_data_ptr());
+    auto f = [&] {
+        auto [a, unused, b] = permute_and_input(x.detach(), w.detach(), plan);
+        return sum_of_products(a, dy) + sum_of_products(b, more);
+    };
+    require_close(torch::autograd::grad({rows, same}, {x}, {dy, more})[0], differences(x, f), 1e-9);
+    auto again = permute_and_input(x, w, plan);
+    CHECK(bit_equal(torch::autograd::grad({std::get<2>(again)}, {x}, {more})[0], more));
+}
+
+TEST_CASE("unpermute: two bases are added in one rounding, each gets the whole gradient", "[kernels][permute]") {
+    auto [dtype, tolerance] = GENERATE(table<at::ScalarType, double>({{at::kDouble, 1e-14}, {at::kFloat, 1e-6}, {at::kBFloat16, 4e-3}, {at::kHalf, 6e-4}}));
+    constexpr int64_t D = 5;
+    auto plan = sort_by_expert(integers(kIds, {kT, kK}), kE);
+    auto [position, R] = plain_positions();
+    Tensor y = leaf(randn("y", {R, D}), dtype), base = leaf(randn("base", {kT, D}), dtype), more = leaf(randn("more", {kT, D}), dtype), dout = randn("dout", {kT, D}).to(dtype);
+    Tensor out = unpermute(base, y, plan, more);
+    auto yv = values(y), want = values(base), mv = values(more);
+    for (size_t i = 0; i < want.size(); ++i) want[i] += mv[i];
+    for (size_t p = 0; p < kIds.size(); ++p)
+        for (int64_t d = 0; d < D && position[p] >= 0; ++d) want[p / kK * D + d] += yv[position[p] * D + d];
+    require_close(out, want, tolerance);
+    auto g = torch::autograd::grad({out}, {base, more}, {dout});
+    CHECK(bit_equal(g[0], dout));
+    CHECK(bit_equal(g[1], dout));
+    require_error(ErrorKind::usage, "unpermute: base", [&] { unpermute({}, y, plan, more); });
+    require_error(ErrorKind::shape, "unpermute: more", [&] { unpermute(base, y, plan, randn("m", {kT, D + 1}).to(dtype)); });
+}
+
 TEST_CASE("permute: wrong ids and shapes are named with their values", "[kernels][permute]") {
     require_error(ErrorKind::shape, "ids[1][0]: got 4, want an expert in [0, 4)", [] { sort_by_expert(integers({0, 4}, {2, 1}), 4); });
     require_error(ErrorKind::shape, "got -2", [] { sort_by_expert(integers({-2}, {1, 1}), 4); });

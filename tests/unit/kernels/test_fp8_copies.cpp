@@ -98,7 +98,7 @@ void check_permute(at::Device device, int64_t T, int64_t D, int64_t align) {
     check_copy(what + " with a graph", permute(x.detach().requires_grad_(true), weights, plan, true).first);
     check_copy(what + " unaligned", permute(unaligned(x), weights, plan, true).first);
     Tensor rows = bf16("rows", {plan.R, D}, device).requires_grad_(true), base = bf16("base", {T, D}, device).requires_grad_(true);
-    auto grads = backward(unpermute(base, rows, plan, true), {rows, base}, x);
+    auto grads = backward(unpermute(base, rows, plan, {}, true), {rows, base}, x);
     check_copy(what + " of a gradient", grads[0]);
     CHECK(!take_rows(grads[1]));
     CHECK(!take_rows(backward(unpermute({}, rows, plan), {rows}, x)[0]));
@@ -127,7 +127,7 @@ std::vector<Tensor> layer(at::Device device, bool copies) {
     Tensor a = linear(h, one), b = linear(swiglu(linear(h, two), {}, copies), dense);
     auto [rows, weights] = permute(a, at::full({T, 2}, 0.5, at::TensorOptions().dtype(at::kFloat).device(device)), plan, copies);
     Tensor made = grouped_linear(swiglu(grouped_linear(rows, plan.groups, up), weights, copies), plan.groups, down);
-    Tensor y = unpermute(b, made, plan, copies), dx = backward(y, {x}, bf16("dy", {T, D}, device))[0];
+    Tensor y = unpermute(b, made, plan, {}, copies), dx = backward(y, {x}, bf16("dy", {T, D}, device))[0];
     return {y.detach(), dx, gamma->grad, one->grad, two->grad, dense->grad, up->grad, down->grad};
 }
 void check_layer(at::Device device) {
@@ -170,6 +170,19 @@ TEST_CASE("fp8 copies: as many readers as were announced take one, detached tens
     Tensor y = bf16("y", {3, 40});
     attach_rows(y, rows_of(y));
     CHECK(take_rows(y));
+}
+
+TEST_CASE("fp8 copies: a view that was passed the rows' copy shares its readers with them", "[kernels]") {
+    Tensor x = bf16("x", {3, 200}), view = x.view_as(x), other = bf16("o", {3, 200});
+    attach_rows(x, rows_of(x), 2);
+    pass_rows(x, view);
+    CHECK(take_rows(view));
+    CHECK(take_rows(x));
+    CHECK(!take_rows(view));
+    pass_rows(other, view);                               // nothing to pass
+    attach_rows(x, rows_of(x));
+    pass_rows(x, other);                                  // not its memory: never believed
+    CHECK(!take_rows(other));
 }
 
 TEST_CASE("fp8 copies: rows that were changed since have none", "[kernels]") {

@@ -71,6 +71,21 @@ TEST_CASE("linear in fp8: y and dx are products of the E4M3 numbers, the weight'
     CHECK(bit_equal(linear(wide, w), at::mm(wide, w->value.t())));             // only bf16 activations are rounded to it
 }
 
+TEST_CASE("linears in fp8: each weight as linear has it, dx the sum of both", "[kernels][linear]") {
+    auto a = fp8_weight_of(randn("a", {72, 48}) * 0.1), b = fp8_weight_of(randn("b", {40, 48}) * 0.1), plain = weight(randn("p", {16, 48}) * 0.1, at::kBFloat16);
+    Tensor x = leaf(randn("x", {9, 48}), at::kBFloat16);
+    std::vector<Tensor> dys;
+    for (int64_t O : {72, 40, 16}) dys.push_back(randn("dy" + std::to_string(O), {9, O}).to(at::kBFloat16));
+    auto ys = linears(x, {a, b, plain});
+    Tensor dx = torch::autograd::grad(ys, {x}, dys)[0], want = at::zeros({9, 48}, at::kDouble);
+    const WeightPtr all[] = {a, b, plain};
+    for (size_t k = 0; k < 3; ++k) {
+        CHECK(bit_equal(ys[k].detach(), linear(x.detach(), all[k])));
+        want += backward(linear(x, all[k]), {x}, dys[k])[0].to(at::kDouble);
+    }
+    require_close(dx, want, 3 * kRounded);
+}
+
 TEST_CASE("grouped_linear in fp8: rows of an expert meet its E4M3 numbers", "[kernels][linear]") { check_grouped(at::kCPU, 144, 80); }
 
 TEST_CASE("linear in fp8: a weight's copies follow its values", "[kernels][linear]") {

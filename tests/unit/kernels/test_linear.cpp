@@ -97,6 +97,48 @@ TEST_CASE("linear: a deferred weight gradient equals an immediate one, and a fro
     CHECK(bit_equal(now->grad, later->grad));
 }
 
+TEST_CASE("linears: every product is linear's, dx is the sum over weights", "[kernels][linear]") {
+    auto [dtype, tolerance] = GENERATE(table<at::ScalarType, double>({{at::kDouble, 1e-14}, {at::kFloat, 1e-6}, {at::kBFloat16, 8e-3}, {at::kHalf, 1e-3}}));
+    const int64_t outs[] = {O, 4, 1};
+    Tensor x0 = randn("x", {T, I}).to(dtype), x = leaf(x0, dtype);
+    std::vector<WeightPtr> weights;
+    std::vector<Tensor> dys;
+    std::vector<double> want_dx(T * I);
+    std::vector<std::vector<double>> want_dw;
+    for (int64_t out : outs) {
+        std::string name = "w" + std::to_string(out);
+        Tensor w0 = randn(name, {out, I}).to(dtype);
+        weights.push_back(weight(w0, dtype));
+        dys.push_back(randn("dy" + name, {T, out}).to(dtype));
+        auto ref = plain_gradients(x0, w0.unsqueeze(0), dys.back(), {0, T});
+        for (size_t i = 0; i < want_dx.size(); ++i) want_dx[i] += ref.dx[i];
+        want_dw.push_back(ref.dw);
+    }
+    auto ys = linears(x, weights);
+    for (size_t k = 0; k < 3; ++k) CHECK(bit_equal(ys[k].detach(), linear(x0, weights[k])));
+    require_close(torch::autograd::grad(ys, {x}, dys)[0], want_dx, tolerance);
+    for (size_t k = 0; k < 3; ++k) require_close(weights[k]->grad, want_dw[k], 1e-6);
+    auto only = torch::autograd::grad({linears(x, weights)[1]}, {x}, {dys[1]})[0];     // the others get no gradient
+    CHECK(bit_equal(only, backward(linear(x, weights[1]), {x}, dys[1])[0]));
+    require_close(weights[0]->grad, want_dw[0], 1e-6);
+}
+
+TEST_CASE("linears: weight gradients may be deferred, a frozen weight gets none, wrong operands are named", "[kernels][linear]") {
+    GradSink sink;
+    auto now = weight(randn("w", {O, I})), later = weight(randn("w", {O, I})), frozen = weight(randn("f", {3, I}));
+    later->sink = &sink;
+    frozen->grad = Tensor();
+    Tensor x = leaf(randn("x", {T, I})), dy = randn("dy", {T, O}), df = randn("df", {T, 3});
+    sink.defer(3, 1);
+    torch::autograd::grad(linears(x, {now, frozen}), {x}, {dy, df});
+    torch::autograd::grad(linears(x, {later, frozen}), {x}, {dy, df});
+    CHECK(sink.num_queued() == 1);
+    sink.drain(3, 1);
+    CHECK(bit_equal(now->grad, later->grad));
+    require_error(ErrorKind::shape, "linears", [&] { linears(x, {now, weight(randn("w", {2, I + 1}))}); });
+    require_error(ErrorKind::dtype, "linears", [&] { linears(x, {now, weight(randn("w", {2, I}), at::kFloat)}); });
+}
+
 TEST_CASE("linear_wide: bf16 rows through an fp32 weight give fp32 results", "[kernels][linear]") {
     Tensor x0 = randn("x", {T, I}).to(at::kBFloat16), w0 = randn("w", {O, I}).to(at::kFloat), dy = randn("dy", {T, O}).to(at::kFloat);
     auto w = weight(w0, at::kFloat);

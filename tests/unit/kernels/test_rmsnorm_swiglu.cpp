@@ -63,6 +63,38 @@ TEST_CASE("rmsnorm: narrow dtypes' gradients follow float64, main gradients are 
     require_close(gamma->grad, reference->grad, 1e-5);
 }
 
+TEST_CASE("rmsnorm_and_input: x goes on as it is, and its gradient is the sum of both ways", "[kernels][norm]") {
+    auto gamma = weight(randn("gamma", {7}));
+    Tensor x = leaf(randn("x", {3, 7})), dy = randn("dy", {3, 7}), more = randn("more", {3, 7});
+    auto [y, same] = rmsnorm_and_input(x, gamma, kEps);
+    CHECK(bit_equal(y, rmsnorm(x, gamma, kEps)));
+    CHECK(same.const_data_ptr() == x.const_data_ptr());
+    auto dx = torch::autograd::grad({y, same}, {x}, {dy, more})[0];
+    auto f = [&] {
+        auto [a, b] = rmsnorm_and_input(x.detach(), gamma, kEps);
+        return sum_of_products(a, dy) + sum_of_products(b, more);
+    };
+    require_close(dx, differences(x, f), 1e-8);
+    require_close(gamma->grad, differences(gamma->value, f), 1e-8);
+
+    auto alone = weight(gamma->value);
+    auto [y2, same2] = rmsnorm_and_input(x, alone, kEps);
+    CHECK(bit_equal(torch::autograd::grad({same2}, {x}, {more})[0], more));            // nothing comes through the norm
+    CHECK(alone->grad.abs().sum().item<double>() == 0);
+    auto [y3, same3] = rmsnorm_and_input(x, alone, kEps);
+    CHECK(bit_equal(torch::autograd::grad({y3}, {x}, {dy})[0], backward(rmsnorm(x, gamma, kEps), {x}, dy)[0]));
+}
+
+TEST_CASE("rmsnorm_and_input: in narrow dtypes the sum of both gradients is rounded once", "[kernels][norm]") {
+    auto [dtype, tolerance] = GENERATE(table<at::ScalarType, double>({{at::kFloat, 1e-5}, {at::kBFloat16, 3e-3}, {at::kHalf, 5e-4}}));
+    Tensor x0 = randn("x", {300, 40}).to(dtype), g0 = randn("gamma", {40}).to(dtype), dy = randn("dy", {300, 40}).to(dtype), more = randn("more", {300, 40}).to(dtype);
+    auto wide = weight(g0), gamma = weight(g0, dtype);
+    Tensor xd = leaf(x0), x = leaf(x0, dtype);
+    Tensor want = backward(rmsnorm(xd, wide, kEps), {xd}, dy)[0] + more;
+    auto [y, same] = rmsnorm_and_input(x, gamma, kEps);
+    require_close(torch::autograd::grad({y, same}, {x}, {dy, more})[0], want, tolerance);
+}
+
 TEST_CASE("rmsnorm: gamma's gradient does not depend on the number of threads", "[kernels][norm]") {
     Tensor x = leaf(randn("x", {517, 33}), at::kFloat), dy = randn("dy", {517, 33});
     auto one = weight(randn("gamma", {33}), at::kFloat), two = weight(randn("gamma", {33}), at::kFloat);
