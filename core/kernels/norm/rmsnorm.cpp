@@ -42,6 +42,7 @@ Tensor rmsnorm(const Tensor& x_TD, const WeightPtr& gamma_D, double eps) {
     check_shape("rmsnorm", {"gamma", gamma_D->value}, {x_TD.size(1)});
     check_same_dtype("rmsnorm", {"x", x_TD}, {"gamma", gamma_D->value});
     check_same_device("rmsnorm", {"x", x_TD}, {"gamma", gamma_D->value});
+    check_contiguous("rmsnorm", {"gamma", gamma_D->value});
     if (gamma_D->grad.defined()) check_main_float("rmsnorm", {"gamma.grad", gamma_D->grad});
     Tensor x = x_TD.contiguous();
     return wants_grad(x) ? RmsNormFunction::apply(x, gamma_D, eps) : rms_forward(x, gamma_D->value, eps).first;
