@@ -13,6 +13,7 @@ void open_json(lua_State* L);
 void open_system(lua_State* L);
 void open_machine(lua_State* L);
 void open_tensor(lua_State* L);
+void open_kernels(lua_State* L);
 void open_config(lua_State* L);
 void open_store(lua_State* L);
 void open_model(lua_State* L);

@@ -15,7 +15,8 @@ namespace moe::kernels {
 namespace {
 constexpr int64_t kMostColumns = int64_t(1) << 18;       // a block of four has 16 bits of the counter
 
-Tensor empty_draws(const char* op, int64_t R, int64_t C, at::ScalarType dtype, at::Device device) {
+Tensor empty_draws(const char* op, int64_t R, int64_t C, const RandomRows& rows, at::ScalarType dtype, at::Device device) {
+    MOE_CHECK(rows.group >= 1, usage, fmt::format("{}: rows.group", op), std::to_string(rows.group), "at least 1", "");
     MOE_CHECK(R >= 0 && C >= 0 && C <= kMostColumns, shape, op, fmt::format("{} x {}", R, C), fmt::format("at most {} columns", kMostColumns), "");
     return at::empty({R, C}, at::TensorOptions().dtype(dtype).device(device));
 }
@@ -35,7 +36,7 @@ struct DropoutFunction : Function<DropoutFunction> {
 
 Tensor dropout_mask(int64_t R, int64_t C, double p, const RandomRows& rows, at::ScalarType dtype, at::Device device) {
     MOE_CHECK(p >= 0 && p < 1, usage, "dropout: p", fmt::format("{}", p), "0 or more, below 1", "");
-    Tensor out_RC = empty_draws("dropout", R, C, dtype, device);
+    Tensor out_RC = empty_draws("dropout", R, C, rows, dtype, device);
     if (out_RC.numel() > 0) MOE_BY_DEVICE("dropout", out_RC, dropout_mask, rows, uint32_t(std::floor(p * 0x1p32)), 1 / (1 - p), out_RC);
     return out_RC;
 }
@@ -48,7 +49,7 @@ Tensor dropout(const Tensor& x_RC, double p, const RandomRows& rows) {
 }
 
 Tensor normal_rows(int64_t R, int64_t C, const RandomRows& rows, at::ScalarType dtype, at::Device device) {
-    Tensor out_RC = empty_draws("normal_rows", R, C, dtype, device);
+    Tensor out_RC = empty_draws("normal_rows", R, C, rows, dtype, device);
     if (out_RC.numel() > 0) MOE_BY_DEVICE("normal_rows", out_RC, normal_rows, rows, out_RC);
     return out_RC;
 }

@@ -36,6 +36,7 @@ Tensor embed(const Tensor& anchor, const Tensor& ids_T, const WeightPtr& w_VD) {
     check_dims("embed", {"w", w_VD->value}, 2);
     check_float("embed", {"w", w_VD->value});
     check_same_device("embed", {"ids", ids_T}, {"w", w_VD->value});
+    check_contiguous("embed", {"w", w_VD->value});
     if (w_VD->grad.defined()) {
         check_main_float("embed", {"w.grad", w_VD->grad});
         check_shape("embed", {"w.grad", w_VD->grad}, {w_VD->value.size(0), w_VD->value.size(1)});

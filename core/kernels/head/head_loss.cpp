@@ -155,6 +155,7 @@ Tensor head_loss(const Tensor& x_TD, const WeightPtr& w_VD, const Tensor& target
     check_inner("head_loss", {"x", x_TD}, 1, {"w", w_VD->value}, 1);
     check_same_dtype("head_loss", {"x", x_TD}, {"w", w_VD->value});
     check_same_device("head_loss", {"x", x_TD}, {"w", w_VD->value});
+    check_contiguous("head_loss", {"w", w_VD->value});
     check_shape("head_loss", {"targets", targets_T}, {x_TD.size(0)});
     check_dtype("head_loss", {"targets", targets_T}, {at::kLong});
     check_same_device("head_loss", {"x", x_TD}, {"targets", targets_T});

@@ -20,8 +20,10 @@ void check_weight(std::string_view op, const Tensor& x, const WeightPtr& w, int6
     MOE_CHECK(w, state, std::string(op), "no weight", "a Weight", "");
     check_dims(op, {"w", w->value}, dims);
     check_float(op, {"x", x});
+    check_float(op, {"w", w->value});
     check_inner(op, {"x", x}, 1, {"w", w->value}, dims - 1);
     check_same_device(op, {"x", x}, {"w", w->value});
+    check_contiguous(op, {"w", w->value});
     if (!w->grad.defined()) return;
     check_main_float(op, {"w.grad", w->grad});
     MOE_CHECK(w->grad.sizes() == w->value.sizes(), shape, fmt::format("{}: w.grad of {}", op, w->name), shape_text(w->grad.sizes()), shape_text(w->value.sizes()), "");

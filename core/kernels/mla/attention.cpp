@@ -88,6 +88,12 @@ RopeTable table_for(const RopeTable& table, const Tensor& q) {
 }
 }  // namespace
 
+void check_attention(const Tensor& q, const Tensor& kv, const Tensor& k_rope, const RopeTable& table, const MlaShape& shape, const Tensor& doc_start_BS) {
+    check_inputs(q, kv, k_rope, table, shape);
+    MOE_CHECK(shape.window >= 0, shape, "mla_attention: window", std::to_string(shape.window), "0 or more", "");
+    if (doc_start_BS.defined()) check_documents(doc_start_BS.contiguous(), shape, q);
+}
+
 bool masks_documents(int64_t S) {
     constexpr int64_t kMostMasked = 1024;               // measured at 48/32, 8 heads, S 512: forward and backward cost what flash costs
     return S <= kMostMasked && S % 8 == 0;
@@ -99,14 +105,10 @@ Tensor windowed(const Tensor& doc_start_BS, int64_t B, int64_t S, int64_t window
 }
 
 Tensor mla_attention(const Tensor& q, const Tensor& kv, const Tensor& k_rope, const RopeTable& table, const MlaShape& shape, const Tensor& doc_start_BS, bool fp8) {
-    check_inputs(q, kv, k_rope, table, shape);
+    check_attention(q, kv, k_rope, table, shape, doc_start_BS);
     MlaInputs in{q.contiguous(), kv.contiguous(), k_rope.defined() ? k_rope.contiguous() : k_rope, {}, shape, {}};
     if (shape.rope > 0) in.table = table_for(table, q);
-    MOE_CHECK(shape.window >= 0, shape, "mla_attention: window", std::to_string(shape.window), "0 or more", "");
-    if (doc_start_BS.defined()) {
-        in.doc_start_BS = doc_start_BS.contiguous();
-        check_documents(in.doc_start_BS, shape, q);
-    }
+    if (doc_start_BS.defined()) in.doc_start_BS = doc_start_BS.contiguous();
     if (shape.window > 0 && shape.window < shape.S) in.doc_start_BS = windowed(in.doc_start_BS, shape.B, shape.S, shape.window, q.device());
     bool wanted = wants_grad(in.q) || wants_grad(in.kv) || (in.k_rope.defined() && wants_grad(in.k_rope));
     if (!wanted) {

@@ -38,7 +38,7 @@ double yarn_softmax_correction(const YarnSettings& yarn);
 Tensor mla_attention(const Tensor& q, const Tensor& kv, const Tensor& k_rope, const RopeTable& table, const MlaShape& shape, const Tensor& doc_start_BS = {}, bool fp8 = false);
 
 /// The same with probabilities dropped with probability p (before they meet v): row of a draw is (token, head), column the key's
-/// position. Keeps [B, H, S, S]. fp64, fp32, bf16. `shape.window` must be folded into doc_start (see windowed).
+/// position. Keeps [B, H, S, S]. fp64, fp32, bf16.
 Tensor mla_attention_dropout(const Tensor& q, const Tensor& kv, const Tensor& k_rope, const RopeTable& table, const MlaShape& shape, const Tensor& doc_start_BS, double p, const RandomRows& rows);
 
 /// Whether CUDA takes packed documents of sequences of S tokens as a mask, where shape and dtype allow it (cuDNN's widths, H = G, bf16 or fp16):

@@ -1,7 +1,7 @@
 // Attention whose probabilities are dropped: plain tensor operations that keep all scores of a micro-batch. What fused kernels draw
 // cannot be drawn again on another layout, so this path is exact instead of quick.
 #include "core/kernels/common/dtype.h"
-#include "core/kernels/mla/attention.h"
+#include "core/kernels/mla/attention_kernels.h"
 
 #include <ATen/ATen.h>
 
@@ -25,19 +25,21 @@ Tensor rotated(const Tensor& x, const RopeTable& table, int64_t S) {
 }  // namespace
 
 Tensor mla_attention_dropout(const Tensor& q, const Tensor& kv, const Tensor& k_rope, const RopeTable& table, const MlaShape& m, const Tensor& doc_start_BS, double p, const RandomRows& rows) {
+    check_attention(q, kv, k_rope, table, m, doc_start_BS);
     auto wide = wide_dtype(q);
-    Tensor q_BSHd = q.to(wide).view({m.B, m.S, m.H, m.nope + m.rope}), kv_BSGd = kv.to(wide).view({m.B, m.S, m.G, m.nope + m.v});
+    Tensor q_BSHd = q.to(wide).reshape({m.B, m.S, m.H, m.nope + m.rope}), kv_BSGd = kv.to(wide).reshape({m.B, m.S, m.G, m.nope + m.v});
     Tensor k_BSGd = kv_BSGd.narrow(-1, 0, m.nope), v_BSGd = kv_BSGd.narrow(-1, m.nope, m.v);
     if (m.rope > 0) {
         q_BSHd = at::cat({q_BSHd.narrow(-1, 0, m.nope), rotated(q_BSHd.narrow(-1, m.nope, m.rope), table, m.S)}, -1);
-        Tensor shared = rotated(k_rope.to(wide).view({m.B, m.S, 1, m.rope}), table, m.S).expand({m.B, m.S, m.G, m.rope});
+        Tensor shared = rotated(k_rope.to(wide).reshape({m.B, m.S, 1, m.rope}), table, m.S).expand({m.B, m.S, m.G, m.rope});
         k_BSGd = at::cat({k_BSGd, shared}, -1);
     }
     auto by_head = [&](const Tensor& x) { return x.transpose(1, 2).repeat_interleave(m.H / m.G, 1); };      // [B, H, S, d]
     Tensor scores = at::matmul(q_BSHd.transpose(1, 2), by_head(k_BSGd).transpose(-1, -2)) * m.softmax_scale;
     auto ints = at::TensorOptions().dtype(at::kInt).device(q.device());
     Tensor key = at::arange(m.S, ints), start = doc_start_BS.defined() ? doc_start_BS : at::zeros({m.B, m.S}, ints);
-    Tensor hidden = key.view({1, 1, 1, m.S}).gt(key.view({1, 1, m.S, 1})).logical_or(key.view({1, 1, 1, m.S}).lt(start.view({m.B, 1, m.S, 1})));
+    if (m.window > 0 && m.window < m.S) start = windowed(start, m.B, m.S, m.window, q.device());
+    Tensor hidden = key.view({1, 1, 1, m.S}).gt(key.view({1, 1, m.S, 1})).logical_or(key.view({1, 1, 1, m.S}).lt(start.reshape({m.B, 1, m.S, 1})));
     Tensor kept = at::softmax(scores.masked_fill(hidden, -std::numeric_limits<double>::infinity()), -1);
     Tensor mask = dropout_mask(m.B * m.S * m.H, m.S, p, rows, wide, q.device()).view({m.B, m.S, m.H, m.S}).transpose(1, 2);
     Tensor out = at::matmul(kept * mask, by_head(v_BSGd));

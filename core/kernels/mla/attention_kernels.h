@@ -16,6 +16,9 @@ struct MlaInputs {
     Tensor doc_start_BS;       ///< int32 [B, S]
 };
 
+/// What both forms of the op want of their operands, as attention.h says.
+void check_attention(const Tensor& q, const Tensor& kv, const Tensor& k_rope, const RopeTable& table, const MlaShape& shape, const Tensor& doc_start_BS);
+
 /// out [T, H·v]. Returns what this device's backward wants besides the inputs and out (the CPU: the log-sum-exp of the scaled
 /// scores [B, H, S]); it may be empty where want_grad is false.
 std::vector<Tensor> mla_attention_forward_cpu(const MlaInputs& in, Tensor out, bool want_grad);

@@ -37,8 +37,8 @@ template <int WARPS> __global__ void __launch_bounds__(kCombineWarps * 32) combi
             }
         }
     }
-    const float factor = sum > 0 ? 1 / sum : 0;
-    if (warp % WARPS == 0 && lane == 0) static_cast<float*>(p.lse)[int64_t(b) * R + row] = sum > 0 ? (top + log2f(sum)) * 0.6931471805599453f : -INFINITY;
+    const float factor = sum == 0 ? 0 : 1 / sum;           // 0: nothing is seen; a NaN stays one
+    if (warp % WARPS == 0 && lane == 0) static_cast<float*>(p.lse)[int64_t(b) * R + row] = sum == 0 ? -INFINITY : (top + log2f(sum)) * 0.6931471805599453f;
     if constexpr (WARPS == 1) {
 #pragma unroll
         for (int i = 0; i < kLatent / 128; ++i)

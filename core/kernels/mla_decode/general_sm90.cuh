@@ -68,8 +68,8 @@ template <class T, class Row> __global__ void general_kernel(const __grid_consta
         }
     }
     T* out = static_cast<T*>(p.out) + int64_t(blockIdx.x) * p.L;
-    for (int d = threadIdx.x; d < p.L; d += kGeneralThreads) out[d] = narrow<T>(sum > 0 ? o[d] / sum : W(0));
-    if (threadIdx.x == 0) static_cast<W*>(p.lse)[blockIdx.x] = sum > 0 ? top + log(sum) : -W(INFINITY);
+    for (int d = threadIdx.x; d < p.L; d += kGeneralThreads) out[d] = narrow<T>(sum == 0 ? W(0) : o[d] / sum);        // a NaN stays one
+    if (threadIdx.x == 0) static_cast<W*>(p.lse)[blockIdx.x] = sum == 0 ? -W(INFINITY) : top + log(sum);
 }
 
 inline cudaError_t general_decode(const MlaDecode& p, cudaStream_t stream) {

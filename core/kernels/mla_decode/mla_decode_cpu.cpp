@@ -109,8 +109,9 @@ template <class T> struct Task {
         }
         for (int64_t i = 0; i < n; ++i) {
             const int64_t row = b * Q * H + r0 + i;
-            for (int64_t d = 0; d < L; ++d) out[row * L + d] = T(sum[i] > 0 ? o[i * L + d] / sum[i] : A(0));
-            lse[row] = sum[i] > 0 ? top[i] + std::log(sum[i]) : -std::numeric_limits<A>::infinity();
+            const bool nothing = sum[i] == 0;           // a NaN is something
+            for (int64_t d = 0; d < L; ++d) out[row * L + d] = T(nothing ? A(0) : o[i * L + d] / sum[i]);
+            lse[row] = nothing ? -std::numeric_limits<A>::infinity() : top[i] + std::log(sum[i]);
         }
     }
 };

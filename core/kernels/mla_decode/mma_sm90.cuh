@@ -530,8 +530,8 @@ template <class S> struct MmaBlock {
                 for (int h = 0; h < 2; ++h) {
                     float total = 0;
                     for (int other = 0; other < S::kSides; ++other) total += shared.tops[slot][other][mt() * 16 + g + 8 * h];
-                    shared.factors[slot][mt() * 16 + g + 8 * h] = total > 0 ? 1 / total : 0;
-                    write_lse(row + 8 * h, total > 0 ? top[h] + log2f(total) : -INFINITY);
+                    shared.factors[slot][mt() * 16 + g + 8 * h] = total == 0 ? 0 : 1 / total;      // a NaN stays one
+                    write_lse(row + 8 * h, total == 0 ? -INFINITY : top[h] + log2f(total));
                 }
             give(Order::write);
         }

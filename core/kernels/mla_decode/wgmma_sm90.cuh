@@ -212,8 +212,8 @@ __device__ inline void score_group(const MlaDecode& p, WgmmaShared& shared, int 
             if (thread % 4 == 0) {
                 const Piece& piece = shared.piece;
                 const int R = p.Q * p.H, r = row0 + row;
-                const float lse2 = all > 0 ? top[h] + log2f(all) : -INFINITY;
-                shared.factors[orders.slot()][row] = all > 0 ? 1 / all : 0;
+                const float lse2 = all == 0 ? -INFINITY : top[h] + log2f(all);
+                shared.factors[orders.slot()][row] = all == 0 ? 0 : 1 / all;      // a NaN stays one
                 const Partials partials(p.workspace, workers, R, kLatent);
                 if (r < R && piece.whole()) static_cast<float*>(p.lse)[int64_t(piece.b) * R + r] = lse2 * 0.6931471805599453f;
                 else if (r < R) partials.lse2[partials.row(worker, piece.slot(), r)] = lse2;

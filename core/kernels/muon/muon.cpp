@@ -43,6 +43,11 @@ Tensor newton_schulz(const Tensor& g_NRC, at::ScalarType dtype) {
 }
 
 void muon(const Master& weights_NRC, const Tensor& grad_NRC, Tensor buffer_NRC, const MuonOptions& options) {
+    if (weights_NRC.is_split()) {                                        // before they are joined
+        check_dtype("muon", {"value of a split master", weights_NRC.value}, {at::kBFloat16});
+        MOE_CHECK(weights_NRC.value.sizes() == weights_NRC.data.sizes(), shape, "muon: value", shape_text(weights_NRC.value.sizes()), shape_text(weights_NRC.data.sizes()), "");
+        check_same_device("muon", {"master", weights_NRC.data}, {"value", weights_NRC.value});
+    }
     Tensor master_NRC = weights_NRC.read();
     check_dims("muon", {"master", master_NRC}, 3);
     check_wide_float("muon", {"master", master_NRC});

@@ -56,6 +56,7 @@ Tensor checked(const Tensor& x_TD, const WeightPtr& gamma_D) {
     check_shape("rmsnorm", {"gamma", gamma_D->value}, {x_TD.size(1)});
     check_same_dtype("rmsnorm", {"x", x_TD}, {"gamma", gamma_D->value});
     check_same_device("rmsnorm", {"x", x_TD}, {"gamma", gamma_D->value});
+    check_contiguous("rmsnorm", {"gamma", gamma_D->value});
     if (gamma_D->grad.defined()) check_main_float("rmsnorm", {"gamma.grad", gamma_D->grad});
     return x_TD.contiguous();
 }

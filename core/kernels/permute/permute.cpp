@@ -73,9 +73,10 @@ struct UnpermuteFunction : Function<UnpermuteFunction> {
 SortPlan sort_by_expert(const Tensor& ids_TK, int64_t num_experts, int64_t align) {
     check_dims("sort_by_expert", {"ids", ids_TK}, 2);
     check_dtype("sort_by_expert", {"ids", ids_TK}, {at::kLong});
-    MOE_CHECK(num_experts > 0, usage, "sort_by_expert: num_experts", std::to_string(num_experts), "at least 1", "");
-    MOE_CHECK(align > 0, usage, "sort_by_expert: align", std::to_string(align), "at least 1", "");
-    MOE_CHECK(ids_TK.numel() + num_experts * (align - 1) <= std::numeric_limits<int32_t>::max(), shape, "sort_by_expert: ids", shape_text(ids_TK.sizes()), "fewer than 2^31 pairs", "use a smaller micro-batch");
+    constexpr int64_t kMost = std::numeric_limits<int32_t>::max();     // also of either alone: their product must fit 64 bits
+    MOE_CHECK(num_experts > 0 && num_experts <= kMost, usage, "sort_by_expert: num_experts", std::to_string(num_experts), "at least 1, below 2^31", "");
+    MOE_CHECK(align > 0 && align <= kMost, usage, "sort_by_expert: align", std::to_string(align), "at least 1, below 2^31", "");
+    MOE_CHECK(ids_TK.numel() + num_experts * (align - 1) <= kMost, shape, "sort_by_expert: ids", shape_text(ids_TK.sizes()), "fewer than 2^31 pairs", "use a smaller micro-batch");
     Tensor ids = ids_TK.contiguous();
     return MOE_BY_DEVICE("sort_by_expert", ids, sort_by_expert, ids, num_experts, align);
 }

@@ -42,6 +42,13 @@ void check_options(const RouteOptions& o, int64_t E) {
     MOE_CHECK(o.top_k <= E / o.n_group * o.topk_group, usage, "route: top_k", std::to_string(o.top_k), fmt::format("at most the {} experts of {} groups", E / o.n_group * o.topk_group, o.topk_group), "");
     MOE_CHECK(o.temperature > 0, usage, "route: temperature", fmt::format("{}", o.temperature), "above 0", "");
 }
+/// Of a choice that is given, on the CPU: on CUDA the host would wait, and the kernel takes NaN for an expert that is not there.
+void check_ids(const Tensor& ids_TK, int64_t E) {
+    if (!ids_TK.is_cpu()) return;
+    auto* id = ids_TK.const_data_ptr<int64_t>();
+    for (int64_t p = 0; p < ids_TK.numel(); ++p)
+        MOE_CHECK(id[p] >= 0 && id[p] < E, shape, fmt::format("route: ids[{}][{}]", p / ids_TK.size(1), p % ids_TK.size(1)), std::to_string(id[p]), fmt::format("an expert in [0, {})", E), "");
+}
 }  // namespace
 
 Route route(const Tensor& logits_TE, const Tensor& bias_E, const RouteOptions& options, const Tensor& ids_TK) {
@@ -52,6 +59,7 @@ Route route(const Tensor& logits_TE, const Tensor& bias_E, const RouteOptions& o
     Tensor logits = logits_TE.contiguous(), bias;
     if (bias_E.defined()) {
         check_shape("route", {"bias", bias_E}, {E});
+        check_float("route", {"bias", bias_E});
         check_same_device("route", {"logits", logits}, {"bias", bias_E});
         bias = bias_E.detach().to(logits.scalar_type()).contiguous();
     }
@@ -62,6 +70,7 @@ Route route(const Tensor& logits_TE, const Tensor& bias_E, const RouteOptions& o
         check_same_device("route", {"logits", logits}, {"ids", ids_TK});
     }
     Route out{at::empty({T, E}, logits.options()), at::empty({T, options.top_k}, logits.options()), choose ? at::empty({T, options.top_k}, logits.options().dtype(at::kLong)) : ids_TK.contiguous()};
+    if (!choose) check_ids(out.ids_TK, E);
     if (wants_grad(logits)) {
         auto made = RouteFunction::apply(logits, RouteRest{bias, options, choose, out});
         return {made[0], made[1], out.ids_TK};

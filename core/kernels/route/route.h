@@ -23,7 +23,7 @@ struct Route {
 
 /// logits fp32 or fp64 [T, E]; bias [E] of any float dtype or undefined. The K largest of scores + bias among the experts of the
 /// topk_group best groups; the others count as −inf (not 0: negative biases would let masked experts win). With `ids_TK` (int64, distinct
-/// in a row) the choice is given and only weighed. On CUDA E is at most 1024. Throws moe::Error: shape, dtype, device, usage (options that
+/// in a row) the choice is given and only weighed; an id outside [0, E) throws on the CPU, on CUDA it weighs NaN. On CUDA E is at most 1024. Throws moe::Error: shape, dtype, device, usage (options that
 /// do not fit E). Source: DeepSeek-V3 technical report 2.1.2.
 Route route(const Tensor& logits_TE, const Tensor& bias_E, const RouteOptions& options, const Tensor& ids_TK = {});
 

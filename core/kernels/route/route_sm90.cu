@@ -26,6 +26,10 @@ template <class T> __device__ void first_of_warp(T& value, int& id) {
     }
 }
 
+/// An id that was given may lie outside: its score is NaN, and it has no gradient.
+__device__ bool is_expert(int64_t id, int E) { return id >= 0 && id < E; }
+template <class T> __device__ T score_of(const T* scores, int64_t id, int E) { return is_expert(id, E) ? scores[id] : T(NAN); }
+
 template <class T> __device__ T lowest() { return -T(INFINITY); }
 constexpr int kNoId = 0x7fffffff;
 
@@ -112,11 +116,11 @@ template <class T, int N> __global__ void forward_kernel(RoutePass p) {
     }
     __syncwarp();                                      // what other lanes wrote to scores and ids is read
     T sum = 0;
-    for (int k = lane; k < p.K; k += 32) sum += scores[ids[k]];
+    for (int k = lane; k < p.K; k += 32) sum += score_of(scores, ids[k], p.E);
     T scale = T(p.scale);
     if (p.norm_topk) scale /= warp_sum(sum) + T(1e-20);
     T* weights = static_cast<T*>(p.weights) + t * p.K;
-    for (int k = lane; k < p.K; k += 32) weights[k] = scores[ids[k]] * scale;
+    for (int k = lane; k < p.K; k += 32) weights[k] = score_of(scores, ids[k], p.E) * scale;
 }
 
 template <class T> __global__ void backward_kernel(RoutePass p) {
@@ -133,10 +137,11 @@ template <class T> __global__ void backward_kernel(RoutePass p) {
         const T* dw = static_cast<const T*>(p.dweights) + t * p.K;
         const int64_t* ids = p.ids + t * p.K;
         T n = 0, inner = 0;
-        for (int k = lane; k < p.K && p.norm_topk; k += 32) n += scores[ids[k]], inner += dw[k] * scores[ids[k]];
+        for (int k = lane; k < p.K && p.norm_topk; k += 32) n += score_of(scores, ids[k], p.E), inner += dw[k] * score_of(scores, ids[k], p.E);
         n = warp_sum(n) + T(1e-20);
         inner = warp_sum(inner);
-        for (int k = lane; k < p.K; k += 32) ds[ids[k]] += T(p.scale) * (p.norm_topk ? (dw[k] - inner / n) / n : dw[k]);      // ids are distinct
+        for (int k = lane; k < p.K; k += 32)
+            if (is_expert(ids[k], p.E)) ds[ids[k]] += T(p.scale) * (p.norm_topk ? (dw[k] - inner / n) / n : dw[k]);      // ids are distinct
     }
     __syncwarp();
     T dot = 0;
