@@ -573,4 +573,42 @@ test("kernels: wrong types, shapes, dtypes and names give one error each; NaN an
   end
 end)
 
+local on_gpu = "kernels: on a GPU the same calls give the CPU's numbers"
+if pcall(moe.zeros, { 1 }, { device = "cuda" }) then
+  test(on_gpu, function()
+    -- Two runs of the same calls with the same numbers; f moves a tensor to the run's device.
+    local function results(f)
+      local x, gamma, ids = f(moe.arange(60):to("fp32"):reshape { 6, 10 } * 0.01 - 0.3), f(moe.ones { 10 } * 0.5), f(moe.tensor { { 0, 2 }, { 1, 2 }, { 2, -1 }, { 0, 1 }, { 2, 0 }, { 1, 0 } })
+      local w, experts = f(moe.arange(70):to("fp32"):reshape { 7, 10 } * 0.02 - 0.7), f((moe.arange(240) % 13):to("fp32"):reshape { 3, 8, 10 } * 0.1)
+      local plan = k.sort_by_expert(ids, 3, { align = k.grouped_alignment(x) })
+      local rows, row_weight = k.permute(x, f(moe.ones { 6, 2 } * 0.25), plan)
+      local cos, sin = k.rope_table(6, 2)
+      local m, v, p = f(moe.zeros { 6, 10 }), f(moe.zeros { 6, 10 }), x:clone()
+      local cache = { rows = f(k.make_cache_rows(1, 8, 2)), block_table = f(moe.zeros({ 1, 1 }, int32)), latent = 8, rope = 2 }
+      k.append_latent(cache, x:narrow(1, 0, 8), x:narrow(1, 8, 2), f(moe.zeros({ 6 }, int32)), f(moe.arange(6):to("int32")))
+      local scores, weights, chosen = k.route(k.linear_wide(x, w:narrow(0, 0, 6)), nil, { top_k = 2, n_group = 3, topk_group = 2 })
+      local loss, by_token = k.head_loss(x, w, f(moe.tensor { 0, 6, -100, 3, 2, 1 }))
+      local out, lse = k.mla_decode(x:narrow(1, 0, 8):reshape { 1, 1, 6, 8 }, x:narrow(1, 8, 2):reshape { 1, 1, 6, 2 }, cache, f(moe.tensor({ 6 }, int32)), 0.3)
+      return {
+        rmsnorm = k.rmsnorm(x, gamma), layernorm = k.layernorm(x, gamma, gamma), swiglu = k.swiglu(x), linear = k.linear(x, w), linear_fp64 = k.linear_fp64(x, w),
+        embed = k.embed(f(moe.tensor { 6, 0 }), w), rows = k.unpermute(x, rows, plan), grouped = k.unpermute(nil, k.grouped_linear(rows, plan, experts), plan), scores = scores, weights = weights,
+        chosen = chosen, loss = loss, by_token = by_token, squares = k.sum_of_squares(x), orthogonal = k.newton_schulz(x:reshape { 1, 6, 10 }), dropout = k.dropout(x, 0.3, { seed = 3 }),
+        attention = k.mla_attention(x, x:narrow(1, 0, 8), { H = 2, nope = 3, rope = 2, v = 5, G = 1, k_rope = x:narrow(1, 8, 2), cos = cos, sin = sin }),
+        adamw = k.adamw(p, x, m, v, { lr = 0.1 }), moment = m, out = out, lse = lse, cache = cache.rows,
+        counts = k.count_pairs(chosen, f(moe.zeros({ 6 }, int32)), f(moe.zeros({ 2, 6 }, int64))),
+        quantized = k.dequantize_rows(k.quantize_rows(w:reshape { 1, 70 }:narrow(1, 0, 64))),
+      }
+    end
+    local want, got = results(function(t) return t end), results(function(t) return t:to("cuda") end)
+    for name, t in pairs(got) do
+      check.contains(t.device, "cuda")
+      close(t:to("cpu"), want[name], 1e-4, name)
+    end
+    raises("device", function() return k.rmsnorm(moe.zeros { 2, 4 }, moe.ones({ 4 }, { device = "cuda" })) end)
+    raises("device", function() return k.linear(moe.zeros({ 2, 4 }, { device = "cuda" }), moe.ones { 3, 4 }) end)
+  end)
+else
+  print("ok " .. on_gpu .. " # skip no GPU")
+end
+
 check.done()
