@@ -10,7 +10,7 @@ namespace moe::plan {
 
 /// Bytes on the fullest rank of a run. Weights, gradients and optimizer state are what the parameter store allocates, but for padding
 /// and for where ZeRO and pipeline stages cut; activations are what the segments of a step keep on a GPU, counted op by op, and the largest of what is alive for a while.
-/// H100, 2026-11-22: train_16b_5l 54.4 GiB at batch 4 and 64.5 at 8, where this says 54.0 and 64.1. On a CPU or with documents in sequences, widths that are padded or no
+/// H100, 2026-11-22: train_16b_5l 54.5 GiB at batch 4 and 64.6 at 8, where this says 53.8 and 63.9. On a CPU or with documents in sequences, widths that are padded or no
 /// fused attention, more.
 struct Memory {
     double weights = 0;        ///< as products read them, in the compute type (the router's in the master type)
