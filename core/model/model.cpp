@@ -20,6 +20,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 namespace moe {
 namespace {
@@ -126,14 +127,14 @@ Model::Norm Model::norm(const std::string& name, int64_t width) {
     return n;
 }
 
-Tensor Model::normalized(const Tensor& x_TD, const Norm& n, int products) const {
+Tensor Model::normalized(const Tensor& x_TD, const Norm& n, int below) const {
     double eps = config_.model.norm_eps;
-    return n.beta ? kernels::layernorm(x_TD, n.gamma, n.beta, eps) : kernels::rmsnorm(x_TD, n.gamma, eps, fp8_readers(products));
+    return n.beta ? kernels::layernorm(x_TD, n.gamma, n.beta, eps) : kernels::rmsnorm(x_TD, n.gamma, eps, {0, fp8_readers(below)});
 }
 
-std::pair<Tensor, Tensor> Model::branch(const Tensor& x_TD, const Norm& n, int products) const {
+std::pair<Tensor, Tensor> Model::branch(const Tensor& x_TD, const Norm& n, int products, int below) const {
     if (n.beta) return {normalized(x_TD, n), x_TD};
-    return kernels::rmsnorm_and_input(x_TD, n.gamma, config_.model.norm_eps, fp8_readers(products));
+    return kernels::rmsnorm_and_input(x_TD, n.gamma, config_.model.norm_eps, {fp8_readers(products), fp8_readers(below)});
 }
 
 /// Gate and up of one feed-forward as one product: [2 · width, D].
@@ -196,6 +197,7 @@ void Model::add_attention(int64_t layer) {
     auto out = projection(a + "o_proj", D, H * c.v_head_dim, 1);
     kernels::MlaShape shape{0, 0, H / tp, G / tp, c.qk_nope_head_dim, rope_dim, c.v_head_dim, kernels::yarn_softmax_correction(yarn_of(c)) / std::sqrt(double(qk)), c.sliding_window.value_or(0)};
     std::vector<WeightPtr> weights = {input_norm.gamma, input_norm.beta, q_a, q_norm, q, kv_a, kv_norm, kv_b, out};
+    const int below = std::exchange(residual_products_, 1);
 
     add(fmt::format("layers.{}.attention", layer), layer, {"residual"}, {"residual"}, weights, [=, this](const Tensors& in, Call& call) -> Tensors {
         const MicroBatch& batch = call.batch;
@@ -203,16 +205,16 @@ void Model::add_attention(int64_t layer) {
         kernels::MlaShape s = shape;
         s.B = batch.B;
         s.S = batch.S;
-        auto [normed_TD, x_TD] = branch(in[0], input_norm, 2);
+        auto [normed_TD, x_TD] = branch(in[0], input_norm, 2, below);
         Tensor h_TD = layout_.tp.enter(normed_TD);                               // from here on all tokens of the micro-batch, this rank's heads
         auto of_h = kernels::linears(h_TD, {q_a ? q_a : q, kv_a});
-        Tensor q_T = q_a ? kernels::linear(kernels::rmsnorm(of_h[0], q_norm, kLatentNormEps, fp8), q) : of_h[0], kv_a_T = of_h[1], latent_TL = kv_a_T, k_rope;
+        Tensor q_T = q_a ? kernels::linear(kernels::rmsnorm(of_h[0], q_norm, kLatentNormEps, {fp8, fp8}), q) : of_h[0], kv_a_T = of_h[1], latent_TL = kv_a_T, k_rope;
         if (rope_dim > 0) {
             auto parts = kv_a_T.split_with_sizes({L, rope_dim}, -1);
             latent_TL = parts[0].contiguous();
             k_rope = parts[1].contiguous();
         }
-        Tensor kv_T = layout_.cp.gather(kernels::linear(kernels::rmsnorm(latent_TL, kv_norm, kLatentNormEps, fp8), kv_b));
+        Tensor kv_T = layout_.cp.gather(kernels::linear(kernels::rmsnorm(latent_TL, kv_norm, kLatentNormEps, {fp8, 0}), kv_b));
         const kernels::RopeTable& table = rope_dim > 0 ? rope(s.S) : kernels::RopeTable{};
         double dropped = batch.training ? config_.model.mla.attn_dropout : 0;
         Tensor o_T;
@@ -236,8 +238,9 @@ void Model::add_dense(int64_t layer) {
     auto post_norm = norm(p + "post_attention_layernorm", D);
     auto up = gate_up(p + "mlp.", width);
     auto down = projection(p + "mlp.down_proj", D, width, 1);
+    const int below = std::exchange(residual_products_, 1);
     add(fmt::format("layers.{}.feed_forward", layer), layer, {"residual"}, {"residual"}, {post_norm.gamma, post_norm.beta, up, down}, [=, this](const Tensors& in, Call&) -> Tensors {
-        auto [h_TD, x_TD] = branch(in[0], post_norm, 1);
+        auto [h_TD, x_TD] = branch(in[0], post_norm, 1, below);
         return {layout_.tp.exit(kernels::linear(kernels::swiglu(kernels::linear(layout_.tp.enter(h_TD), up), {}, up->is_fp8), down)).add_(x_TD)};
     });
 }
@@ -286,10 +289,11 @@ WeightPtr Model::add_route(int64_t layer) {
     auto gate_ED = weight(p + "mlp.gate", {E, config_.model.mla.d_model}, -1, BucketKind::router);
     if (c.use_aux_loss_free) bias_[layer] = at::zeros({E}, at::TensorOptions().dtype(options_.precision.master).device(options_.device));
     routed_layers_.push_back(layer);
+    const int below = std::exchange(residual_products_, config_.model.shared_width() > 0 && c.dropout == 0 ? 1 : 0);
     bool shared = config_.model.shared_width() > 0, fp64 = c.router_dtype == "fp64", force_balance = c.force_balance;
     add(fmt::format("layers.{}.route", layer), layer, {"residual"}, {"hidden", "weights", "residual"}, {post_norm.gamma, post_norm.beta, gate_ED}, [=, this](const Tensors& in, Call& call) -> Tensors {
         MicroBatch& batch = call.batch;
-        auto [h_TD, x_TD] = branch(in[0], post_norm, shared ? 1 : 0);            // dispatch makes the copies of the rows that it gathers
+        auto [h_TD, x_TD] = branch(in[0], post_norm, shared ? 1 : 0, below);            // dispatch makes the copies of the rows that it gathers
         Tensor logits_TE = fp64 ? kernels::linear_fp64(h_TD, gate_ED) : kernels::linear_wide(h_TD, gate_ED);
         if (batch.training && batch.noise_std > 0)
             logits_TE = logits_TE + batch.noise_std * kernels::normal_rows(h_TD.size(0), E, rows_of(Purpose::router_noise, layer, batch), logits_TE.scalar_type(), h_TD.device());
@@ -405,7 +409,8 @@ void Model::add_head() {
     int64_t D = config_.model.mla.d_model;
     auto final_norm = norm("model.norm", D);
     head_ = config_.model.tie_word_embeddings ? embedding_ : weight("lm_head", {config_.model.vocab(), D});
-    add("final_norm", -1, {"residual"}, {"final"}, {final_norm.gamma, final_norm.beta}, [=, this](const Tensors& in, Call&) -> Tensors { return {normalized(in[0], final_norm)}; });
+    const int below = residual_products_;
+    add("final_norm", -1, {"residual"}, {"final"}, {final_norm.gamma, final_norm.beta}, [=, this](const Tensors& in, Call&) -> Tensors { return {normalized(in[0], final_norm, below)}; });
     add("head", -1, {"final"}, {"loss"}, {head_}, [this](const Tensors& in, Call& call) -> Tensors {
         return {head_loss(in[0], call.batch.targets_T, call.batch.loss_scale, call, true)};
     });
@@ -422,10 +427,12 @@ void Model::add_mtp(int64_t k) {
         Tensor ahead_TD = kernels::embed(in[1], call.batch.mtp.at(size_t(k - 1)).ids_T, embedding_);
         return {kernels::linear(at::cat({normalized(ahead_TD, enorm), normalized(in[0], hnorm)}, -1), join)};
     });
+    residual_products_ = 1;
     add_attention(layer);
     add_experts(layer);
+    const int below = residual_products_;
     auto shared_norm = norm(p + "shared_head.norm", D);
-    add(name + "norm", -1, {"residual"}, {"final"}, {shared_norm.gamma, shared_norm.beta}, [=, this](const Tensors& in, Call&) -> Tensors { return {normalized(in[0], shared_norm)}; });
+    add(name + "norm", -1, {"residual"}, {"final"}, {shared_norm.gamma, shared_norm.beta}, [=, this](const Tensors& in, Call&) -> Tensors { return {normalized(in[0], shared_norm, below)}; });
     add(name + "head", -1, {"final"}, {"loss"}, {head_}, [=, this](const Tensors& in, Call& call) -> Tensors {
         auto& ahead = call.batch.mtp.at(size_t(k - 1));
         return {head_loss(in[0], ahead.targets_T, ahead.loss_scale, call, false)};

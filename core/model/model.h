@@ -61,10 +61,10 @@ private:
     struct Norm { WeightPtr gamma, beta; };
     Norm norm(const std::string& name, int64_t width);
     WeightPtr rms_gamma(const std::string& name, int64_t width);
-    /// products: how many of the weights that in_fp8 marks read the result. Where tp gathers it first, its E4M3 copy would be of no use, and none is made.
-    Tensor normalized(const Tensor& x_TD, const Norm& norm, int products = 0) const;
-    /// {normalized x, x}: what a block reads and what goes around it, so that backward adds both gradients in the norm's pass. products as above.
-    std::pair<Tensor, Tensor> branch(const Tensor& x_TD, const Norm& norm, int products) const;
+    /// below: how many of the products with weights that in_fp8 marks read x's gradient. Where tp gathers it first, its E4M3 copy would be of no use, and none is made.
+    Tensor normalized(const Tensor& x_TD, const Norm& norm, int below = 0) const;
+    /// {normalized x, x}: what a block reads and what goes around it, so that backward adds both gradients in the norm's pass. products: how many read the normalized x; below as above.
+    std::pair<Tensor, Tensor> branch(const Tensor& x_TD, const Norm& norm, int products, int below) const;
     int fp8_readers(int products) const { return options_.precision.fp8 && mesh_.tp.size() == 1 ? products : 0; }
     /// cut_dim: the dim that tensor parallel cuts, −1 for none.
     /// A matrix of a layer, [out, in]: in E4M3 where the precision says so. Embedding, head, gate and norms never are.
@@ -102,6 +102,7 @@ private:
     routing::RouterSettings router_;
     routing::LossWeights loss_weights_;
     WeightPtr embedding_, head_;
+    int residual_products_ = 0;                              ///< while segments are added: products of the last one that read the gradient of the residual as it leaves it
 };
 
 }  // namespace moe

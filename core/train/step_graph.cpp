@@ -2,6 +2,7 @@
 
 #include "core/base/error.h"
 #include "core/base/log.h"
+#include "core/kernels/linear/linear.h"
 #include "core/kernels/mla/attention.h"
 
 #include <ATen/ATen.h>
@@ -98,6 +99,11 @@ void copy_tensors(std::vector<MicroBatch>& from, std::vector<MicroBatch>& to) {
 }
 }  // namespace
 
+/// A record reads the weights' E4M3 copies and makes none: an optimizer may have left them, and then there is nothing to do.
+void StepGraph::refresh_copies() {
+    for (auto& w : model_.weights()) kernels::refresh_fp8(w);
+}
+
 void StepGraph::record(const Program& program, const std::vector<MicroBatch>& batches) {
     auto made = std::make_unique<Record>();
     made->batches = batches;
@@ -113,7 +119,7 @@ void StepGraph::record(const Program& program, const std::vector<MicroBatch>& ba
     std::vector<MicroBatch> now = batches;
     fill_factors(now, made->factors);
     copy_tensors(now, made->batches);                      // also tells whoever keeps what follows from doc_start that it has changed
-    for (auto& w : model_.weights()) w->fp8.version = -1;    // the record makes the E4M3 copies, as every replay must
+    refresh_copies();
     c10::cuda::device_synchronize();
     c10::cuda::CUDACachingAllocator::emptyCache();         // a record's memory is its own: the steps before must not keep theirs beside it
     auto stream = c10::cuda::getStreamFromPool(/*isHighPriority=*/false, model_.options().device.index());
@@ -154,6 +160,7 @@ void StepGraph::run(const Program& program, std::vector<MicroBatch>& batches) {
     }
     fill_factors(batches, record_->factors);
     copy_tensors(batches, record_->batches);
+    refresh_copies();
     record_->graph.replay();
     model_.store().mark_grads_written();
     for (size_t i = 0; i < batches.size(); ++i) batches[i].losses = record_->batches[i].losses;

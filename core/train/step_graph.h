@@ -27,6 +27,7 @@ public:
 
 private:
     struct Record;
+    void refresh_copies();
     void record(const Program& program, const std::vector<MicroBatch>& batches);
     Executor& executor_;
     Model& model_;
