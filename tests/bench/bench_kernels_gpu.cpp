@@ -100,6 +100,8 @@ void fp8_copies() {
     auto bytes = [](const Tensor& x) { return double(x.numel()) * 2; };
     Tensor x = at::randn({T, D}, bf16()), gamma = at::randn({D}, bf16()), y = at::empty_like(x), rstd = at::empty({T}, fp32());
     both("rmsnorm_forward", "16384x2048", 2 * bytes(x), copy_bytes(y), y, [&](const QuantizedRows& c) { rmsnorm_forward_cuda(x, gamma, 1e-6, y, rstd, c); });
+    Tensor dx = at::empty_like(x), dgamma = at::zeros({D}, fp32());
+    both("rmsnorm_backward", "16384x2048 with another gradient", 4 * bytes(x), copy_bytes(dx), dx, [&](const QuantizedRows& c) { rmsnorm_backward_cuda(y, x, gamma, rstd, y, dx, dgamma, c); });
     SortPlan plan = sort_by_expert(std::get<1>(at::topk(at::rand({T, E}, fp32()), K)), E, 128);
     Tensor rows = at::empty({plan.R, D}, bf16());
     both("permute", "T16384 K6 D2048", bytes(x) + bytes(rows), copy_bytes(rows), rows, [&](const QuantizedRows& c) { gather_rows_cuda(x, plan, rows, c); });
@@ -130,6 +132,10 @@ void optimizer() {
     const Master master{rest, value};
     AdamWOptions options{.lr = 1e-4, .weight_decay = 0.1};
     bandwidth("adamw", "2^28", "bf16 value and 16-bit rest", double(n) * 28, [&] { adamw_cuda(master, grad, m, v, options); });
+    const int64_t E = 64, O = 2048, I = 2048;
+    const std::vector<AdamWMatrix> matrix = {{master, grad, m, v, empty_quantized_weight(E, O, I, value)}};
+    bandwidth("adamw_quantized", "E64 2048x2048", "and E4M3 copies", double(n) * 30, [&] { adamw_quantized(matrix, options); });
+    bandwidth("adamw_quantized_apart", "E64 2048x2048", "and E4M3 copies", double(n) * 30, [&] { adamw_quantized_apart(matrix[0], options); });
     Tensor sum = at::empty({}, fp32().dtype(at::kDouble));
     bandwidth("sum_of_squares", "2^28", "fp32", double(n) * 4, [&] { sum_of_squares_cuda(grad, sum); });
 }
