@@ -61,7 +61,7 @@ bool StepGraph::takes(const Config& c, const Model& model, std::string* why) {
     refuse(c.model.moe.router_noise_std > 0, "noise of the router");
     refuse(c.model.mla.d_model % 8 || c.model.moe.expert_intermediate_size % 8, "widths of experts that are no multiples of 8");
     bool documents = c.data.packing && c.data.document_mask;
-    refuse(documents && (!kernels::masks_documents(c.training.seq_length) || c.model.num_kv_heads() != c.model.mla.num_heads), "packed documents whose number is waited for");
+    refuse(documents && (!kernels::masks_documents(c.training.seq_length) || c.model.num_kv_heads() != c.model.mla.num_heads || c.model.mla.sliding_window), "packed documents whose number is waited for");
     if (why) *why = reason;
     return reason.empty();
 }

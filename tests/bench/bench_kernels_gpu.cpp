@@ -354,7 +354,20 @@ void attention() {
         });
     }
     const double pairs = documents(m, in.doc_start_BS) * m.H;
-    ours("attention_documents", "192/128 B4 H16 S4096 documents of 128-2047", pairs);
+    const std::string packed = "192/128 B4 H16 S4096 documents of 128-2047";
+    ours("attention_documents", packed, pairs);
+    if (wanted("attention_documents_library")) {           // flash, which wants one width: v padded to 192, operands ready
+        Tensor first = (in.doc_start_BS == at::arange(m.S, fp32().dtype(at::kInt))).flatten();
+        Tensor starts = at::cat({at::nonzero(first).flatten().to(at::kInt), at::full({1}, T, fp32().dtype(at::kInt))});
+        Tensor fq = at::randn({T, m.H, D}, bf16()), fk = at::randn({T, m.H, D}, bf16()), fv = at::randn({T, m.H, D}, bf16()), d = at::randn({T, m.H, D}, bf16());
+        auto flash = [&] { return at::_flash_attention_forward(fq, fk, fv, starts, starts, m.S, m.S, 0.0, true, false, m.softmax_scale); };
+        speed("attention_documents_library_forward", packed, pairs * forward, [&] { flash(); });
+        auto [o, lse, rng, unused, mask] = flash();
+        speed("attention_documents_library_backward", packed, pairs * backward, [&] { at::_flash_attention_backward(d, fq, fk, fv, o, lse, starts, starts, m.S, m.S, 0.0, true, rng, unused, m.softmax_scale); });
+    }
+    in.doc_start_BS = Tensor();
+    in.shape.window = 1024;
+    ours("attention_window", "192/128 B4 H16 S4096 window 1024", double(m.B) * m.H * (1024.0 * (m.S - 1024) + 1024.0 * 1025 / 2));
 }
 }  // namespace
 
