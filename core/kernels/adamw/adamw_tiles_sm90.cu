@@ -7,7 +7,7 @@ namespace moe::kernels::sm90 {
 namespace {
 constexpr int kThreads = 256, kWarps = kThreads / 32, kTile = kScaleColumns, kRows = kTile / kWarps, kColumns = kTile / 32;
 constexpr int kRowsAtOnce = 2;                    // whose reads are on their way together
-constexpr int kBlocks = 4;                        // of a multiprocessor at least: registers are bounded by it
+constexpr int kBlocks = 3;                        // of a multiprocessor at least: registers are bounded by it
 static_assert(kRows == 16 && kColumns == 4);
 
 /// Byte j of four words, the first lowest.
