@@ -46,6 +46,11 @@ std::vector<std::string> recomputed(const Config& c, const dist::Group& world, a
     return chosen;
 }
 
+/// A copy of t on the host; of a GPU's tensor it is there after the next wait for the device.
+Tensor to_host(const Tensor& t) {
+    return t.is_cpu() ? t.clone() : t.to(t.options().device(at::kCPU).pinned_memory(true), /*non_blocking=*/true);
+}
+
 double max_vio(const Tensor& counts_LE, const std::vector<int64_t>& layers) {
     double worst = 0;
     for (int64_t layer : layers) {
@@ -206,14 +211,18 @@ void Run::report_skip(const StepMetrics& m) {
     add_event("skip", {{"first", where}});
 }
 
-/// The losses of all ranks' micro-batches.
-void Run::sum_losses(const std::vector<MicroBatch>& batches, StepMetrics& m) {
+/// This rank's losses by name, float64 [4], on their way to the host.
+Tensor Run::losses_of(const std::vector<MicroBatch>& batches) const {
     const char* names[] = {"loss", "mtp", "balance", "z"};
     std::vector<Tensor> by_name(4, at::zeros({}, at::TensorOptions().dtype(at::kDouble).device(model_->options().device)));
     for (auto& batch : batches)
         for (int i = 0; i < 4; ++i)
             if (auto it = batch.losses.find(names[i]); it != batch.losses.end()) by_name[size_t(i)] = by_name[size_t(i)] + it->second;
-    Tensor sums = at::stack(by_name).to(at::kCPU);
+    return to_host(at::stack(by_name));
+}
+
+/// The losses of all ranks' micro-batches.
+void Run::sum_losses(Tensor sums, StepMetrics& m) {
     mesh_.world.all_reduce(sums);
     auto sum = [&](int i) { return sums[i].item<double>(); };
     m.loss = sum(0);
@@ -221,12 +230,12 @@ void Run::sum_losses(const std::vector<MicroBatch>& batches, StepMetrics& m) {
     m.balance_loss = sum(2) + sum(3);
 }
 
-/// The step's counts, summed over the ranks, out of the ledger.
+/// The step's counts, summed over the ranks, out of the ledger and on their way to the host.
 void Run::take_counts() {
     RECORD_USER_SCOPE("counts");
     ledger_->reduce(mesh_.world);
-    last_counts_by_domain_ = ledger_->counts_by_domain();
-    last_dropped_ = ledger_->dropped();
+    last_counts_by_domain_ = to_host(ledger_->counts_by_domain());
+    last_dropped_ = to_host(ledger_->dropped());
     ledger_->clear();
 }
 
@@ -261,12 +270,13 @@ StepMetrics Run::step() {
         loader_->restore(position);
         throw;
     }
-    // On a GPU the norm is the step's first wait for the device and its only long one. Between it and the update the device has nothing to do, so
-    // the host does there only what waits for the device, and the rest while the update runs.
+    // On a GPU the norm is what the host waits for, once; what it needs besides is on its way by then. Between the norm and the update the device has nothing to do, so the host
+    // does the rest while the update runs.
     model_->store().reduce_grads();
-    m.grad_norm = grad_norm(model_->store(), mesh_.world) / loss_scale_.value();
-    sum_losses(batches, m);
+    Tensor losses = losses_of(batches);
     take_counts();
+    m.grad_norm = grad_norm(model_->store(), mesh_.world) / loss_scale_.value();
+    sum_losses(losses, m);
     apply(m);
     last_counts_ = last_counts_by_domain_.sum(1);
     m.drop_rate = double(last_dropped_.sum().item<int64_t>()) / double(std::max<int64_t>(1, last_counts_.sum().item<int64_t>()));

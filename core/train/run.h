@@ -112,7 +112,8 @@ private:
     double noise_std() const;
     std::vector<MicroBatch> load_batch();
     void compute(std::vector<MicroBatch>& batches);
-    void sum_losses(const std::vector<MicroBatch>& batches, StepMetrics& m);
+    Tensor losses_of(const std::vector<MicroBatch>& batches) const;
+    void sum_losses(Tensor sums, StepMetrics& m);
     void take_counts();
     void apply(StepMetrics& m);
     void balance(const Tensor& counts);

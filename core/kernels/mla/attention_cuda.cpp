@@ -16,6 +16,7 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
+#include <cstdint>
 #include <limits>
 #include <mutex>
 
@@ -57,7 +58,13 @@ sm90::MlaLayout layout(const MlaInputs& in, int64_t W, int64_t U) {
     return p;
 }
 
-/// v as it lies in kv, where its rows start at multiples of 16 bytes.
+bool starts_at_16_bytes(const Tensor& t) { return reinterpret_cast<std::uintptr_t>(t.data_ptr()) % 16 == 0; }
+/// The library's kernels read 16 bytes at once.
+Tensor aligned(const Tensor& t) { return starts_at_16_bytes(t) ? t : t.clone(); }
+
+/// Whether the library can read v where it lies in kv.
+bool v_stays(const MlaInputs& in) { return in.shape.nope % 8 == 0 && in.shape.v % 8 == 0 && starts_at_16_bytes(in.kv); }
+/// v as it lies in kv.
 Tensor v_in_kv(const MlaInputs& in) {
     const MlaShape& m = in.shape;
     return in.kv.reshape({m.B * m.S, m.G, m.nope + m.v}).narrow(2, m.nope, m.v);
@@ -131,12 +138,13 @@ std::optional<Tensor> optional_mask(const MlaInputs& in) { return in.doc_start_B
 
 std::vector<Tensor> cudnn_forward(const MlaInputs& in, Tensor out, bool want_grad, cudaStream_t stream) {
     const MlaShape& m = in.shape;
-    Operands o = assemble(in, width(m), m.v, m.nope % 8 == 0, stream);
+    const bool in_kv = v_stays(in);
+    Operands o = assemble(in, width(m), m.v, in_kv, stream);
     auto [made, lse, cum_q, cum_k, max_q, max_k, seed, offset, mask] = at::_scaled_dot_product_cudnn_attention(
         heads_first(o.q, m), heads_first(o.k, m), v_heads_first(o.v, m), optional_mask(in), want_grad, 0.0, true, false, m.softmax_scale);
     hand_over(made.transpose(1, 2), out);
     if (!want_grad) return {};
-    return {o.q, o.k, m.nope % 8 == 0 ? Tensor() : o.v, lse, seed, offset};
+    return {o.q, o.k, in_kv ? Tensor() : o.v, lse, seed, offset};
 }
 
 void cudnn_backward(const MlaInputs& in, const Tensor& out, const std::vector<Tensor>& saved, const Tensor& dout, const MlaGradients& to, cudaStream_t stream) {
@@ -144,7 +152,7 @@ void cudnn_backward(const MlaInputs& in, const Tensor& out, const std::vector<Te
     Tensor v = saved[2].defined() ? saved[2] : v_in_kv(in);
     auto heads = [&](const Tensor& x) { return x.reshape({m.B, m.S, m.H, m.v}).transpose(1, 2); };
     auto [gq, gk, gv] = at::_scaled_dot_product_cudnn_attention_backward(
-        heads(dout), heads_first(saved[0], m), heads_first(saved[1], m), v_heads_first(v, m), heads(out), saved[3], saved[4], saved[5], document_mask(in), Tensor(), Tensor(), m.S, m.S,
+        heads(aligned(dout)), heads_first(saved[0], m), heads_first(saved[1], m), v_heads_first(v, m), heads(out), saved[3], saved[4], saved[5], document_mask(in), Tensor(), Tensor(), m.S, m.S,
         0.0, true, m.softmax_scale);
     take_apart(in, {tokens_first(gq), tokens_first(gk), tokens_first(gv)}, to, stream);
 }
@@ -178,9 +186,8 @@ int64_t room_for(const MlaInputs& in, int64_t num_documents) {
     return room;
 }
 
-PackedShape packed_shape(const MlaInputs& in, int64_t room) {
+PackedShape packed_shape(const MlaInputs& in, int64_t room, bool in_kv) {
     const MlaShape& m = in.shape;
-    const bool in_kv = m.nope % 8 == 0;                  // v is read where it lies
     return {in.kv.scalar_type(), m.B * m.S, m.S, room, m.H, m.G, width(m), m.v, m.G * (in_kv ? m.nope + m.v : m.v), in_kv ? m.nope + m.v : m.v, has_window(m) ? m.window : 0, m.softmax_scale};
 }
 
@@ -197,10 +204,10 @@ PackedDocuments shared_documents(const Tensor& starts, const PackedShape& s) {
 
 std::vector<Tensor> packed_forward(const MlaInputs& in, Tensor out, bool want_grad, cudaStream_t stream) {
     const MlaShape& m = in.shape;
-    const bool in_kv = m.nope % 8 == 0;
+    const bool in_kv = v_stays(in);
     Operands o = assemble(in, width(m), m.v, in_kv, stream);
     Tensor starts = document_starts(in), lse = at::empty({m.B * m.S, m.H}, in.q.options().dtype(at::kFloat));
-    PackedShape shape = packed_shape(in, room_for(in, starts.numel() - 1));
+    PackedShape shape = packed_shape(in, room_for(in, starts.numel() - 1), in_kv);
     cudnn_packed_forward(shape, shared_documents(starts, shape), o.q, o.k, o.v, out, lse);
     if (!want_grad) return {};
     return {o.q, o.k, in_kv ? Tensor() : o.v, lse, starts};
@@ -209,9 +216,9 @@ std::vector<Tensor> packed_forward(const MlaInputs& in, Tensor out, bool want_gr
 void packed_backward(const MlaInputs& in, const Tensor& out, const std::vector<Tensor>& saved, const Tensor& dout, const MlaGradients& to, cudaStream_t stream) {
     const MlaShape& m = in.shape;
     const Tensor &q = saved[0], &k = saved[1], v = saved[2].defined() ? saved[2] : v_in_kv(in), &starts = saved[4];
-    PackedShape shape = packed_shape(in, room_for(in, starts.numel() - 1));
+    PackedShape shape = packed_shape(in, room_for(in, starts.numel() - 1), !saved[2].defined());
     Operands grads{at::empty_like(q), at::empty_like(k), at::empty({m.B * m.S, m.G, m.v}, q.options())};
-    cudnn_packed_backward(shape, shared_documents(starts, shape), q, k, v, out, saved[3], dout, grads.q, grads.k, grads.v);
+    cudnn_packed_backward(shape, shared_documents(starts, shape), q, k, v, out, saved[3], aligned(dout), grads.q, grads.k, grads.v);
     take_apart(in, grads, to, stream);
 }
 

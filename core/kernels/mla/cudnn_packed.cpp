@@ -34,7 +34,8 @@ enum Offset : int64_t { kOfQ, kOfK, kOfV, kOfOut, kOfDv, kOfLse };
 enum Id : int64_t { kQ = 1, kK, kV, kOut, kLse, kDout, kDq, kDk, kDv, kLengthsQ, kLengthsK, kFirstOffset };
 
 void check(fe::error_t status, const char* what) {
-    MOE_CHECK(status.is_good(), cuda, std::string("mla_attention: cuDNN: ") + what, status.get_message(), "a graph that cuDNN supports", "");
+    std::string reason = status.is_good() ? "" : status.get_message();
+    MOE_CHECK(status.is_good(), cuda, std::string("mla_attention: cuDNN: ") + what, reason.empty() ? "error " + std::to_string(int(status.get_code())) : reason, "a graph that cuDNN supports", "");
 }
 
 struct Plan {
