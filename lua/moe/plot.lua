@@ -77,6 +77,8 @@ local function lines_or_points(given, options, op, kind)
   if not x then moe.fail { op = op, got = "no finite points", want = "at least one series {name =, x =, y =} with points" } end
   y.round = true
   if kind == "points" then widen(x, 0.04) end
+  x.is_count = true
+  each_point(layers, "x")(function(v) x.is_count = x.is_count and v == math.floor(v) end)
   return picture_of(xy.panel { layers = layers, legend = legend, x = x, y = y, x_grid = kind == "points" }, o)
 end
 

@@ -42,6 +42,10 @@ local function tick_texts(values, step)
   end
   local digits = 0
   while digits < 9 and math.abs(step / scale * 10 ^ digits - math.floor(step / scale * 10 ^ digits + 0.5)) > 1e-6 * step / scale * 10 ^ digits do digits = digits + 1 end
+  if digits > 3 and suffix ~= "" then
+    scale, suffix, digits = 1, "", 0
+    while digits < 9 and math.abs(step * 10 ^ digits - math.floor(step * 10 ^ digits + 0.5)) > 1e-6 * step * 10 ^ digits do digits = digits + 1 end
+  end
   for i, v in ipairs(values) do
     list[i] = math.abs(v) < step * 1e-6 and "0" or signed(("%." .. digits .. "f"):format(v / scale)) .. suffix
   end

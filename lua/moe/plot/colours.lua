@@ -23,7 +23,7 @@ end
 -- Lightness falls evenly with t, from near white to deep blue over green: the order reads in grey as well.
 local function sequential(t)
   if t <= 0 then return oklch(0.975, 0.005, 110) end
-  return oklch(0.975 - 0.67 * t, 0.015 + 0.13 * math.sin(math.pi * math.min(1, 0.15 + 0.75 * t)), 110 + 165 * t)
+  return oklch(0.975 - 0.67 * t, 0.015 + 0.088 * math.sin(math.pi * math.min(1, 0.15 + 0.75 * t)), 110 + 165 * t)
 end
 
 -- Blue below the middle, white at it, orange above.

@@ -23,9 +23,10 @@ function heat.scale(spec, op)
   if spec.centre then
     local reach = math.max(math.abs(spec.high - spec.centre), math.abs(spec.centre - spec.low))
     if reach == 0 then reach = 1 end
-    spec.low, spec.high = spec.centre - reach, spec.centre + reach
+    spec.at = function(v) return 0.5 + (v - spec.centre) / (2 * reach) end
   end
   if spec.high <= spec.low then spec.high = spec.low + (spec.log and spec.low or 1) end
+  if spec.at then return spec end
   if spec.log then
     local a, b = math.log(spec.low), math.log(spec.high)
     spec.at = function(v) return v > 0 and (math.log(v) - a) / (b - a) or 0 end
@@ -40,9 +41,21 @@ function Panel:text_of(v)
   return self.format and self.format:format(v) or short(tonumber(("%.3g"):format(v)))
 end
 
-local function bar_width(panel)
-  axes.place_ticks(panel.scale.axis, 120, function() return 22 end)
-  return 14 + 12 + 6 + layout.widest(panel.scale.axis.texts, 11) + (panel.scale.label and 20 or 0)
+-- The scale's name in lines that fit beside the bar.
+local function label_lines(panel, height)
+  if not panel.scale.label then return {} end
+  local lines = { "" }
+  for word in tostring(panel.scale.label):gmatch("%S+") do
+    local longer = lines[#lines] == "" and word or lines[#lines] .. " " .. word
+    if lines[#lines] ~= "" and #lines < 3 and layout.text_width(longer, 12) > math.max(60, height + 8) then lines[#lines + 1] = word
+    else lines[#lines] = longer end
+  end
+  return lines
+end
+
+local function bar_width(panel, height)
+  axes.place_ticks(panel.scale.axis, height, function() return 22 end)
+  return 14 + 12 + 6 + layout.widest(panel.scale.axis.texts, 11) + 6 + 15 * #label_lines(panel, height)
 end
 
 function Panel:measure(width, height, show)
@@ -56,7 +69,7 @@ function Panel:measure(width, height, show)
   local deep = self.turned and math.min(110, wide) * 0.71 + 12 or 18
   local scale = self.scale
   scale.axis = { low = scale.low, high = scale.high, log = scale.log }
-  return left, self.bar and bar_width(self) or 4, self.title and 24 or 4, show.x and deep + (self.col_label and 22 or 0) or 4
+  return left, self.bar and bar_width(self, height) or 4, self.title and 24 or 4, show.x and deep + (self.col_label and 22 or 0) or 4
 end
 
 function Panel:height_for(width)
@@ -99,13 +112,16 @@ end
 
 local function draw_bar(panel, sheet, box)
   local x, scale = box.x + box.width + 14, panel.scale
-  local height = math.min(box.height, 220)
+  local height = box.height
   axes.place_ticks(scale.axis, height, function() return 22 end)
   local axis = scale.axis
   axis.from, axis.to = scale.low, scale.high
   local to_y = axes.to_pixel(axis, box.y + height, box.y)
   local bytes, steps = {}, 128
-  for i = 1, steps do bytes[i] = scale.colours.bytes(1 - (i - 0.5) / steps) end
+  for i = 1, steps do 
+    local t = 1 - (i - 0.5) / steps
+    bytes[i] = scale.colours.bytes(scale.at(scale.log and scale.low * (scale.high / scale.low) ^ t or scale.low + t * (scale.high - scale.low)))
+  end
   sheet:add("cells", { x = x, y = box.y, width = 12, height = height, rows = steps, cols = 1, rgb = table.concat(bytes) })
   for i, v in ipairs(axis.ticks) do
     if v >= scale.low - 1e-12 * math.abs(scale.low) and v <= scale.high * (1 + 1e-12) then
@@ -113,8 +129,8 @@ local function draw_bar(panel, sheet, box)
       sheet:text(x + 18, to_y(v) + 4, axis.texts[i], { size = 11, fill = colours.soft })
     end
   end
-  if scale.label then
-    sheet:text(x + 18 + layout.widest(axis.texts, 11) + 16, box.y + height / 2, layout.fit(scale.label, math.max(height, box.height), 12), { size = 12, anchor = "middle", turn = -90, fill = colours.soft })
+  for i, line in ipairs(label_lines(panel, box.height)) do
+    sheet:text(x + 18 + layout.widest(axis.texts, 11) + 2 + 15 * i, box.y + box.height / 2, layout.fit(line, math.max(70, box.height + 20), 12), { size = 12, anchor = "middle", turn = -90, fill = colours.soft })
   end
 end
 

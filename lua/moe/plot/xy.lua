@@ -112,13 +112,14 @@ end
 
 -- --- the panel ---
 
--- Rows for the events' texts above the area: each in the first row where it does not touch the one before.
+-- Rows for the events' texts above the area, from the right: each in the first row where it does not touch the next one, so that the
+-- line of an event, which goes up to its row, meets no text.
 local function place_events(panel, width)
-  local list, ends = {}, {}
+  local list, starts = {}, {}
   if not panel.events or #panel.events == 0 then return list, 0 end
   local to_x = axes.to_pixel(panel.x, 0, width)
   local sorted = { table.unpack(panel.events) }
-  table.sort(sorted, function(a, b) return a.x < b.x end)
+  table.sort(sorted, function(a, b) return a.x > b.x end)
   for _, e in ipairs(sorted) do
     if finite(e.x) and e.x >= panel.x.from and e.x <= panel.x.to and (not panel.x.log or e.x > 0) then
       local x, text = to_x(e.x), e.text and layout.fit(e.text, width, 11)
@@ -127,13 +128,13 @@ local function place_events(panel, width)
         local w = layout.text_width(text, 11)
         place.left = math.max(0, math.min(x - 3, width - w))
         local row = 1
-        while ends[row] and ends[row] > place.left do row = row + 1 end
-        place.row, ends[row] = row, place.left + w + 10
+        while starts[row] and starts[row] < place.left + w + 10 do row = row + 1 end
+        place.row, starts[row] = row, place.left
       end
       list[#list + 1] = place
     end
   end
-  return list, #ends
+  return list, #starts
 end
 
 function Panel:measure(width, height, show)
@@ -181,6 +182,9 @@ function Panel:draw(sheet, box, show)
     sheet:line(x, e.row and box.y - 4 - (e.row - 1) * 15 or box.y, x, bottom, e.colour, 1, { 4, 3 })
     if e.text then sheet:text(box.x + e.left, box.y - 7 - (e.row - 1) * 15, e.text, { size = 11, fill = e.colour }) end
   end
+  local base = not self.y.log and self.y.from < 0 and self.y.to > 0 and to_y(0) or bottom
+  if base ~= bottom then sheet:line(box.x, base, right, base, colours.frame) end
+  sheet:line(box.x, bottom, right, bottom, colours.frame)
   -- A little larger than the area, so that lines and dots on its edge are whole.
   sheet.clip = { box.x - 5, box.y - 5, box.width + 10, box.height + 10 }
   if self.clip_y then sheet.clip = { box.x - 5, box.y, box.width + 10, box.height } end
@@ -193,9 +197,6 @@ function Panel:draw(sheet, box, show)
       if l.text then sheet:text(right - 4, y - 5, l.text, { size = 11, anchor = "end", fill = l.colour or colours.soft }) end
     end
   end
-  local base = not self.y.log and self.y.from < 0 and self.y.to > 0 and to_y(0) or bottom
-  if base ~= bottom then sheet:line(box.x, base, right, base, colours.frame) end
-  sheet:line(box.x, bottom, right, bottom, colours.frame)
   if show.x and self.x.label then
     local deep = self.turned and math.min(110, layout.widest(self.x.texts, 12)) * 0.71 + 14 or 20
     sheet:text(box.x + box.width / 2, bottom + deep + 16, layout.fit(self.x.label, box.width + 40, 13), { size = 13, anchor = "middle" })
