@@ -3,15 +3,15 @@
 -- The model's final norm and head on vectors [n, d_model]: logits [n, vocabulary], float64.
 local function logits_of(model, vectors)
   local p = model:parameters()
-  local x, weight = vectors:to("fp64"), p["model.norm.weight"]:to("fp64"):cpu()
+  local x, weight = vectors:to("fp64"), p["model.norm.weight"]:to("fp64"):to("cpu")
   if p["model.norm.bias"] then
-    x = x - x:mean(-1, true)
-    x = x / ((x * x):mean(-1, true) + model.config.model.norm_eps):sqrt() * weight + p["model.norm.bias"]:to("fp64"):cpu()
+    x = x - x:mean(-1, { keepdim = true })
+    x = x / ((x * x):mean(-1, { keepdim = true }) + model.config.model.norm_eps):sqrt() * weight + p["model.norm.bias"]:to("fp64"):to("cpu")
   else
-    x = x / ((x * x):mean(-1, true) + model.config.model.norm_eps):sqrt() * weight
+    x = x / ((x * x):mean(-1, { keepdim = true }) + model.config.model.norm_eps):sqrt() * weight
   end
   local head = p["lm_head.weight"] or p["model.embed_tokens.weight"]
-  return x:matmul(head:to("fp64"):cpu().T)
+  return x:matmul(head:to("fp64"):to("cpu").T)
 end
 
 local function shown(data, id)

@@ -150,7 +150,7 @@ function plot.histogram(given, options)
   local list, o
   if values_given then
     local flat = type(given) == "table" and given.tensor or given
-    if type(flat) == "userdata" then flat = flat:flatten():to_table() end
+    if type(flat) == "userdata" then flat = flat:reshape({ -1 }):to_table() end
     local _, named = series.arguments({}, options or {}, "viz.histogram", { "bins", "density" })
     list, o = { { y = flat } }, named
   else
