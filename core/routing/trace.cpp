@@ -113,7 +113,7 @@ void Trace::spill() {
     size_t begin = 0;
     for (size_t i = 1; i <= open_.size(); ++i) {
         if (i < open_.size() && fit_together(open_[begin], open_[i])) continue;
-        file_->append(join({open_.begin() + std::ptrdiff_t(begin), open_.begin() + std::ptrdiff_t(i)}));
+        file_->append(join(std::vector<TraceChunk>(open_.begin() + std::ptrdiff_t(begin), open_.begin() + std::ptrdiff_t(i))));
         begin = i;
     }
     file_tokens_ = file_->num_tokens();

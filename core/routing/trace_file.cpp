@@ -89,7 +89,12 @@ std::unique_ptr<TraceFile> TraceFile::open(const std::string& path) {
     if (!out->try_read(text.data(), text.size())) out->damaged("a torn header");
     nlohmann::json json = parse_json(text, path);
     try {
-        out->facts_ = {json.at("num_experts"), json.at("num_groups"), json.at("seq_length"), json.at("domains"), json.at("tokenizer")};
+        auto& f = out->facts_;
+        f.num_experts = json.at("num_experts").get<int64_t>();
+        f.num_groups = json.at("num_groups").get<int64_t>();
+        f.seq_length = json.at("seq_length").get<int64_t>();
+        f.domains = json.at("domains").get<std::vector<std::string>>();
+        f.tokenizer = json.at("tokenizer").get<std::string>();
     } catch (const nlohmann::json::exception& e) {
         out->damaged(e.what());
     }
@@ -106,6 +111,7 @@ std::unique_ptr<TraceFile> TraceFile::open(const std::string& path) {
         int64_t begin = ftello(file);
         if (std::memcmp(head.magic, "CHNK", 4) != 0) out->damaged(fmt::format("no chunk at byte {}", begin - int64_t(sizeof(head))));
         if (head.bytes > uint64_t(end - begin)) break;
+        if (head.tokens > head.bytes || head.layers > head.bytes) out->damaged(fmt::format("{} tokens of {} layers in {} bytes", head.tokens, head.layers, head.bytes));
         out->chunks_.push_back({begin, int64_t(head.bytes), int64_t(head.tokens), int64_t(head.layers), head.crc});
         if (fseeko(file, begin + int64_t(head.bytes), SEEK_SET) != 0) break;
     }

@@ -57,10 +57,11 @@ int open_data_of(lua_State* L) {
 
 int push_batch(lua_State* L, const data::Batch& b) {
     push_ordered_table(L, {"ids", "targets", "domain", "doc_start"});
-    for (auto& [name, t] : {std::pair{"ids", b.ids}, {"targets", b.targets}, {"domain", b.domain}, {"doc_start", b.doc_start}}) {
-        push_tensor(L, t);
-        lua_setfield(L, -2, name);
-    }
+    auto set = [&](const char* name, const at::Tensor& t) { push_tensor(L, t), lua_setfield(L, -2, name); };
+    set("ids", b.ids);
+    set("targets", b.targets);
+    set("domain", b.domain);
+    set("doc_start", b.doc_start);
     return 1;
 }
 

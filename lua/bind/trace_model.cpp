@@ -29,9 +29,7 @@ struct Source {
 
     Source(lua_State* L, const Options& o) {
         MOE_CHECK(!(o.has("batches") && o.has("tokens")), usage, running(L), "batches and tokens", "one of them", "");
-        lua_rawgeti(L, 2, 1);
-        bool is_list = lua_istable(L, 2) && (lua_isinteger(L, -1) || lua_istable(L, -1));
-        lua_pop(L, 1);
+        bool is_list = lua_istable(L, 2) && lua_rawlen(L, 2) > 0;
         if (is_list || test_box<at::Tensor>(L, 2)) {
             ids = is_list ? tensor_from_table(L, 2, at::kLong) : check_tensor(L, 2, "ids");
             if (ids.dim() == 1) ids = ids.unsqueeze(0);
@@ -78,6 +76,7 @@ bool is_loss(const Segment& s) { return s.writes.size() == 1 && s.writes[0] == "
 }  // namespace
 
 int model_trace(lua_State* L) {
+    lua_settop(L, 3);
     Model& m = whole_model(L);
     Options o(L, 3, {"tokens", "batches", "weights", "file", "memory"});
     Source source(L, o);
@@ -104,6 +103,7 @@ int model_trace(lua_State* L) {
 
 /// Sums over the rows of each expert. The rows that experts put out are w · E(x), w the gate weight.
 int model_expert_outputs(lua_State* L) {
+    lua_settop(L, 3);
     Model& m = whole_model(L);
     Options o(L, 3, {"layer", "tokens", "batches"});
     int64_t layer = o.integer("layer", m.routed_layers().empty() ? 0 : m.routed_layers()[0]), E = m.config().model.moe.num_experts, D = m.config().model.mla.d_model;
@@ -124,7 +124,7 @@ int model_expert_outputs(lua_State* L) {
         at::Tensor row = token.ge(0).logical_and(counted.index({token.clamp_min(0)})).nonzero().flatten();
         at::Tensor y = slots.at("expert_rows").to(at::kCPU, at::kDouble).index_select(0, row), w = slots.at("row_weights").to(at::kCPU, at::kDouble).flatten().index_select(0, row);
         at::Tensor expert = at::searchsorted(routed.groups.offsets_E1.to(at::kCPU, at::kLong), row, false, true).sub(1);
-        at::Tensor norm = y.norm(2, 1);
+        at::Tensor norm = y.square().sum(1).sqrt();
         sum_ED.index_add_(0, expert, y);
         weight_E.index_add_(0, expert, w);
         norm_E.index_add_(0, expert, norm);
@@ -135,10 +135,11 @@ int model_expert_outputs(lua_State* L) {
     at::Tensor n = count_E.to(at::kDouble);
     lua_pushinteger(L, layer);
     lua_setfield(L, -2, "layer");
-    for (auto& [name, t] : {std::pair<const char*, at::Tensor>{"mean", sum_ED / weight_E.unsqueeze(1)}, {"norm", output_E / n}, {"weighted_norm", norm_E / n}, {"tokens", count_E}}) {
-        push_tensor(L, t);
-        lua_setfield(L, -2, name);
-    }
+    auto set = [&](const char* name, const at::Tensor& t) { push_tensor(L, t), lua_setfield(L, -2, name); };
+    set("mean", sum_ED / weight_E.unsqueeze(1));
+    set("norm", output_E / n);
+    set("weighted_norm", norm_E / n);
+    set("tokens", count_E);
     return 1;
 }
 
