@@ -364,7 +364,7 @@ Evaluation Run::evaluate(routing::Trace* trace, int64_t max_batches) {
         batch.token_loss = &losses;
         batch.trace = trace;
         if (depth > 0) batch.predicted = &predicted;
-        if (trace) trace->begin(batch.ids_T, batch.domain_T);
+        if (trace) trace->begin(batch.ids_T, batch.domain_T, batch.S);
         executor_->run_forward(batch);
         if (!mesh_.is_last()) continue;
         Tensor counted = batch.targets_T.ge(0).to(at::kCPU, at::kDouble), domain = batch.domain_T.to(at::kCPU, at::kLong).clamp_min(0);

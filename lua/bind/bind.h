@@ -19,5 +19,7 @@ void open_store(lua_State* L);
 void open_model(lua_State* L);
 void open_trace(lua_State* L);
 void open_run(lua_State* L);
+void open_draw(lua_State* L);
+void open_datasets(lua_State* L);
 
 }  // namespace moe::lua

@@ -230,7 +230,7 @@ int evaluate(lua_State* L) {
 
 int make_trace(lua_State* L) {
     auto r = run(L);
-    Options o(L, 2, {"batches", "tokens"});
+    Options o(L, 2, {"batches", "tokens", "weights", "file", "memory"});
     MOE_CHECK(r->model().mesh().world.size() == 1, state, "run:trace", fmt::format("{} ranks", r->model().mesh().world.size()), "one rank", "each rank sees its own tokens and layers only");
     MOE_CHECK(!(o.has("batches") && o.has("tokens")), usage, "run:trace", "batches and tokens", "one of them", "");
     auto& t = r->config().training;
@@ -238,8 +238,10 @@ int make_trace(lua_State* L) {
     if (o.has("tokens")) batches = (o.integer("tokens", 0) + per_batch - 1) / per_batch;
     MOE_CHECK(batches >= 0, usage, "run:trace: batches", std::to_string(batches), "1 or more", "");
     throw_if_interrupted(L);
-    auto trace = std::make_shared<routing::Trace>(r->config().model.moe.num_experts);
+    auto& moe = r->config().model.moe;
+    auto trace = std::make_shared<routing::Trace>(routing::TraceFacts{moe.num_experts, moe.n_group, t.seq_length, {}, r->config().data.tokenizer}, trace_options(o));
     r->evaluate(trace.get(), batches);
+    trace->finish();
     push<TraceValue>(L, {trace, data::open_tokenizer(r->config().data.tokenizer), t.seq_length});
     return 1;
 }
@@ -423,7 +425,7 @@ const Binding kMethods[] = {
     {"save", save, "run:save(name): saves the whole state and returns the checkpoint's folder: checkpoints/<name> in the run's folder, never pruned; without a name checkpoints/step_N; a name with a \"/\" is a path. Waits until it is on the disk."},
     {"close", close_run, "run:close(): waits for the last save and gives the run's folder free; no more steps."},
     {"evaluate", evaluate, "run:evaluate {max_batches =}: loss on validation data in nats a token: {loss (mean over domains), bits, num_tokens, by_domain = {{name, loss}, …}, and with MTP acceptance = {share of positions where module k's token is the main head's}}. Routers' counts and biases do not move."},
-    {"trace", make_trace, "run:trace {batches =} or {tokens =}: runs validation data through the model and records every routing decision."},
+    {"trace", make_trace, "run:trace {batches =, tokens =, weights = true, file =, memory = 2^28}: runs validation data through the model and records every routing decision, as model:trace does. One rank only."},
     {"counts", counts, "run:counts {by = \"domain\"}: routed tokens of the last step, int64 [layer, expert], or [layer, domain, expert]."},
 };
 const Binding kFields[] = {
