@@ -1,0 +1,13 @@
+// The interactive prompt, and its plain mode where standard input is no terminal.
+#pragma once
+#include "lua/session/session.h"
+
+namespace moe::shell {
+
+/// Reads inputs until Ctrl-D or exit(); gives the program's exit code. `colour` false: none, whatever the terminal takes.
+int run_prompt(lua::Session& session, bool colour);
+
+/// Reads statements from standard input, prints results and errors, no prompt. The exit code is that of the first error.
+int run_piped(lua::Session& session, bool json);
+
+}  // namespace moe::shell
