@@ -5,7 +5,6 @@
 #include "core/base/version.h"
 #include "lua/session/session.h"
 #include "shell/launch.h"
-#include "shell/pager.h"
 #include "shell/repl.h"
 #include "shell/terminal.h"
 
@@ -239,7 +238,7 @@ int execute(const CommandLine& c, const std::string& command, const std::vector<
     options.json = c.json;
     bool prompt = c.code.empty() && command.empty();
     options.interactive = prompt;
-    if (prompt && is_interactive_terminal()) options.page = page;
+    if (prompt && is_interactive_terminal()) options.page = page_help;
     lua::Session session(options);
     if (prompt) return isatty(STDIN_FILENO) ? run_prompt(session, !c.no_colour) : run_piped(session, c.json);
     running_session = &session;

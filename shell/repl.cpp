@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <chrono>
 #include <csignal>
 #include <cstdlib>
 #include <filesystem>
@@ -73,6 +74,8 @@ void handle(int signal, void (*handler)(int)) {
 
 // --- inputs ---
 
+double paging_secs = 0;                         // of the current input: a person reading is no time that it took
+
 std::string_view trimmed(std::string_view text) {
     size_t begin = text.find_first_not_of(" \t\n");
     return begin == std::string_view::npos ? std::string_view() : text.substr(begin, text.find_last_not_of(" \t\n") - begin + 1);
@@ -122,7 +125,7 @@ private:
 
     void greet() const {
         log::print(fmt::format("{} {}\n", bold(fmt::format("moelab {}", kVersion)), dim(fmt::format("(commit {}, LibTorch {})", kCommit, kTorchVersion))));
-        log::print(dim("help(moe) lists what there is, ?name explains, ??name shows source, TAB completes, !command, Ctrl-C interrupts, Ctrl-D ends") + "\n");
+        log::print(dim("help(moe) lists, ?name explains, TAB completes, Ctrl-C interrupts, Ctrl-D ends") + "\n");
     }
 
     /// Its errors are shown, and the prompt comes all the same.
@@ -141,9 +144,11 @@ private:
 
     lua::Result evaluate(const std::string& code, const std::string& name) {
         num_interrupts = 0;
+        paging_secs = 0;
         evaluating = &session_;
         lua::Result result = session_.eval(code, name);
         evaluating = nullptr;
+        result.secs -= paging_secs;
         itimerval off{};
         setitimer(ITIMER_REAL, &off, nullptr);
         clear_stop();
@@ -156,7 +161,9 @@ private:
         if (session_.exit_code()) return;
         if (result.error) {
             bool interrupted = result.error->kind == ErrorKind::interrupted;
-            log::print(interrupted ? (colour_ ? "\033[33minterrupted\033[0m\n" : "interrupted\n") : lua::describe(*result.error, colour_) + "\n");
+            // The terminal has echoed ^C.
+            if (interrupted) log::print(colour_ ? "\n\033[33minterrupted\033[0m\n" : "\ninterrupted\n");
+            else log::print(lua::describe(*result.error, colour_) + "\n");
         } else if (!silent) {
             std::string text;
             bool lines = false;
@@ -200,6 +207,12 @@ private:
     bool colour_;
 };
 }  // namespace
+
+void page_help(std::string_view text) {
+    auto start = std::chrono::steady_clock::now();
+    page(text);
+    paging_secs += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
 
 int run_prompt(lua::Session& session, bool colour) {
     keep_terminal();

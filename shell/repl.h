@@ -7,6 +7,9 @@ namespace moe::shell {
 /// Reads inputs until Ctrl-D or exit(); gives the program's exit code. `colour` false: none, whatever the terminal takes.
 int run_prompt(lua::Session& session, bool colour);
 
+/// SessionOptions::page of a session with a prompt.
+void page_help(std::string_view text);
+
 /// Reads statements from standard input, prints results and errors, no prompt. The exit code is that of the first error.
 int run_piped(lua::Session& session, bool json);
 

@@ -104,7 +104,7 @@ std::string string_value(std::string_view token) {
 namespace {
 /// Leaves the value on the stack's top, if one was found, as the only one above `top`.
 bool keep_one(lua_State* L, int top, bool found) {
-    if (found) lua_replace(L, top + 1);
+    if (found && lua_gettop(L) > top + 1) lua_replace(L, top + 1);
     lua_settop(L, found ? top + 1 : top);
     return found;
 }
