@@ -37,6 +37,7 @@ const Readline* open_readline() {
         get(r.get_keymap_by_name, "rl_get_keymap_by_name");
         get(r.insert_text, "rl_insert_text");
         get(r.delete_text, "rl_delete_text");
+        get(r.kill_text, "rl_kill_text");
         get(r.begin_undo_group, "rl_begin_undo_group");
         get(r.end_undo_group, "rl_end_undo_group");
         get(r.delete_next, "rl_delete");

@@ -15,6 +15,7 @@ struct Readline {
     void* (*get_keymap_by_name)(const char* name);
     int (*insert_text)(const char* text);
     int (*delete_text)(int begin, int end);
+    int (*kill_text)(int begin, int end);
     int (*begin_undo_group)();
     int (*end_undo_group)();
     Command *delete_next, *get_previous_history, *get_next_history;

@@ -59,6 +59,17 @@ private:
         return end_ = End::of_input, finish(""), *r_.done = 1, 0;
     }
     int insert_line() { return indent_new_line(), 0; }
+    // Of the line that the cursor is in, where readline knows only the whole input.
+    size_t line_begin() const { return cursor() == 0 ? 0 : text().rfind('\n', cursor() - 1) + 1; }
+    size_t line_end() const { return std::min(text().find('\n', cursor()), size_t(*r_.end)); }
+    int go_to_begin() { return *r_.point = int(line_begin()), 0; }
+    int go_to_end() { return *r_.point = int(line_end()), 0; }
+    int kill_to_begin() { return kill(line_begin(), cursor()); }
+    int kill_to_end() { return kill(cursor(), line_end() == cursor() ? std::min(line_end() + 1, size_t(*r_.end)) : line_end()); }
+    int kill(size_t begin, size_t end) {
+        r_.kill_text(int(begin), int(end));
+        return *r_.point = int(begin), 0;
+    }
     static int up(int count, int key) { return one->move_line(-1, count, key); }
     static int down(int count, int key) { return one->move_line(1, count, key); }
 
@@ -132,7 +143,11 @@ void ReadlineEditor::bind_in(const char* name, bool command_mode) {
     r_.bind_key_in_map(kCtrlD, command<&ReadlineEditor::end_or_delete>, map);
     for (const char* keys : {"\033[A", "\033OA"}) r_.bind_keyseq_in_map(keys, up, map);
     for (const char* keys : {"\033[B", "\033OB"}) r_.bind_keyseq_in_map(keys, down, map);
+    for (const char* keys : {"\001", "\033[H", "\033OH", "\033[1~"}) r_.bind_keyseq_in_map(keys, command<&ReadlineEditor::go_to_begin>, map);
+    for (const char* keys : {"\005", "\033[F", "\033OF", "\033[4~"}) r_.bind_keyseq_in_map(keys, command<&ReadlineEditor::go_to_end>, map);
     if (command_mode) return;
+    r_.bind_keyseq_in_map("\013", command<&ReadlineEditor::kill_to_end>, map);
+    r_.bind_keyseq_in_map("\025", command<&ReadlineEditor::kill_to_begin>, map);
     r_.bind_key_in_map(kTab, command<&ReadlineEditor::complete>, map);
     for (const char* keys : {"\033\r", "\033\n"}) r_.bind_keyseq_in_map(keys, command<&ReadlineEditor::insert_line>, map);
     for (const char* keys : {"\033[Z", "\033OP", "\033[11~"}) r_.bind_keyseq_in_map(keys, command<&ReadlineEditor::explain>, map);

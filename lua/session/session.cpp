@@ -77,6 +77,15 @@ int show_results(lua_State* L) {
     return 0;
 }
 
+/// The signal of Session::interrupt needs a handler, or it would end the program; a program's own is left.
+void handle_wake_signal() {
+    struct sigaction action = {};
+    if (sigaction(SIGUSR2, nullptr, &action) != 0 || action.sa_handler != SIG_DFL) return;
+    action = {};
+    action.sa_handler = [](int) {};
+    sigaction(SIGUSR2, &action, nullptr);
+}
+
 /// Lua's own globals are not replaced by a local of the same name: modules need them.
 bool is_global_of_lua(const void* names, std::string_view name) {
     auto& list = *static_cast<const std::vector<std::string>*>(names);
@@ -123,6 +132,7 @@ Session::Session(SessionOptions options) : interactive_(options.interactive) {
         control_.print = options.print ? std::move(options.print) : [](std::string_view text) { log::print(text); };
         control_.page = std::move(options.page);
     }
+    handle_wake_signal();
     L_ = luaL_newstate();
     MOE_CHECK(L_, memory, "session", "no memory for a Lua state", "", "");
     control_slot(L_) = &control_;
@@ -364,12 +374,6 @@ bool Session::is_complete(const std::string& code) {
         }
     }
     return !result.error->op.ends_with("<eof>");
-}
-
-void ignore_wake_signal() {
-    struct sigaction action = {};
-    action.sa_handler = [](int) {};
-    sigaction(SIGUSR2, &action, nullptr);
 }
 
 std::string describe(const ErrorParts& error, bool colour) {

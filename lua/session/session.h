@@ -83,8 +83,7 @@ public:
     std::optional<int> exit_code() const { return exit_code_; }
 
     /// What runs now raises an error of kind `interrupted`: Lua at its next instruction, training at its next step, a read that waits
-    /// for input at once. May be called from a signal handler, or from another thread where the program handles SIGUSR2 without SA_RESTART
-    /// (ignore_wake_signal).
+    /// for input at once. May be called from a signal handler or another thread (which sends SIGUSR2 to the one that evaluates).
     void interrupt() noexcept;
     lua_State* state() { return L_; }
 
@@ -107,9 +106,6 @@ private:
     std::vector<HistoryEntry> history_;
     std::optional<int> exit_code_;
 };
-
-/// Gives SIGUSR2 a handler that does nothing, so that interrupt() may be called from another thread.
-void ignore_wake_signal();
 
 /// An error as a person reads it: "error: op: got …, want … (hint)", the place, and Lua's traceback where it says more.
 std::string describe(const ErrorParts& error, bool colour);

@@ -31,6 +31,8 @@ class Screen:
                 self.row += 1
                 if self.row == len(self.lines):
                     self.lines.append("")
+            elif c == "\t":
+                self.column = min(self.columns - 1, self.column // 8 * 8 + 8)
             elif c == "\b":
                 self.column = max(0, self.column - 1)
             elif c >= " ":
