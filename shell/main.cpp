@@ -112,7 +112,7 @@ void add_options(CLI::App& app, CommandLine& c) {
     app.add_flag("--version", c.version, "Prints version, commit and LibTorch's version");
     app.add_option("--device", c.device, "Where models run; default: cuda where there is one a rank")->check(CLI::IsMember({"cpu", "cuda"}));
     app.add_option("--threads", c.threads, "Threads of each rank; default: OMP_NUM_THREADS, or the physical cores")->check(whole_number());
-    app.add_flag("--no-color", c.no_colour, "The interactive prompt without colours; NO_COLOR=1 does it everywhere");
+    app.add_flag("--no-color", c.no_colour, "No colours, as with NO_COLOR=1");
     app.add_flag("--json", c.json, "Results, log lines and errors as one JSON object a line");
 }
 
@@ -198,7 +198,7 @@ int report(ErrorParts error, bool json) {
     if (rank == 0 || !same_on_all) {
         std::fflush(stdout);
         if (json) fmt::print("{}\n", lua::to_json(error));
-        else fmt::print(stderr, "{}\n", lua::describe(error, isatty(STDERR_FILENO)));
+        else fmt::print(stderr, "{}\n", lua::describe(error, isatty(STDERR_FILENO) && !std::getenv("NO_COLOR")));
     }
     return Error(error).exit_code();
 }
@@ -240,7 +240,7 @@ int execute(const CommandLine& c, const std::string& command, const std::vector<
     options.interactive = prompt;
     if (prompt && is_interactive_terminal()) options.page = page_help;
     lua::Session session(options);
-    if (prompt) return isatty(STDIN_FILENO) ? run_prompt(session, !c.no_colour) : run_piped(session, c.json);
+    if (prompt) return isatty(STDIN_FILENO) ? run_prompt(session) : run_piped(session, c.json);
     running_session = &session;
     struct sigaction action = {};
     action.sa_handler = on_interrupt;
@@ -277,6 +277,7 @@ int run_program(int argc, char** argv) {
     try {
         std::string command;
         CommandLine c = parse(app, words, command);
+        if (c.no_colour) setenv("NO_COLOR", "1", 1);
         if (c.version) {
             fmt::print("moelab {} (commit {}, LibTorch {})\n", kVersion, kCommit, kTorchVersion);
             return 0;

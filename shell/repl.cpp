@@ -100,7 +100,7 @@ std::string coloured(std::string_view code) {
 
 class Prompt {
 public:
-    Prompt(lua::Session& session, bool colour) : session_(session), history_(History::default_path()), colour_(colour && takes_colour()) {}
+    explicit Prompt(lua::Session& session) : session_(session), history_(History::default_path()), colour_(takes_colour()) {}
 
     int run() {
         greet();
@@ -214,12 +214,12 @@ void page_help(std::string_view text) {
     paging_secs += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
-int run_prompt(lua::Session& session, bool colour) {
+int run_prompt(lua::Session& session) {
     keep_terminal();
     handle(SIGINT, on_interrupt);
     handle(SIGALRM, on_late);
     for (int signal : {SIGTERM, SIGUSR1, SIGHUP}) handle(signal, on_stop);
-    return Prompt(session, colour).run();
+    return Prompt(session).run();
 }
 
 int run_piped(lua::Session& session, bool json) {

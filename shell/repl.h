@@ -4,8 +4,8 @@
 
 namespace moe::shell {
 
-/// Reads inputs until Ctrl-D or exit(); gives the program's exit code. `colour` false: none, whatever the terminal takes.
-int run_prompt(lua::Session& session, bool colour);
+/// Reads inputs until Ctrl-D or exit(); gives the program's exit code.
+int run_prompt(lua::Session& session);
 
 /// SessionOptions::page of a session with a prompt.
 void page_help(std::string_view text);

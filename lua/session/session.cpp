@@ -365,15 +365,16 @@ Result Session::run_command(const std::string& name, const Arguments& arguments)
 std::vector<std::string> Session::commands() { return command_names(); }
 
 bool Session::is_complete(const std::string& code) {
-    Result result;
     for (const char* start : {"return ", ""}) {
         // A line end is appended: an open quoted string cannot be completed by more lines, an open long one can.
-        if (load(start + code + "\n", "=input", result)) {
-            lua_pop(L_, 1);
-            return true;
-        }
+        std::string text = start + code + "\n";
+        bool loads = luaL_loadbufferx(L_, text.data(), text.size(), "=input", "t") == LUA_OK;
+        std::string message = loads ? "" : error_parts(L_, -1).op;
+        lua_pop(L_, 1);
+        if (loads) return true;
+        if (!*start) return !message.ends_with("<eof>");
     }
-    return !result.error->op.ends_with("<eof>");
+    return true;
 }
 
 std::string describe(const ErrorParts& error, bool colour) {
