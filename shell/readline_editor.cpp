@@ -215,7 +215,9 @@ void ReadlineEditor::unindent_closing_word() {
     std::string_view before = std::string_view(code).substr(0, begin - 1), line = std::string_view(code).substr(begin, cursor() - begin);
     std::string_view previous = before.substr(before.rfind('\n') + 1), word = trimmed(line);
     bool closes = word.starts_with("}") || word.starts_with(")");
-    for (const char* w : {"end", "else", "elseif", "until"}) closes = closes || (word.starts_with(w) && (word.size() == std::strlen(w) || !std::isalnum(static_cast<unsigned char>(word[std::strlen(w)]))));
+    for (std::string_view w : {"end", "else", "elseif", "until"}) {
+        closes = closes || (word.starts_with(w) && (word.size() == w.size() || !std::isalnum(static_cast<unsigned char>(word[w.size()]))));
+    }
     size_t indent = line.find_first_not_of(' '), above = std::min(previous.find_first_not_of(' '), previous.size());
     if (!closes || indent == std::string::npos || indent < 2 || indent != above + (opens_block(previous) ? 2 : 0)) return;
     size_t at = cursor();

@@ -190,7 +190,10 @@ private:
     void explain(const std::string& name, bool source) {
         if (name.empty()) return explain("moe", source);
         lua::Inspection found = session_.inspect(name, name.size(), source);
-        if (!found.found()) return log::print(lua::describe({ErrorKind::usage, "?" + name, "nothing of that name", "a name, as in ?moe.run or ?cfg.model.moe", "help(moe) lists what there is", "", -1, ""}, colour_) + "\n");
+        if (!found.found()) {
+            ErrorParts error = {ErrorKind::usage, "?" + name, "nothing of that name", "a name, as in ?moe.run or ?cfg.model.moe", "help(moe) lists what there is", "", -1, ""};
+            return log::print(lua::describe(error, colour_) + "\n");
+        }
         std::string text = source && !found.source.empty() ? (colour_ ? coloured(found.source) : found.source) : found.text;
         page(text + (text.ends_with("\n") ? "" : "\n"));
     }

@@ -181,12 +181,9 @@ int sort(lua_State* L) {
     lua_settop(L, 1);
     bool plain = !lua_getmetatable(L, 1);
     lua_settop(L, 1);
-    bool done = plain && (sort_numbers<lua_Integer>(
-                              L, [](lua_State* S, lua_Integer& v) { return lua_isinteger(S, -1) ? (v = lua_tointeger(S, -1), true) : false; }, [](lua_State* S, lua_Integer v) { lua_pushinteger(S, v); })
-                          || sort_numbers<lua_Number>(
-                              L, [](lua_State* S, lua_Number& v) { return lua_type(S, -1) == LUA_TNUMBER && !lua_isinteger(S, -1) ? (v = lua_tonumber(S, -1), v == v) : false; },
-                              [](lua_State* S, lua_Number v) { lua_pushnumber(S, v); }));
-    if (done) return 0;
+    auto get_integer = [](lua_State* S, lua_Integer& v) { return lua_isinteger(S, -1) ? (v = lua_tointeger(S, -1), true) : false; };
+    auto get_float = [](lua_State* S, lua_Number& v) { return lua_type(S, -1) == LUA_TNUMBER && !lua_isinteger(S, -1) ? (v = lua_tonumber(S, -1), v == v) : false; };
+    if (plain && (sort_numbers<lua_Integer>(L, get_integer, lua_pushinteger) || sort_numbers<lua_Number>(L, get_float, lua_pushnumber))) return 0;
     push_function(L, kLess, "table.sort: less");
     return call_stock(L);
 }

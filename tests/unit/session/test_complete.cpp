@@ -1,3 +1,4 @@
+#include "lua/bind/lua.h"
 #include "lua/session/lexer.h"
 #include "lua/session/session.h"
 #include "tests/catch.h"
@@ -194,4 +195,22 @@ TEST_CASE("session: sorting is as in Lua and can be interrupted from another thr
     CHECK(s.session.eval("(function() local t = { 1, 3, 2 } table.sort(t, function(a, b) return a > b end) return table.concat(t) end)()").values[0] == "321");
     CHECK(s.session.eval("table.sort({ 1, 'a' })").error);
     CHECK(s.session.eval("table.sort(3)").error->kind == ErrorKind::usage);
+}
+
+TEST_CASE("complete and inspect: any cursor in any code, broken ones too, and the stack is as it was", "[session]") {
+    Live s;
+    s.run("cfg = moe.config 'tiny'; t = moe.zeros({2}); t2 = moe.zeros({2}); t2:free(); loop = setmetatable({}, {}); getmetatable(loop).__index = loop; n = { { 1 }, a = {} }");
+    for (std::string code : {"moe.run { config = { model = { moe = { ", "x = ((t[1]).[\"a\"]):f(}{)]", "cfg.model['moe'].num[0].x", "help(cfg, \"model.", "t2.shape[0]:sum{", "loop.a.b.c", "n[1][2][3", "[[ long", "'\\", "a..b...c",
+                             "moe.resume('x', { training = { , { = [", "-- c\n--[[ d", "\xff\xfe.\x01:", "local function f(a, ...) return f(", "moe.nothing.here(", "cfg:with(", "}}}}", "((((", "t:", ":", ".", "1.5.x", "goto ::a:: moe"}) {
+        for (size_t cursor = 0; cursor <= code.size() + 1; ++cursor) {
+            lua::Completion c = s.session.complete(code, cursor);
+            CHECK(c.begin <= c.end);
+            CHECK(c.end <= code.size() + 1);
+            s.session.inspect(code, cursor, true);
+        }
+        s.session.is_complete(code);
+        lua::with_locals_kept("local " + code, [](const void*, std::string_view) { return false; }, nullptr);
+        CHECK(lua_gettop(s.session.state()) == 0);
+    }
+    CHECK(s.session.eval("1").ok());
 }
