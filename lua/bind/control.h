@@ -18,6 +18,7 @@ struct Control {
     std::string device;                                  ///< "cpu", "cuda", or "" for what the configuration says
     bool ends_with_program = false;                      ///< what runs is a script or a command: an interrupt ends the process, not only it
     bool json = false;                                   ///< runs log one JSON object a line
+    std::function<void(std::string_view)> page;          ///< where long texts go that are there at once; unset: print
 };
 
 /// The control of a state; it lives in the state's extra space, which coroutines copy.

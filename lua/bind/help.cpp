@@ -104,7 +104,8 @@ int help_text(lua_State* L) {
 int print_help(lua_State* L) {
     if (lua_gettop(L) == 0) lua_getglobal(L, "moe");
     help_text(L);
-    if (auto& out = control(L).print) out(check_string(L, -1, "text") + "\n");
+    Control& c = control(L);
+    if (auto& out = c.page ? c.page : c.print) out(check_string(L, -1, "text") + "\n");
     return 0;
 }
 
