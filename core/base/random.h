@@ -9,7 +9,7 @@
 namespace moe {
 
 /// What a stream of draws is for. Values are part of the numbers drawn: append, never reorder.
-enum class Purpose : uint32_t { init = 1, attention_dropout = 2, expert_dropout = 3, router_noise = 4, data_source = 5, data_document = 6, synthetic = 7, sampling = 8, script = 9 };
+enum class Purpose : uint32_t { init = 1, attention_dropout = 2, expert_dropout = 3, router_noise = 4, data_source = 5, data_document = 6, synthetic = 7, sampling = 8 };
 
 /// Philox 4x32-10: four 32-bit draws from a 128-bit counter and a 64-bit key.
 inline std::array<uint32_t, 4> philox(std::array<uint32_t, 4> c, uint64_t key) {

@@ -283,7 +283,7 @@ void Model::decide(int64_t layer, const routing::RouterSettings& settings, const
 /// What scripts get to know of a decision.
 routing::RouteCall Model::route_call(int64_t layer, const MicroBatch& batch) const {
     int64_t module = layer - config_.model.num_layers;
-    auto r = draw({uint64_t(config_.seed), Purpose::script, batch.step, uint32_t(layer)}, uint64_t(batch.first_token));
+    auto r = draw({uint64_t(config_.seed), routing::kScriptPurpose, batch.step, uint32_t(layer)}, uint64_t(batch.first_token));
     return {layer, int64_t(batch.step), batch.training, module < 0 ? batch.ids_T : batch.mtp.at(size_t(module)).ids_T, uint64_t(r[0]) << 32 | r[1]};
 }
 

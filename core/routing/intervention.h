@@ -1,6 +1,7 @@
 // What somebody has changed about one layer's router while a model lives: experts masked or ablated, another top-k, functions of a script.
 // Letters: T tokens, E experts, K chosen a token, V tokens of the vocabulary.
 #pragma once
+#include "core/base/random.h"
 #include "core/routing/router.h"
 
 #include <functional>
@@ -8,6 +9,9 @@
 #include <vector>
 
 namespace moe::routing {
+
+/// What scripts draw for; the next after base/random.h's list.
+constexpr Purpose kScriptPurpose = Purpose(9);
 
 /// Where a decision is made.
 struct RouteCall {

@@ -122,7 +122,7 @@ void Interventions::act(Item& item) {
         model_.store().gather_values();
     } else if (item.what == "reinit") {
         auto all = pieces();
-        auto r = draw({uint64_t(model_.config().seed), Purpose::script, uint32_t(item.id), 0}, uint64_t(item.step));
+        auto r = draw({uint64_t(model_.config().seed), routing::kScriptPurpose, uint32_t(item.id), 0}, uint64_t(item.step));
         uint64_t seed = a.contains("seed") ? uint64_t(a["seed"].get<int64_t>()) : uint64_t(r[0]) << 32 | r[1];
         for (int64_t layer : a["layers"].get<std::vector<int64_t>>())
             for (int64_t expert : a["experts"].get<std::vector<int64_t>>())

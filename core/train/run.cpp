@@ -22,6 +22,7 @@
 #include <chrono>
 #include <cmath>
 #include <span>
+#include <utility>
 
 namespace moe::train {
 namespace {
@@ -266,6 +267,7 @@ StepMetrics Run::step() {
         ~InStep() { flag = false; }
     } in_step{is_in_step_};
     is_in_step_ = true;
+    if (std::exchange(has_foreign_grads_, false)) model_->store().zero_grads();
     auto start = std::chrono::steady_clock::now();
     StepMetrics m;
     m.lr = next_learning_rate();

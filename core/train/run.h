@@ -120,6 +120,8 @@ public:
     void set_interrupt(const std::atomic<bool>* flag);
     /// Held by whoever steps or touches the run while another thread may do so.
     StepEdge& edge() { return edge_; }
+    /// Somebody else has added to the main gradients: the next step begins with none.
+    void forget_grads() { has_foreign_grads_ = true; }
     /// Learning rate of the next step.
     double next_learning_rate() const;
 
@@ -200,7 +202,7 @@ private:
     Values live_changes_ = Values::object();                    ///< keys that were changed between steps, with the first configuration's values
     StepEdge edge_;
     const std::atomic<bool>* interrupt_ = nullptr;
-    bool is_in_step_ = false;
+    bool is_in_step_ = false, has_foreign_grads_ = false;
     std::map<int64_t, Tensor> scripted_biases_;             ///< by layer: what the step at hand ends with
     std::atomic<int64_t> step_ = 0;
     int64_t updates_ = 0, num_steps_ = 0, tokens_ = 0, step_tokens_ = 0, skipped_ = 0, skipped_in_a_row_ = 0;

@@ -122,6 +122,13 @@ Unlocked::~Unlocked() {
     if (c.interrupted) arm(L_);
 }
 
+Control& session_control(lua_State* L) {
+    lua_rawgeti(L, LUA_REGISTRYINDEX, LUA_RIDX_MAINTHREAD);
+    lua_State* main = lua_tothread(L, -1);
+    lua_pop(L, 1);
+    return control(main);
+}
+
 void remember_chunk(Control& control, const std::string& name, const std::string& text) {
     constexpr size_t kMost = 500, kLongest = 1 << 20;
     if (text.size() > kLongest) return;
@@ -132,7 +139,7 @@ void remember_chunk(Control& control, const std::string& name, const std::string
 void end_background(Control& control) {
     for (auto& weak : std::exchange(control.background, {}))
         if (auto work = weak.lock()) work->end();
-    control.alive.reset();
+    *control.alive = false;
 }
 
 void open_coroutines(lua_State* L) {

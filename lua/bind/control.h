@@ -52,7 +52,7 @@ struct Control {
     bool ends_with_program = false;                      ///< what runs is a script or a command: an interrupt ends the process, not only it
     bool json = false;                                   ///< runs log one JSON object a line
     std::shared_ptr<StateLock> lock = std::make_shared<StateLock>();
-    std::shared_ptr<bool> alive = std::make_shared<bool>(true);     ///< reset before the state is closed: whoever holds a reference into it asks
+    std::shared_ptr<std::atomic<bool>> alive = std::make_shared<std::atomic<bool>>(true);   ///< false once the state is about to be closed: whoever holds a reference into it asks
     std::deque<std::pair<std::string, std::string>> chunks;         ///< name and text of what was loaded last, newest first, for the source of its functions
     std::vector<std::weak_ptr<Background>> background;              ///< ended before the state is closed
 };
@@ -77,6 +77,9 @@ private:
     lua_State* L_;
     int depth_;
 };
+
+/// The session's own control, also on a coroutine of a background thread, whose control() is that thread's.
+Control& session_control(lua_State* L);
 
 /// Throws moe::Error (interrupted) after an interrupt: long C++ calls ask between their steps.
 void throw_if_interrupted(lua_State* L);

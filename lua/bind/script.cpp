@@ -109,7 +109,7 @@ at::Tensor tensor_at(lua_State* L, int index, const char* what) {
 }
 
 uint64_t seed_of(uint64_t run_seed, int64_t step, uint32_t kind) {
-    auto r = draw({run_seed, Purpose::script, uint32_t(step), kind}, 0);
+    auto r = draw({run_seed, routing::kScriptPurpose, uint32_t(step), kind}, 0);
     return uint64_t(r[0]) << 32 | r[1];
 }
 }  // namespace
@@ -130,7 +130,7 @@ void call_protected(lua_State* co, int num_arguments, int num_results) {
     throw Error(parts);
 }
 
-Callable::Callable(lua_State* L) : control_(&control(L)), alive_(control_->alive), lock_(control_->lock) {
+Callable::Callable(lua_State* L) : control_(&session_control(L)), alive_(control_->alive), lock_(control_->lock) {
     co_ = lua_newthread(L);
     control_slot(co_) = control_;
     lua_insert(L, -2);
@@ -139,14 +139,14 @@ Callable::Callable(lua_State* L) : control_(&control(L)), alive_(control_->alive
 }
 
 Callable::~Callable() {
-    if (!alive_.lock()) return;
+    if (!*alive_) return;
     std::lock_guard guard(*lock_);
     lua_pushnil(co_);
     lua_rawsetp(co_, LUA_REGISTRYINDEX, this);
 }
 
 void Callable::call(uint64_t seed, const std::function<int(lua_State*)>& push, int num_results, const std::function<void(lua_State*)>& take) {
-    MOE_CHECK(alive_.lock(), state, "a hook", "a session that has ended", "a live one", "");
+    MOE_CHECK(*alive_, state, "a hook", "a session that has ended", "a live one", "");
     std::lock_guard guard(*lock_);
     Control& mine = background ? *background : *control_;
     struct Running {
@@ -198,13 +198,13 @@ Values script_of(lua_State* L, int index, bool replay) {
 }
 
 train::ScriptCompiler script_compiler(lua_State* L) {
-    std::weak_ptr<bool> alive = control(L).alive;
     lua_rawgeti(L, LUA_REGISTRYINDEX, LUA_RIDX_MAINTHREAD);
     lua_State* main = lua_tothread(L, -1);
     lua_pop(L, 1);
-    Control* c = &control(L);
+    Control* c = &session_control(L);
+    auto alive = c->alive;
     auto compile = [alive, main, c](const Values& f) {
-        MOE_CHECK(alive.lock(), state, "a hook", "a session that has ended", "a live one", "");
+        MOE_CHECK(*alive, state, "a hook", "a session that has ended", "a live one", "");
         std::lock_guard guard(*c->lock);
         // Whatever Lua raises here ends at the guard of the binding that asked.
         lua_State* on = c->running ? c->running.load() : main;

@@ -22,7 +22,7 @@ public:
 
 private:
     Control* control_;
-    std::weak_ptr<bool> alive_;
+    std::shared_ptr<std::atomic<bool>> alive_;
     std::shared_ptr<StateLock> lock_;
     lua_State* co_ = nullptr;
 };

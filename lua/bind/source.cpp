@@ -83,7 +83,7 @@ std::vector<std::string> texts_of(lua_State* L, const std::string& chunk) {
     std::vector<std::string> texts;
     if (chunk.empty()) return texts;
     if (chunk[0] != '@' && chunk[0] != '=') return {chunk};
-    for (auto& [name, text] : control(L).chunks)
+    for (auto& [name, text] : session_control(L).chunks)
         if (name == chunk) texts.push_back(text);
     std::error_code error;
     if (chunk[0] == '@' && std::filesystem::is_regular_file(chunk.substr(1), error)) {
