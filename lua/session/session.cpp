@@ -151,7 +151,10 @@ Session::Session(SessionOptions options) : interactive_(options.interactive) {
     }
 }
 
-Session::~Session() { lua_close(L_); }
+Session::~Session() {
+    end_background(control_);
+    lua_close(L_);
+}
 
 void Session::open() {
     open_globals(L_);
@@ -189,7 +192,10 @@ int Session::exit_of(lua_State* L) {
 }
 
 bool Session::load(const std::string& code, const std::string& chunk_name, Result& result) {
-    if (luaL_loadbufferx(L_, code.data(), code.size(), chunk_name.c_str(), "t") == LUA_OK) return true;
+    if (luaL_loadbufferx(L_, code.data(), code.size(), chunk_name.c_str(), "t") == LUA_OK) {
+        remember_chunk(control_, chunk_name, code);
+        return true;
+    }
     result.error = error_parts(L_, -1);
     lua_pop(L_, 1);
     return false;
@@ -205,6 +211,7 @@ Result Session::call(int num_arguments, bool echo) {
     if (interactive_) forget_peak();
     thread_ = pthread_self();
     running_ = true;
+    control_.running = L_;
     int status = lua_pcall(L_, num_arguments, LUA_MULTRET, base);
     if (status == LUA_OK) {
         Results results{echo, {}};
@@ -229,14 +236,15 @@ Result Session::call(int num_arguments, bool echo) {
 }
 
 Result Session::eval(const std::string& code, const std::string& name) {
+    std::lock_guard guard(*control_.lock);
     Result result;
     std::string chunk = "=" + name, kept = code;
     if (interactive_) {
         kept = with_locals_kept(code, is_global_of_lua, &lua_globals_);
         history_.push_back({code, name, 0, true});
     }
-    if (luaL_loadbufferx(L_, ("return " + kept).data(), kept.size() + 7, chunk.c_str(), "t") != LUA_OK) {
-        lua_pop(L_, 1);
+    if (!load("return " + kept, chunk, result)) {
+        result.error.reset();
         if (!load(kept, chunk, result)) {
             if (interactive_) history_.back().ok = false;
             return result;
@@ -258,12 +266,14 @@ void Session::interrupt() noexcept {
 }
 
 Completion Session::complete(const std::string& code, size_t cursor) {
+    std::lock_guard guard(*control_.lock);
     Completion out{cursor, cursor, {}};
     protect([&] { out = lua::complete(L_, code, cursor); });
     return out;
 }
 
 Inspection Session::inspect(const std::string& code, size_t cursor, bool detail) {
+    std::lock_guard guard(*control_.lock);
     Inspection out;
     protect([&] { out = lua::inspect(L_, code, cursor, detail, [this](const std::string& chunk) { return source_of(chunk); }); });
     return out;
@@ -315,6 +325,7 @@ void Session::push_arguments(const Arguments& arguments, const std::string& scri
 }
 
 Result Session::run_file(const std::string& path, const Arguments& arguments) {
+    std::lock_guard guard(*control_.lock);
     Result result;
     std::string text;
     try {
@@ -337,6 +348,7 @@ Result Session::run_file(const std::string& path, const Arguments& arguments) {
 }
 
 Result Session::run_command(const std::string& name, const Arguments& arguments) {
+    std::lock_guard guard(*control_.lock);
     Result result;
     lua_getglobal(L_, "require");
     push_string(L_, std::string(kCommandPrefix) + name);
