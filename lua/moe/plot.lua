@@ -146,10 +146,10 @@ local function bin_edges(values, count)
 end
 
 function plot.histogram(given, options)
-  local values_given = type(given) == "userdata" or (type(given) == "table" and (type(given[1]) == "number" or given.to_table and getmetatable(given)))
+  local values_given = series.is_values(given) or type(given) == "table" and type(given[1]) == "number"
   local list, o
   if values_given then
-    local flat = type(given) == "table" and given.tensor or given
+    local flat = type(given) == "table" and rawget(given, "tensor") or given
     if type(flat) == "userdata" then flat = flat:reshape({ -1 }):to_table() end
     local _, named = series.arguments({}, options or {}, "viz.histogram", { "bins", "density" })
     list, o = { { y = flat } }, named
@@ -199,7 +199,7 @@ moe.document(plot.histogram, "viz.histogram",
 -- --- heat maps ---
 
 local function rows_of(matrix)
-  if type(matrix) == "table" and matrix.to_table and getmetatable(matrix) then matrix = matrix:to_table() end
+  if type(matrix) == "table" and rawget(matrix, "tensor") then matrix = matrix.tensor end
   if type(matrix) == "userdata" then
     if matrix:dim() ~= 2 then moe.fail { kind = "shape", op = "viz.heatmap", got = matrix:dim() .. " dims", want = "a matrix, or 3 dims for a panel each" } end
     matrix = matrix:to_table()
@@ -224,7 +224,7 @@ local function read_panels(data, titles)
     for i = 0, #data - 1 do list[i + 1] = { title = titles[i + 1], rows = rows_of(data[i]) } end
     return list
   end
-  if type(data) == "table" and type(data[1]) == "table" and data[1].values and not getmetatable(data[1].values) or type(data) == "table" and type(data[1]) == "table" and type(rawget(data[1], "values")) == "userdata" then
+  if type(data) == "table" and type(data[1]) == "table" and rawget(data[1], "values") then
     local list = {}
     for i, p in ipairs(data) do list[i] = { title = p.title or titles[i], rows = rows_of(p.values) } end
     return list

@@ -7,8 +7,7 @@ local finite = axes.finite
 
 -- A list of numbers from a table, a tensor or a labelled array.
 function series.numbers(values, op)
-  if type(values) == "table" and values.to_table and getmetatable(values) then values = values:to_table() end
-  if type(values) == "userdata" then values = values:to_table() end
+  if series.is_values(values) then values = values:to_table() end
   if type(values) ~= "table" then moe.fail { op = op, got = type(values), want = "a list of numbers or a tensor" } end
   for i = 1, #values do
     if type(values[i]) ~= "number" then moe.fail { kind = "shape", op = op .. ", value " .. i, got = type(values[i]), want = "a number" } end
@@ -18,8 +17,12 @@ end
 
 local OPTIONS = { "title", "x_label", "y_label", "log_x", "log_y", "width", "height", "x_min", "x_max", "y_min", "y_max", "events", "levels", "legend", "x_grid" }
 
+-- True for a tensor or a labelled array.
+function series.is_values(x) return type(x) == "userdata" or type(x) == "table" and rawget(x, "tensor") ~= nil end
+
 -- Options and list of series of f(list, options) or f { series…, options… }; `more` are further names of options.
 function series.arguments(given, options, op, more)
+  if series.is_values(given) then given, options = { { y = given } }, options or {} end
   if type(given) ~= "table" then moe.fail { op = op, got = type(given), want = "a list of series {{name =, y =}, …}" } end
   local named = {}
   for key, value in pairs(options or given) do
@@ -38,11 +41,11 @@ function series.arguments(given, options, op, more)
     end
   end
   local list = given.series or given
-  if type(list[1]) == "number" or type(list[1]) == "userdata" and list[1].dim == nil then list = { { y = list } } end
-  for i, s in ipairs(list) do
-    if type(s) ~= "table" or s.to_table and getmetatable(s) then list[i] = { y = s } end
-  end
-  return list, named
+  if type(list) ~= "table" then moe.fail { op = op .. ": series", got = type(list), want = "a list of series" } end
+  if type(list[1]) == "number" then list = { { y = list } } end
+  local out = {}
+  for i, s in ipairs(list) do out[i] = (type(s) ~= "table" or series.is_values(s)) and { y = s } or s end
+  return out, named
 end
 
 local KEYS = { "name", "x", "y", "low", "high", "error", "colour", "dashed", "markers", "whiskers", "width", "size", "labels" }
