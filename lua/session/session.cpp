@@ -50,7 +50,9 @@ int on_error(lua_State* L) {
         lua_replace(L, 1);
     }
     lua_settop(L, 1);
-    luaL_traceback(L, L, nullptr, 1);
+    // An error that went through C++, out of a function that autograd or a callback called, brings the inner stack's.
+    std::string inner = error_parts(L, 1).traceback;
+    luaL_traceback(L, L, inner.empty() ? nullptr : inner.c_str(), 1);
     lua_setfield(L, 1, "traceback");
     return 1;
 }

@@ -16,9 +16,9 @@ test("help: every binding and every function of moe has a text", function()
     end
   end
   -- Modules written in Lua load on first use.
-  for _, module in ipairs { "plot", "table", "progress", "benchmarks", "json", "fs" } do local _ = moe[module] end
+  for _, module in ipairs { "plot", "table", "progress", "benchmarks", "json", "fs", "gradcheck", "kernels_reference", "bench_lua" } do local _ = moe[module] end
   visit(moe, "moe")
-  for _, name in ipairs { "tensor", "sort plan", "config", "config section", "model", "trace", "run" } do
+  for _, name in ipairs { "tensor", "generator", "operator", "cuda kernel", "cuda stream", "sort plan", "config", "config section", "model", "trace", "run" } do
     local type_table = moe.documented()[name]
     is(type_table, "no help for the type " .. name)
     for _, list in ipairs { "__methods", "__fields" } do
@@ -43,6 +43,20 @@ test("help: functions, methods, types, modules and names", function()
   check.contains(moe.help_text(moe.zeros { 1 }), "matmul")
   check.contains(moe.help_text(viz), "viz.heatmap")
   raises("usage", function() return moe.help_text(moe.zeros { 1 }, "summ") end)
+end)
+
+test("help: every example of the tensors' texts runs by itself", function()
+  local n, failed = 0, {}
+  for name, f in pairs(moe.documented()) do
+    local code = (name:find("^tensor") or name:find("^moe%.[a-z_]+$") or name:find("^moe%.bench") or name:find("^moe%.cuda")) and moe.help_text(f):match("Example: ([^\n]*)")
+    if code then
+      n = n + 1
+      local ok, err = pcall(assert(load(code, "=" .. name, "t", setmetatable({ print = tostring }, { __index = _G }))))
+      if not ok then failed[#failed + 1] = name .. ": " .. tostring(err) end
+    end
+  end
+  equal(table.concat(failed, "\n"), "")
+  is(n > 40, n .. " examples")
 end)
 
 check.done()
