@@ -17,12 +17,12 @@
 namespace moe::train {
 namespace {
 /// Keys of the arguments by kind, and whether it is of layers.
-struct Kind {
+struct ChangeKind {
     std::vector<std::string> keys;
     bool of_layers = true;
 };
-const std::map<std::string, Kind>& kinds() {
-    static const std::map<std::string, Kind> list = {
+const std::map<std::string, ChangeKind>& kinds() {
+    static const std::map<std::string, ChangeKind> list = {
         {"mask", {{"experts"}}}, {"unmask", {{"experts"}}}, {"ablate", {{"experts"}}}, {"override", {{"top_k", "temperature"}}}, {"offset", {{"values"}}}, {"freeze", {{}}},
         {"force", {{"experts", "by_token"}}}, {"pre_topk", {{"function"}}}, {"post_topk", {{"function"}}}, {"score", {{"function"}}},
         {"bias", {{"values"}}}, {"swap", {{"experts", "gate"}}}, {"duplicate", {{"from", "to", "gate"}}}, {"reinit", {{"experts", "gate", "seed"}}},

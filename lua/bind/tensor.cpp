@@ -328,8 +328,9 @@ std::span<const Binding> all_fields() {
 }  // namespace
 
 int push_tensor(lua_State* L, at::Tensor t) {
-    // A view owns nothing: only storage that nothing else holds counts. Small ones are told together: a step of the collector for each would cost more than they do.
-    constexpr size_t kObjectBytes = 512, kToldBytes = 64 << 10;
+    // A view owns nothing: only storage that nothing else holds counts. Small ones are told together: a step of the collector for each would cost more than they do; and at less
+    // than the 450 bytes that they have beside Lua's, for a cycle of the collector costs by what lives.
+    constexpr size_t kObjectBytes = 128, kToldBytes = 64 << 10;
     static thread_local size_t untold = 0;
     untold += kObjectBytes + (t.defined() && t.has_storage() && t.storage().use_count() == 1 ? t.nbytes() : 0);
     push<at::Tensor>(L, std::move(t));

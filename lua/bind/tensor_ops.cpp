@@ -11,6 +11,15 @@ using at::Tensor;
 
 Tensor& t(lua_State* L) { return self_tensor(L); }
 
+/// binary for operators: two tensors, the common case, are not copied.
+template <Tensor (*F)(const Tensor&, const Tensor&)>
+int operate(lua_State* L) {
+    auto *a = test_box<Tensor>(L, 1), *b = test_box<Tensor>(L, 2);
+    if (!a || !b || !*a || !*b) return binary<F>(L);
+    if (!do_expand(**a, **b)) throw_unexpandable(L, **a, **b);
+    return push_tensor(L, F(**a, **b));
+}
+
 Tensor power(const Tensor& a, const Tensor& b) { return at::pow(a, b); }
 Tensor divide(const Tensor& a, const Tensor& b) { return at::div(a, b); }
 Tensor add(const Tensor& a, const Tensor& b) { return at::add(a, b); }
@@ -53,13 +62,13 @@ int text(lua_State* L) {
 }
 
 const Binding kOperators[] = {
-    {"__add", binary<add>, "a + b: elementwise, with PyTorch's broadcasting."},
-    {"__sub", binary<subtract>, "a - b: elementwise."},
-    {"__mul", binary<multiply>, "a * b: elementwise; a:matmul(b) is the matrix product."},
-    {"__div", binary<divide>, "a / b: elementwise."},
-    {"__idiv", binary<floor_divide>, "a // b: elementwise quotient, rounded down."},
-    {"__mod", binary<remainder>, "a % b: elementwise remainder, with the sign of b."},
-    {"__pow", binary<power>, "a ^ b: elementwise power."},
+    {"__add", operate<add>, "a + b: elementwise, with PyTorch's broadcasting."},
+    {"__sub", operate<subtract>, "a - b: elementwise."},
+    {"__mul", operate<multiply>, "a * b: elementwise; a:matmul(b) is the matrix product."},
+    {"__div", operate<divide>, "a / b: elementwise."},
+    {"__idiv", operate<floor_divide>, "a // b: elementwise quotient, rounded down."},
+    {"__mod", operate<remainder>, "a % b: elementwise remainder, with the sign of b."},
+    {"__pow", operate<power>, "a ^ b: elementwise power."},
     {"__unm", unary<&Tensor::neg>, "-a: elementwise."},
     {"__lt", ordered, "a < b: an error with a hint; a:lt(b) compares elements."},
     {"__le", ordered, "a <= b: an error with a hint; a:le(b) compares elements."},

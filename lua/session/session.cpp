@@ -379,6 +379,7 @@ Result Session::run_command(const std::string& name, const Arguments& arguments)
 std::vector<std::string> Session::commands() { return command_names(); }
 
 bool Session::is_complete(const std::string& code) {
+    std::lock_guard guard(*control_.lock);
     for (const char* start : {"return ", ""}) {
         // A line end is appended: an open quoted string cannot be completed by more lines, an open long one can.
         std::string text = start + code + "\n";
