@@ -193,6 +193,19 @@ test("sweep: processes run a function with all that it holds on to", function()
   _G.user_global = nil
 end)
 
+test("sweep: a point on two ranks is that of one", function()
+  if not moe.mpi_plugin() or not moe.execute({ "mpirun", "--version" }).found then
+    print("skipped: no MPI plugin beside this program")
+    return
+  end
+  local two = moe.sweep { name = "ranks", base = base, seeds = 1, ranks = 2 }
+  raises("usage", function() two:run { jobs = 0 } end, "ranks = 2")
+  local p, alone = two:run():points()[1], moe.sweep { name = "ranks", base = base, seeds = 1 }:run():points()[1]
+  equal(p.status, "done", p.error and p.error.text)
+  is(p.id ~= alone.id)
+  near(p.result.loss, alone.result.loss, 1e-4)
+end)
+
 test("sweep: what cannot be sent to a process is said by its name", function()
   local tensor = moe.zeros { 2 }
   local s = moe.sweep { name = "tensor", base = base, grid = { seed = { 1 } }, fn = function() return { loss = tensor:sum():item() } end }
@@ -263,6 +276,7 @@ test("sweep: pictures and a report with what was varied, results, failures, comm
   local picture = s:plot { x = LR, by = "model.moe.num_experts" }
   contains(picture.svg, "learning_rate")
   contains(picture.svg, "num_experts 8")
+  contains(s:plot({ x = LR, by = "model.moe.num_experts", categories = true }).svg, "learning_rate")
   local text = s:report()
   equal(moe.fs.read(s.folder .. "/report.md"), text)
   for _, part in ipairs { "# report", "Does it matter?", "7 points done, 1 failed", moe.commit, moe.torch_version, "| model.moe.num_experts | 4 | 4, 8 |", "too hot", "training.seq_length", "±", "report-1.svg", "sweep.lua" } do contains(text, part) end
