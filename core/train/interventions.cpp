@@ -17,12 +17,12 @@
 namespace moe::train {
 namespace {
 /// Keys of the arguments by kind, and whether it is of layers.
-struct ChangeKind {
+struct KindOfIntervention {
     std::vector<std::string> keys;
     bool of_layers = true;
 };
-const std::map<std::string, ChangeKind>& kinds() {
-    static const std::map<std::string, ChangeKind> list = {
+const std::map<std::string, KindOfIntervention>& kinds() {
+    static const std::map<std::string, KindOfIntervention> list = {
         {"mask", {{"experts"}}}, {"unmask", {{"experts"}}}, {"ablate", {{"experts"}}}, {"override", {{"top_k", "temperature"}}}, {"offset", {{"values"}}}, {"freeze", {{}}},
         {"force", {{"experts", "by_token"}}}, {"pre_topk", {{"function"}}}, {"post_topk", {{"function"}}}, {"score", {{"function"}}},
         {"bias", {{"values"}}}, {"swap", {{"experts", "gate"}}}, {"duplicate", {{"from", "to", "gate"}}}, {"reinit", {{"experts", "gate", "seed"}}},
@@ -84,6 +84,7 @@ struct Interventions::Folded {
 
 std::vector<int64_t> Interventions::layers_of(const Values& args) const {
     const auto& routed = model_.routed_layers();
+    MOE_CHECK(!routed.empty() || model_.mesh().num_stages() > 1, config, "router", "a model without routed layers", "one with experts", "");
     if (!args.contains("layers")) return routed;
     auto list = integers(args["layers"], "layers");
     MOE_CHECK(!list.empty(), usage, "layers", "an empty list", "at least one", "");

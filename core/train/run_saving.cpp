@@ -56,7 +56,8 @@ void Run::find_resumed() {
 void Run::keep_live_changes(const store::Checkpoint& checkpoint) {
     with_meta(checkpoint, [&](const Json& meta) {
         Json saved = Json(to_json(saved_config(checkpoint))), now = Json(to_json(config_)), take = Json::object();
-        for (const auto& [key, first] : meta.value("live_changes", Json::object()).items()) {
+        Json live = meta.value("live_changes", Json::object());
+        for (const auto& [key, first] : live.items()) {
             auto at = Json::json_pointer("/" + std::regex_replace(key, std::regex("\\."), "/"));
             if (now.at(at) == first) take[at] = saved.at(at);
         }

@@ -127,17 +127,11 @@ int compile(lua_State* L) {
         for (auto& n : names) list += (list.empty() ? "" : ", ") + n;
         MOE_THROW(usage, "moe.cuda.compile: name", '"' + wanted + '"', "one of " + list, "");
     }
-    CompiledSource compiled;
-    std::optional<std::string> failed;
-    try {
-        std::string file = place.file;
-        std::replace(file.begin(), file.end(), '"', '\'');
-        std::replace(file.begin(), file.end(), '\\', '/');
-        compiled = compile_cuda(fmt::format("#line {} \"{}\"\n", place.line, file) + source, names, options);
-    } catch (const CompileFailed& f) {
-        failed = f.log;
-    }
-    if (failed) return raise_compile_error(L, *failed);
+    std::string file = place.file;
+    std::replace(file.begin(), file.end(), '"', '\'');
+    std::replace(file.begin(), file.end(), '\\', '/');
+    CompiledSource compiled = compile_cuda(fmt::format("#line {} \"{}\"\n", place.line, file) + source, names, options);
+    if (compiled.failed) return raise_compile_error(L, compiled.log);
     auto module = std::make_shared<CudaModule>(std::move(compiled.cubin));
     if (wanted.empty() && kernels.size() > 1) push_ordered_table(L, names);
     for (size_t i = 0; i < kernels.size(); ++i) {

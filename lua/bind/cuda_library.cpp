@@ -160,7 +160,10 @@ CompiledSource compile_cuda(const std::string& source, const std::vector<std::st
     check_nvrtc(n.log(program.handle, out.log.data()), "nvrtcGetProgramLog");
     while (!out.log.empty() && (out.log.back() == '\0' || out.log.back() == '\n')) out.log.pop_back();
     if (result != 0 && out.log.empty()) check_nvrtc(result, "nvrtcCompileProgram");
-    if (result != 0) throw CompileFailed{out.log};
+    if (result != 0) {
+        out.failed = true;
+        return out;
+    }
     for (auto& name : names) {
         const char* lowered = nullptr;
         check_nvrtc(n.lowered_name(program.handle, name.c_str(), &lowered), "nvrtcGetLoweredName");

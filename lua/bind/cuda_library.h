@@ -14,6 +14,7 @@ namespace moe::lua {
 struct CompiledSource {
     std::string cubin, log;
     std::vector<std::string> lowered;      ///< names in the cubin, of `names` in order
+    bool failed = false;                   ///< the source has errors, which `log` tells; there is no cubin
 };
 struct CompileOptions {
     std::string name = "kernel.cu";
@@ -21,11 +22,7 @@ struct CompileOptions {
     std::vector<std::pair<std::string, std::string>> headers;       ///< name, text
     std::string arch;                                               ///< "sm_90"; empty: that of the GPU here, sm_90 without one
 };
-/// Raised as it is by a source with errors: the compiler's output.
-struct CompileFailed {
-    std::string log;
-};
-/// Compiles for one architecture. Throws moe::Error (device) where the compiler's library is not there, CompileFailed for a source with errors.
+/// Compiles for one architecture; a source with errors leaves `failed` set. Throws moe::Error (device) where the compiler's library is not there.
 CompiledSource compile_cuda(const std::string& source, const std::vector<std::string>& names, const CompileOptions& options);
 
 /// True where the driver is there and has a device, and LibTorch was built for it.

@@ -93,7 +93,7 @@ void Job::train() {
         }
         train::StepMetrics m;
         {
-            run->edge().lock_for_step();
+            run->edge().lock();
             std::unique_lock<train::StepEdge> edge(run->edge(), std::adopt_lock);
             {
                 std::lock_guard guard(mutex_);
@@ -109,7 +109,7 @@ void Job::train() {
         }
         step_ = m.step;
         --left_;
-        bool spikes = is_spike(*value_.state, m.loss, run->config().logging.statistics.spike_sigma);
+        bool spikes = is_spike(*value_.state, m.loss, run->config().logging.alarms.spike_sigma);
         {
             std::lock_guard guard(mutex_);
             last_ = m;

@@ -182,7 +182,7 @@ int layers_text(lua_State* L) {
     return 1;
 }
 
-const Binding kLayerMethods[] = {{"forward", layer_forward, "layer:forward(x): the whole layer on x [T, d_model] or [B, S, d_model] (documents: one a sequence), the residual stream before and after it. With a gradient where x:requires_grad_(); the weights' go to .grad of the model's parameters, and a run's next step begins without them.\nExample: local m = moe.model(moe.config(\"tiny\"):with { model = { num_layers = 2 } }); print(m.layers[0]:forward(moe.randn { 4, m.config.model.mla.d_model }).shape)"}};
+const Binding kLayerMethods[] = {{"forward", layer_forward, "layer:forward(x): the whole layer on x [T, d_model] or [B, S, d_model] (documents: one a sequence), the residual stream before and after it. With a gradient where x:requires_grad_(); the weights' go to .grad of the model's parameters, and a run's next step begins without them.\nExample: local m = moe.model(moe.config \"cpu_tiny\":with { model = { num_layers = 2, vocab_size = 64, mla = { d_model = 64 } } }); print(m.layers[0]:forward(moe.randn { 4, m.config.model.mla.d_model }).shape)"}};
 const Binding kLayerFields[] = {
     {"attention", field_attention, "layer.attention: its attention block; :forward(x)."},
     {"router", field_router, "layer.router: its router: :forward(x), and the interventions of model.router in this layer alone."},

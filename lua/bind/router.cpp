@@ -171,7 +171,7 @@ int balance_custom(lua_State* L) {
 #define MOE_WHERE_TEXT " layer = or layers = (0-based; all routed ones by default), expert = or experts =. Returns a handle: h:undo(), or local h <close> = …."
 const Binding kMethods[] = {
     {"mask", simple<0>, "router:mask {layer =, expert =}: these experts are never chosen (their selection score is -inf); an error where fewer are left than a token takes." MOE_WHERE_TEXT
-                        "\nExample: local m = moe.model(moe.config(\"tiny\"):with { model = { num_layers = 2 } }); local h = m.router:mask { layer = 1, expert = 3 }; h:undo()"},
+                        "\nExample: local m = moe.model(moe.config \"cpu_tiny\":with { model = { num_layers = 2, vocab_size = 64, mla = { d_model = 64 } } }); local h = m.router:mask { layer = 1, expert = 3 }; h:undo()"},
     {"unmask", simple<1>, "router:unmask {layer =, expert =}: lets masked experts be chosen again." MOE_WHERE_TEXT},
     {"override", simple<2>, "router:override {layer =, top_k =, temperature =}: another number of experts a token, or another temperature of the logits." MOE_WHERE_TEXT},
     {"bias", bias, "router:bias {layer =, set = | offset =}: set overwrites the selection bias (the balance moves it on from there; needs use_aux_loss_free), offset is added to it in the choice alone. A number, or one for each expert (table or tensor)." MOE_WHERE_TEXT},
@@ -185,7 +185,7 @@ const Binding kMethods[] = {
     {"hook", hook,
      "router:hook(point, f, {layer =, replay = true}): \"pre_topk\": f(s) gives other scores [T, E] (fields of s: scores, logits, bias, layer, step, training, tokens); \"post_topk\": f(s) gives ids, weights [T, K] (s.ids, s.weights, s.scores …; nil leaves one as it is). "
      "Called wherever the router decides, in evaluation too, once per decision, never in a recomputation; the gradient goes through as if a constant was added. Draws inside follow from seed, step and layer. f is stored as source with plain upvalues, copied now; replay = false takes any function, and the run cannot be replayed. Returns a handle."
-     "\nExample: local m = moe.model(moe.config(\"tiny\"):with { model = { num_layers = 2 } }); m.router:hook(\"pre_topk\", function(s) return s.scores + 0.01 * moe.randn_like(s.scores) end)"},
+     "\nExample: local m = moe.model(moe.config \"cpu_tiny\":with { model = { num_layers = 2, vocab_size = 64, mla = { d_model = 64 } } }); m.router:hook(\"pre_topk\", function(s) return s.scores + 0.01 * moe.randn_like(s.scores) end)"},
 };
 const Binding kFields[] = {
     {"balance", field_balance, "router.balance = moe.balance.aux { alpha = 1e-3 } | .aux_free { speed = 1e-3 } | .none() | function(counts, bias, m) … return bias end: how the experts' load is evened out from now on; an event, run:undo() takes it back. Read: what is in force. A function gets one layer's global counts int64 [E], its bias float64 [E] and m = {layer, step} after each step, and gives the next bias."},

@@ -23,7 +23,7 @@
 namespace moe::lua {
 namespace {
 constexpr const char* kMetricsType = "step metrics";
-const std::vector<std::string> kEvents = {"step", "skip", "spike", "evaluate", "save", "intervention"};
+const std::vector<std::string> kEvents = {"step", "skip", "spike", "evaluate", "save"};
 /// Steps that a spike is compared with.
 constexpr size_t kSpikeSteps = 50, kFewSteps = 10;
 
@@ -167,7 +167,7 @@ void step(lua_State* L, int run_index, const LiveRun& r) {
         Interruptible interruptible(L, r);
         m = r->step();
     }
-    fire_step(L, run_index, m, is_spike(*state, m.loss, r->config().logging.statistics.spike_sigma));
+    fire_step(L, run_index, m, is_spike(*state, m.loss, r->config().logging.alarms.spike_sigma));
     push_metrics(L, m);
 }
 
@@ -484,8 +484,8 @@ const Binding kMethods[] = {
     {"train", do_train, "run:train(n): n optimizer steps, by default up to the configuration's length. Returns the last step's metrics."},
     {"steps", steps, "for step, m in run:steps(n) do … end: one optimizer step an iteration; leaving the loop stops there."},
     {"every", every, "run:every(n, f): calls f(m) after each step that n divides. Returns run."},
-    {"on", on, "run:on(event, f): calls f(m) at an event: \"step\" (after each step), \"skip\" (a step whose loss or gradient was not finite), \"spike\" (a loss above mean + logging.statistics.spike_sigma deviations of the 50 steps before, once there are 10), "
-     "\"evaluate\" (with run:evaluate's result), \"save\" (run:save's {step, path}), \"intervention\" (its handle). An error in f ends run:train after that step; the run can go on. Returns run."},
+    {"on", on, "run:on(event, f): calls f(m) at an event: \"step\" (after each step), \"skip\" (a step whose loss or gradient was not finite), \"spike\" (a loss above mean + logging.alarms.spike_sigma deviations of the 50 steps before, once there are 10), "
+     "\"evaluate\" (with run:evaluate's result), \"save\" (run:save's {step, path}). An error in f ends run:train after that step; the run can go on. Returns run."},
     {"save", save, "run:save(name): saves the whole state and returns the checkpoint's folder: checkpoints/<name> in the run's folder, never pruned; without a name checkpoints/step_N; a name with a \"/\" is a path. Waits until it is on the disk."},
     {"close", close_run, "run:close(): waits for the last save and gives the run's folder free; no more steps."},
     {"evaluate", evaluate, "run:evaluate {max_batches =}: loss on validation data in nats a token: {loss (mean over domains), bits, num_tokens, by_domain = {{name, loss}, …}, and with MTP acceptance = {share of positions where module k's token is the main head's}}. Routers' counts and biases do not move."},

@@ -18,14 +18,8 @@ using train::Values;
 namespace {
 ModelValue model_of(const std::shared_ptr<train::Run>& run) { return {std::shared_ptr<Model>(run, &run->model()), run}; }
 
-/// An intervention of the run at index 1: the handle on the stack, and "intervention" has been fired.
-int change(lua_State* L, const std::string& what, const Values& args) {
-    auto r = run_of(L);
-    intervene(L, model_of(r), what, args);
-    lua_pushvalue(L, -1);
-    fire(L, 1, "intervention", r->current_step());
-    return 1;
-}
+/// An intervention of the run at index 1, its handle on the stack.
+int change(lua_State* L, const std::string& what, const Values& args) { return intervene(L, model_of(run_of(L)), what, args); }
 
 int set(lua_State* L) {
     Values changes = live_changes(L, 2, run_of(L)->config());
@@ -98,7 +92,6 @@ std::span<const Binding> control_methods() { return kMethods; }
 std::span<const Binding> control_fields() { return kFields; }
 
 int assign_to_run(lua_State* L) {
-    auto r = run_of(L);
     std::string key = check_string(L, 2, "name");
     if (key == "lr") {
         Values value = is_nothing(L, 3) ? Values() : Values(check_number(L, 3, "lr"));

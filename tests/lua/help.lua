@@ -37,7 +37,7 @@ test("help: every binding and every function of moe has a text", function()
   end
   equal(table.concat(missing, ", "), "")
   is(texts > 200, "only " .. texts .. " functions were seen")
-  for _, name in ipairs { "tensor", "generator", "operator", "cuda kernel", "cuda stream", "sort plan", "config", "config section", "model", "trace", "run", "data", "process", "table", "sweep", "progress" } do is(moe.documented()[name], "no help for the type " .. name) end
+  for _, name in ipairs { "tensor", "generator", "operator", "cuda kernel", "cuda stream", "sort plan", "config", "config section", "model", "trace", "run", "router", "intervention", "job", "layers", "layer", "part of a layer", "data", "process", "table", "sweep", "progress" } do is(moe.documented()[name], "no help for the type " .. name) end
 end)
 
 test("help: every type's methods are seen, a hidden one would be missing", function()

@@ -368,7 +368,7 @@ test("resume: goes on with the interventions, hooks compiled from their source",
   run:save("middle")
   local resumed = moe.resume("middle", nil, { console = false })
   equal(resumed.step, 7)
-  equal(#resumed.events, #run.events + 1)
+  equal(#resumed.events, #run.events)            -- the save's own event came after it, the resume's instead
   is(tostring(resumed.model.router):find("pre_topk"))
   story(resumed, 8, 11)
   must_equal(whole, resumed)
