@@ -50,7 +50,7 @@ ErrorKind kind_of_torch_message(const std::string& message) {
     if (has("dtype") || has("scalar type") || has("not implemented for '")) return ErrorKind::dtype;
     if (has("size") || has("shape") || has("imension") || has("range")) return ErrorKind::shape;
     if (has("backward through the graph") || has("requires grad") || has("inplace operation")) return ErrorKind::state;
-    if (has("xpected") || has("must") || has("subscript") || has("not support") || has("can't be cast") || has("cannot")) return ErrorKind::usage;
+    if (has("xpected") || has("must") || has("subscript") || has("not support") || has("can't be cast") || has("cannot") || has("multiple times") || has("at least") || has("required") || has("Supports") || has("overflow")) return ErrorKind::usage;
     return ErrorKind::internal;
 }
 }  // namespace

@@ -1,6 +1,7 @@
 -- moe.gradcheck(f, inputs, options): gradients against finite differences.
 local function gradcheck(f, inputs, options)
   options = moe.check_keys(options or {}, { "eps", "atol", "rtol" }, "moe.gradcheck: options")
+  if type(f) ~= "function" and type(f) ~= "userdata" and type(f) ~= "table" then moe.fail { op = "moe.gradcheck: f", got = type(f), want = "a function of the inputs that gives tensors" } end
   if type(inputs) ~= "table" then inputs = { inputs } end
   local eps, atol, rtol = options.eps or 1e-6, options.atol or 1e-5, options.rtol or 1e-3
   local x, weights, checked = {}, nil, {}
