@@ -12,6 +12,7 @@ void open_help(lua_State* L);
 void open_json(lua_State* L);
 void open_system(lua_State* L);
 void open_machine(lua_State* L);
+void open_process(lua_State* L);
 void open_tensor(lua_State* L);
 void open_kernels(lua_State* L);
 void open_config(lua_State* L);

@@ -14,7 +14,7 @@ local function line(self)
   local elapsed = moe.clock() - self.start
   local left = self.count > 0 and self.count < self.total and "  " .. moe.format_secs(elapsed / self.count * (self.total - self.count)) .. " left" or ""
   if self.finished then left = "  " .. moe.format_secs(elapsed) end
-  return ("%s%s %3.0f%%  %d/%d%s%s"):format(self.label, self.terminal and bar(share) or "", 100 * share, self.count, self.total, left, self.text ~= "" and "  " .. self.text or "")
+  return ("%s%s %3.0f%%  %d/%d%s%s"):format(self.label, self.terminal and bar(share) or "", 100 * share, math.floor(self.count), self.total, left, self.text ~= "" and "  " .. self.text or "")
 end
 
 local function show(self, always)
@@ -35,7 +35,7 @@ function Progress:update(count, text)
   show(self, false)
   return self
 end
-moe.document(Progress.update, "progress:update", "p:update(count, text): shows how far it is: on a terminal one line that is rewritten, else a line every 10 s.")
+moe.document(Progress.update, "progress:update", "p:update(count, text): count (parts of one count too) and a text: shows how far it is: on a terminal one line that is rewritten, else a line every 10 s.")
 
 function Progress:done(text)
   if self.finished then return self end
@@ -55,4 +55,4 @@ local function make(total, options)
   }, Progress)
 end
 
-return moe.document(make, "moe.progress", "moe.progress(total, {label =}): a progress line with the time left: p:update(count, text), p:done(text).")
+return moe.document(make, "moe.progress", "moe.progress(total, {label =}): a progress line with the time left: p:update(count, text), p:done(text).\nExample: local p = moe.progress(2, { label = \"files\" }); p:update(1, \"a.txt\"); p:done()")
