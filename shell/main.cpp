@@ -152,6 +152,14 @@ void add_commands(CLI::App& app, CommandLine& c) {
     add_command(app, c, "list", "Ready configurations, experiments, benchmarks and commands", nullptr, nullptr);
     auto* config = add_command(app, c, "config", "Shows a configuration: config NAME|FILE [key=value …]", "NAME", "Ready name or JSON file, then changes as key=value");
     add_flag(*config, "--keys", "A table of every key, its default and its meaning");
+    auto* sweep = add_command(app, c, "sweep", "Runs the points of a sweep that have no result: sweep FILE.lua [key=value …]", "FILE", "Lua file that makes a sweep, then its arguments");
+    sweep->add_option("--jobs", "Points at once, as processes; default: what the file says, else one after the other here")->type_name("N")->check(whole_number());
+    add_flag(*sweep, "--retry", "Run points that failed again");
+    add_flag(*sweep, "--dry-run", "Check and show all points, and run nothing");
+    auto* docs = add_command(app, c, "docs", "Writes the reference of functions, keys and commands as one page", nullptr, nullptr);
+    auto* html = add_flag(*docs, "--html", "One HTML page; default where FILE ends in .html");
+    add_flag(*docs, "--markdown", "Markdown; the default")->excludes(html);
+    docs->add_option("--output,-o", "File to write; default: standard output")->type_name("FILE");
     auto* bench = add_command(app, c, "bench", "Measures a named job (moelab list shows them): bench NAME [steps=12] [warmup=3] [batch=] [seq=]", "NAME", "Name, then key=value options");
     add_flag(*bench, "--profile", "Also where the time of a step goes: by phase, and by GPU kernel or CPU operator");
 }

@@ -45,6 +45,9 @@ function Progress:done(text)
 end
 moe.document(Progress.done, "progress:done", "p:done(text): ends the line with the time it took.")
 
+Progress.__methods = { update = Progress.update, done = Progress.done }
+moe.document(Progress, "progress", "progress: a line that says how far a long job is.")
+
 local function make(total, options)
   if math.type(total) == nil then moe.fail { op = "moe.progress: total", got = tostring(total), want = "a number" } end
   options = moe.check_keys(options or {}, { "label" }, "moe.progress: options")

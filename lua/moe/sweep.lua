@@ -128,17 +128,15 @@ function methods.run(self, options)
   end
   if jobs == 0 and s.ranks > 1 then moe.fail { op = "sweep:run: jobs", got = ("0 with ranks = %d"):format(s.ranks), want = "jobs = 1 or more", hint = "points of several ranks are processes of their own" } end
   if jobs > 0 and tonumber(os.getenv("OMPI_COMM_WORLD_SIZE") or 1) > 1 then moe.fail { op = "sweep:run: jobs", got = "a program of several ranks", want = "one rank", hint = "ranks = N in moe.sweep starts each point on N ranks" } end
-  if session.dry then
-    print(self:check())
-    return self
-  end
+  if session.dry then error(session.dry_end, 0) end
   for _, p in ipairs(known_points(s)) do
     if options.retry and p.status == "failed" then p.status, p.error, p.result = "waiting", nil, nil end
   end
   write_waiting(s)
   local before, left = count(s), options.limit or math.huge
-  print(("%s; folder %s"):format(tostring(self), s.folder))
-  local bar = moe.progress(math.min(most_points(s) - before.done - before.failed, left), { label = s.name })
+  if not session.quiet then print(("%s; folder %s"):format(tostring(self), s.folder)) end
+  local silent = { update = function() end, done = function() end }
+  local bar = session.quiet and silent or moe.progress(math.min(most_points(s) - before.done - before.failed, left), { label = s.name })
   local function done()
     local now = count(s)
     return now.done + now.failed - before.done - before.failed
@@ -296,12 +294,13 @@ local TEXTS = {
   titles = "sweep:titles(): the last part of each key that varies, as a title of its column.",
 }
 for name, text in pairs(TEXTS) do moe.document(methods[name], "sweep:" .. name, text) end
+Sweep.__methods = methods
 moe.document(Sweep, "sweep", "sweep: points of moe.sweep { … }, and what came of them. Fields: name, folder, keys; #sweep is the number of points.")
 
 return moe.document(make, "moe.sweep",
-  "moe.sweep {name =, base =, grid =, list =, random =, halving =, fn =, ranks = 1, metric =, about =, output_dir =}: many runs of base (a configuration, its name, or a function(values) that makes one) with other values; sweep:run() runs what is missing.\n"
-  .. "grid = {[\"training.learning_rate\"] = {1e-3, 3e-3}, seed = {1, 2, 3}}: all combinations; list = {{key = value, …}, …}: these; random = {n = 20, seed = 1, space = {key = {low, high, log = true}, other = {values = {…}}}}: draws, whole numbers between whole bounds. Given together they are combined.\n"
+  "moe.sweep {name =, base =, grid =, list =, random =, seeds =, halving =, fn =, ranks = 1, metric =, about =, output_dir =}: many runs of base (a configuration, its name, or a function(values) that makes one) with other values; sweep:run() runs what is missing.\n"
+  .. "grid = {[\"training.learning_rate\"] = {1e-3, 3e-3}, seed = {1, 2, 3}}: all combinations; list = {{key = value, …}, …}: these; random = {n = 20, seed = 1, space = {key = {low, high, log = true}, other = {values = {…}}}}: draws, whole numbers between whole bounds; seeds = 3: each with seed 1, 2, 3. Given together they are combined.\n"
   .. "halving = {budgets = {100, 300}, keep = 0.5, by = \"loss\", key = \"training.train_steps\", over = \"seed\", largest = false}: all points with the first budget, the better part (mean over `over`) with the next, each from the start.\n"
   .. "fn(point, run_options) returns a table of results; by default it trains (require \"moe.sweep.train\"). point: {id, values, config, budget, progress = function(share, text)}; moe.run(run_options) is a run of the point.\n"
   .. "Points lie in <output_dir>/<name>/points/<id>.json. The id follows from the resolved configuration and from fn's source with what it holds on to, so that only what is missing runs, also after changes of the lists.\n"
-  .. "Example: print(moe.sweep { name = \"lr\", base = \"tiny\", grid = { [\"training.learning_rate\"] = { 1e-3, 3e-3 }, seed = { 1, 2 } } })")
+  .. "Example: print(moe.sweep { name = \"lr\", base = \"tiny\", seeds = 2, grid = { [\"training.learning_rate\"] = { 1e-3, 3e-3 } } })")

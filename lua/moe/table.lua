@@ -403,7 +403,9 @@ moe.document(Groups.agg, "groups:agg",
   "g:agg {\"loss\", worst = {\"loss\", \"max\"}}: a row for each group: its keys, n (rows), of each listed column mean, NAME_std (n − 1) and NAME_ci (half the 95 % confidence interval, Student's t), and by name one of mean, std, ci, median, min, max, sum, n, first or a function of the list of numbers. Without arguments: all columns of numbers.\n"
   .. "Example: print(moe.table { { k = 1, x = 2 }, { k = 1, x = 4 } }:group \"k\":agg { \"x\", worst = { \"x\", \"max\" } })")
 moe.document(Groups.each, "groups:each", "for first, rows in g:each() do … end: the first row of each group, and a table of all of its rows.")
+Groups.__methods = { agg = Groups.agg, each = Groups.each }
 moe.document(Groups, "groups", "groups: rows of a table with equal keys, as t:group gives them.")
+Table.__methods = methods
 moe.document(Table, "table", "table: rows of named columns. t[i] is a row, #t their number, t.columns the columns; print shows it.")
 
 return moe.document(make, "moe.table",

@@ -134,7 +134,19 @@ int commands_of(lua_State* L) {
     return 1;
 }
 
-constexpr Binding kCommands = {"commands", commands_of, "moe.commands(): the commands that are written in Lua: a list of {name, usage, about}."};
+int modules_of(lua_State* L) {
+    lua_newtable(L);
+    lua_Integer i = 0;
+    for (auto& m : embedded_modules()) {
+        if (m.name.find('.', 4) != std::string::npos) continue;
+        push_string(L, std::string_view(m.name).substr(4));
+        lua_rawseti(L, -2, ++i);
+    }
+    return 1;
+}
+
+constexpr Binding kCommands = {"commands", commands_of, "moe.commands(): the commands that are written in Lua: a list of {name, usage, about}.\nExample: print(moe.table(moe.commands()))"};
+constexpr Binding kModules = {"modules", modules_of, "moe.modules(): names of the parts of moe that are written in Lua and load on first use.\nExample: print(table.concat(moe.modules(), \" \"))"};
 
 const Binding kGlobals[] = {
     {"print", print, "print(…): writes the values as tostring shows them, separated by tabs, and a line end. On several ranks only rank 0 prints."},
@@ -226,6 +238,8 @@ void Session::open() {
     push_moe(L_);
     push_function(L_, kCommands, "moe.commands");
     lua_setfield(L_, -2, kCommands.name);
+    push_function(L_, kModules, "moe.modules");
+    lua_setfield(L_, -2, kModules.name);
     lua_createtable(L_, 0, 1);
     push_function(L_, kIndexMoe, "moe.__index");
     lua_setfield(L_, -2, "__index");

@@ -112,7 +112,7 @@ end
 -- "2.994 ± 0.012": as many digits as the interval allows.
 local function with_interval(mean, half)
   if mean == nil then return "" end
-  if half == nil or half ~= half or half == math.huge then return ("%.4g"):format(mean) end
+  if half == nil or half ~= half or half == math.huge then return ("%.5g"):format(mean) end
   local digits = half > 0 and math.max(0, math.min(6, 1 - math.floor(math.log(half, 10)))) or 4
   return ("%%.%df ± %%.%df"):format(digits, digits):format(mean, half)
 end

@@ -1,5 +1,6 @@
 -- Runs points: here, or as processes of this program.
 local carry, spec, store = require "moe.sweep.carry", require "moe.sweep.spec", require "moe.sweep.store"
+local session = require "moe.sweep.session"
 local runner = {}
 
 local FIELDS = { "kind", "op", "got", "want", "hint", "where", "rank", "traceback" }
@@ -36,7 +37,10 @@ function runner.attempt(folder, sweep_name, point, fn)
   collectgarbage()                            -- what the first one closed, such as a model
 end
 
-local function say_failed(s, point) print(("point %s (%s) failed: %s"):format(point.id, spec.describe(s.keys, point.values), point.error.text or "?")) end
+local function say_failed(s, point)
+  if session.quiet then return end
+  print(("point %s (%s) failed: %s"):format(point.id, spec.describe(s.keys, point.values), point.error.text or "?"))
+end
 
 local function run_here(s, points, bar, done)
   for _, point in ipairs(points) do

@@ -2,7 +2,7 @@
 local carry, hash = require "moe.sweep.carry", require "moe.sweep.hash"
 local spec = {}
 
-local KEYS = { "name", "base", "fn", "grid", "list", "random", "halving", "ranks", "output_dir", "about", "metric" }
+local KEYS = { "name", "base", "fn", "grid", "list", "seeds", "random", "halving", "ranks", "output_dir", "about", "metric" }
 local HALVING = { "budgets", "keep", "by", "key", "over", "largest" }
 local ALWAYS_LEFT_OUT = { "output_dir", "experiment_name" }     -- where a run is written says nothing of what it is
 
@@ -148,6 +148,7 @@ function spec.resolve(s, values, budget)
     local copy = {}
     for k, v in pairs(values) do copy[k] = v end
     cfg = moe.config(s.make_config(copy))
+    if values.seed ~= nil then cfg = cfg:with { seed = values.seed } end
   else
     cfg = s.base
   end
@@ -185,6 +186,12 @@ function spec.read(given, default_fn)
   if given.list then points = product(points, list_points(given.list)) end
   if given.random then points = product(points, random_points(given.random)) end
   if given.grid then points = product(points, grid_points(given.grid)) end
+  if given.seeds then
+    if math.type(given.seeds) ~= "integer" or given.seeds < 1 then wrong("seeds", tostring(given.seeds), "how many seeds, 1 or more") end
+    local seeds = {}
+    for i = 1, given.seeds do seeds[i] = { seed = i } end
+    points = product(points, seeds)
+  end
   local seen = {}
   for _, point in ipairs(points) do
     for key in pairs(point) do seen[key] = true end
