@@ -303,9 +303,9 @@ const Binding kMethods[] = {
     {"params", params, "cfg:params(): {total, active (a token's, without the embedding), flops_per_token (forward and backward at training.seq_length, the causal half of attention counted), flops_per_token_full (all of it: torchtitan's rule), mtp, router_bias}.\n"
      "Example: print(moe.config \"tiny\":params().total)"},
     {"num_steps", num_steps, "cfg:num_steps {ranks = 1}: optimizer steps of a run, by training.train_steps, total_training_tokens or tokens_per_parameter_ratio; nil where none is set.\n"
-     "Example: print(moe.config \"tiny\":with { training = { train_steps = 20 } }:num_steps())"},
+     "Example: print(moe.config \"cpu_quick\":with { training = { train_steps = 20 } }:num_steps())"},
     {"num_tokens", num_tokens, "cfg:num_tokens {ranks = 1}: tokens that those steps see, a batch ramp's smaller steps as they are; nil where no length is set.\n"
-     "Example: print(moe.config \"tiny\":with { training = { train_steps = 20 } }:num_tokens())"},
+     "Example: print(moe.config \"cpu_quick\":with { training = { train_steps = 20 } }:num_tokens())"},
     {"memory", memory, "cfg:memory {ranks = 1}: bytes that training needs on the fullest rank: {weights, gradients, optimizer (master weights and moments), activations (an estimate, within about a factor of two), total}.\n"
      "Example: print(moe.format_bytes(moe.config \"tiny\":memory().total))"},
     {"to_table", to_table, "cfg:to_table(): all keys as nested tables.\n"

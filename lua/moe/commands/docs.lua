@@ -126,7 +126,7 @@ local function markdown(sections)
   add('\n<a id="commands"></a>\n## Commands\nEvery command has --help; --json works everywhere.\n\n| command | what it does |\n| --- | --- |')
   for _, c in ipairs(commands()) do add(("| `%s` | %s |"):format(c[1]:gsub("|", "\\|"), md_cell(c[2]))) end
   add('\n<a id="keys"></a>\n## Configuration keys\n| key | default | meaning |\n| --- | --- | --- |')
-  for _, k in ipairs(keys()) do add(("| %s | `%s` | %s |"):format(k[1], k[2]:gsub("|", "\\|"), md_cell(k[3]))) end
+  for _, k in ipairs(keys()) do add(("| %s | %s | %s |"):format(k[1], k[2] ~= "" and "`" .. k[2]:gsub("|", "\\|") .. "`" or "", md_cell(k[3]))) end
   return table.concat(out, "\n") .. "\n"
 end
 
@@ -168,7 +168,7 @@ local function html(sections)
   add('<h2 id="commands">Commands</h2>\n<p>Every command has --help; --json works everywhere.</p>\n<table><tr><th>command</th><th>what it does</th></tr>')
   for _, c in ipairs(commands()) do add(("<tr><td><code>%s</code></td><td>%s</td></tr>"):format(esc(c[1]), esc_code(c[2]))) end
   add('</table>\n<h2 id="keys">Configuration keys</h2>\n<table><tr><th>key</th><th>default</th><th>meaning</th></tr>')
-  for _, k in ipairs(keys()) do add(('<tr id="%s"><td>%s</td><td><code>%s</code></td><td>%s</td></tr>'):format(id_of("k", k[1]), esc(k[1]), esc(k[2]), esc_code(k[3]))) end
+  for _, k in ipairs(keys()) do add(('<tr id="%s"><td>%s</td><td>%s</td><td>%s</td></tr>'):format(id_of("k", k[1]:match("%S+")), esc(k[1]), k[2] ~= "" and "<code>" .. esc(k[2]) .. "</code>" or "", esc_code(k[3]))) end
   add("</table></main></body></html>")
   return table.concat(out, "\n") .. "\n"
 end

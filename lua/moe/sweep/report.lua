@@ -22,7 +22,7 @@ end
 
 -- x, y and by of a picture: what was asked, else the settings in their order.
 local function axes_of(sweep, options)
-  moe.check_keys(options, { "x", "y", "by", "title", "x_label", "y_label", "log_x", "log_y", "width", "height" }, "sweep:plot: options")
+  moe.check_keys(options, { "x", "y", "by", "title", "x_label", "y_label", "log_x", "log_y", "y_min", "y_max", "width", "height" }, "sweep:plot: options")
   local t, keys = sweep:table("done"), sweep:settings()
   local y = options.y or sweep:metric()
   local x = options.x
@@ -54,40 +54,59 @@ local function wants_log(values)
   return high >= 30 * low
 end
 
-function report.plot(sweep, options)
-  local t, x, y, by = axes_of(sweep, options)
-  local titles = sweep:titles()
-  local agg = t:group(by and { by, x } or { x }):agg { y }
-  local numeric = all_numbers(agg:column(x))
-  local xs = distinct(numeric and agg:sort(x):column(x) or agg:column(x))
+-- Curves over a key of numbers, dots and whiskers where each value was tried.
+local function curves(groups, x, y, name_of, options)
   local series = {}
-  for first, rows in agg:group(by and { by } or {}):each() do
-    local s = { name = by and ("%s %s"):format(titles[by] or by, spec.value_text(first[by])) or y, x = {}, y = {}, low = {}, high = {}, error = {} }
-    rows = numeric and rows:sort(x) or rows
-    for _, row in ipairs(rows.rows) do
+  for first, rows in groups:each() do
+    local s = { name = name_of(first), x = {}, y = {}, error = {}, whiskers = true, markers = true }
+    for _, row in ipairs(rows:sort(x).rows) do
       if row[y] then
-        local half, i = row[y .. "_ci"] or 0, #s.x + 1
-        s.x[i], s.y[i], s.low[i], s.high[i], s.error[i] = row[x], row[y], row[y] - half, row[y] + half, half
+        local i = #s.x + 1
+        s.x[i], s.y[i], s.error[i] = row[x], row[y], row[y .. "_ci"] or 0
       end
     end
     series[#series + 1] = s
   end
-  local drawn = { title = options.title, x_label = options.x_label or titles[x] or x, y_label = options.y_label or y, log_y = options.log_y, width = options.width, height = options.height }
-  if not numeric then
-    -- Names stand side by side, in order of appearance.
-    local place = {}
-    for i, v in ipairs(xs) do place[spec.value_text(v)] = i end
-    for _, s in ipairs(series) do
-      for i, v in ipairs(s.x) do s.x[i] = place[spec.value_text(v)] end
-    end
-    local names = {}
-    for i, v in ipairs(xs) do names[i] = ("%d %s"):format(i, spec.value_text(v)) end
-    drawn.x_label = ("%s: %s"):format(drawn.x_label, table.concat(names, ", "))
-    return viz.line(series, drawn)
+  return viz.line(series, options)
+end
+
+-- A group of bars for each value of a key of names, in order of appearance.
+local function bars(groups, x, xs, y, name_of, options)
+  local series, place = {}, {}
+  options.categories, options.values = {}, "%.4g"
+  for i, v in ipairs(xs) do
+    options.categories[i] = spec.value_text(v)
+    place[options.categories[i]] = i
   end
+  for first, rows in groups:each() do
+    local s = { name = name_of(first), y = {}, error = {} }
+    for i = 1, #xs do s.y[i], s.error[i] = 0 / 0, 0 end
+    for _, row in ipairs(rows.rows) do
+      local i = place[spec.value_text(row[x])]
+      if row[y] then s.y[i], s.error[i] = row[y], row[y .. "_ci"] or 0 end
+    end
+    series[#series + 1] = s
+  end
+  if not viz.bars then                  -- pictures without bars yet
+    options.x_label = ("%s: %s"):format(options.x_label, table.concat(options.categories, ", "))
+    options.categories, options.values = nil, nil
+    return viz.line(series, options)
+  end
+  return viz.bars(series, options)
+end
+
+function report.plot(sweep, options)
+  local t, x, y, by = axes_of(sweep, options)
+  local titles = sweep:titles()
+  local agg = t:group(by and { by, x } or { x }):agg { y }
+  local groups = agg:group(by and { by } or {})
+  local function name_of(first) return by and ("%s %s"):format(titles[by] or by, spec.value_text(first[by])) or y end
+  local drawn = { title = options.title, x_label = options.x_label or titles[x] or x, y_label = options.y_label or y, log_y = options.log_y, width = options.width, height = options.height, y_min = options.y_min, y_max = options.y_max }
+  local xs = distinct(agg:column(x))
+  if not all_numbers(xs) then return bars(groups, x, xs, y, name_of, drawn) end
   drawn.log_x = options.log_x
   if drawn.log_x == nil then drawn.log_x = wants_log(xs) end
-  return viz.line(series, drawn)
+  return curves(groups, x, y, name_of, drawn)
 end
 
 -- --- the page ---
