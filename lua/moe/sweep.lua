@@ -151,6 +151,7 @@ function methods.run(self, options)
     write_waiting(s)
     points = waiting_points(s)
   end
+  bar:update(done(), "")
   bar:done(("%d failed"):format(count(s).failed - before.failed))
   return self
 end
