@@ -136,7 +136,8 @@ function methods.run(self, options)
   local before, left = count(s), options.limit or math.huge
   if not session.quiet then print(("%s; folder %s"):format(tostring(self), s.folder)) end
   local silent = { update = function() end, done = function() end }
-  local bar = session.quiet and silent or moe.progress(math.min(most_points(s) - before.done - before.failed, left), { label = s.name })
+  local nothing = session.quiet or #waiting_points(s) == 0 or left == 0
+  local bar = nothing and silent or moe.progress(math.min(most_points(s) - before.done - before.failed, left), { label = s.name })
   local function done()
     local now = count(s)
     return now.done + now.failed - before.done - before.failed

@@ -193,6 +193,19 @@ test("sweep: processes run a function with all that it holds on to", function()
   _G.user_global = nil
 end)
 
+test("sweep: a point on two ranks is that of one", function()
+  if not moe.mpi_plugin() or not moe.execute({ "mpirun", "--version" }).found then
+    print("skipped: no MPI plugin beside this program")
+    return
+  end
+  local two = moe.sweep { name = "ranks", base = base, seeds = 1, ranks = 2 }
+  raises("usage", function() two:run { jobs = 0 } end, "ranks = 2")
+  local p, alone = two:run():points()[1], moe.sweep { name = "ranks", base = base, seeds = 1 }:run():points()[1]
+  equal(p.status, "done", p.error and p.error.text)
+  is(p.id ~= alone.id)
+  near(p.result.loss, alone.result.loss, 1e-4)
+end)
+
 test("sweep: what cannot be sent to a process is said by its name", function()
   local tensor = moe.zeros { 2 }
   local s = moe.sweep { name = "tensor", base = base, grid = { seed = { 1 } }, fn = function() return { loss = tensor:sum():item() } end }
