@@ -14,6 +14,6 @@ local sweep = moe.sweep {
 }
 sweep:run { jobs = options.jobs }
 print(sweep:agg { "validation_loss", "maxvio" })
-sweep:report { plots = { { x = "model.moe.bias_update_speed", y = "validation_loss", log_x = false }, { x = "model.moe.bias_update_speed", y = "maxvio", log_x = false } } }
+sweep:report { plots = { { x = "model.moe.bias_update_speed", y = "validation_loss", categories = true }, { x = "model.moe.bias_update_speed", y = "maxvio", categories = true } } }
 print("\nreport: " .. sweep.folder .. "/report.md")
 return sweep

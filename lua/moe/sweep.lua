@@ -288,7 +288,7 @@ local TEXTS = {
   table = "sweep:table(status): a table with a row a point: id, status, values, results, secs and errors; all points, or those \"done\", \"failed\" or \"waiting\".",
   group = "sweep:group {keys}: table:group of the points that are done: :agg { \"loss\" } gives a row of each group.",
   agg = "sweep:agg {\"loss\", …}: mean, standard deviation (_std), half the 95 % confidence interval (_ci, Student's t) and n over the seeds of each setting; by default of the sweep's metric.",
-  plot = "sweep:plot {x =, y =, by =, title =, log_x =, log_y =, y_min =, y_max =, width =, height =}: y (a result) against x (a key) with the 95 % confidence interval over the seeds, one curve for each value of by; bars where x is no number. Defaults: the keys in their order, the sweep's metric.",
+  plot = "sweep:plot {x =, y =, by =, categories = false, title =, log_x =, log_y =, y_min =, y_max =, width =, height =}: y (a result) against x (a key) with the 95 % confidence interval over the seeds, one curve for each value of by; bars where x is no number, or with categories = true. Defaults: the keys in their order, the sweep's metric.",
   report = "sweep:report {plots = {{x =, y =, by =}, …}, metrics = {…}, path =}: writes <folder>/report.md: what was asked and varied, results with confidence intervals, pictures (SVG beside it), failures, configuration against the base, commit, script, hardware and time. Returns its text.",
   submit = "sweep:submit(…): for clusters; not built yet.",
   metric = "sweep:metric(): the result that agg, plot and report show unless told otherwise: metric of moe.sweep, else validation_loss, else loss.",

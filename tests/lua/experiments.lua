@@ -6,7 +6,7 @@ local experiments = arg[0]:match("^(.*)/") .. "/../../experiments"
 local folder = check.folder()
 
 test("experiments: every sweep's points are valid and can be shown without a run", function()
-  for name, points in pairs { bias_rate = 12, aux_or_bias = 18, num_experts = 15, shared_experts = 9 } do
+  for name, points in pairs { bias_rate = 12, aux_or_bias = 18, num_experts = 15, shared_experts = 9, ablate_expert = 3 } do
     local out, code = check.moelab(("sweep '%s/%s/run.lua' --dry-run --json output_dir='%s'"):format(experiments, name, folder))
     equal(code, 0, name .. ": " .. out)
     local answer = moe.json.decode(out)

@@ -276,6 +276,7 @@ test("sweep: pictures and a report with what was varied, results, failures, comm
   local picture = s:plot { x = LR, by = "model.moe.num_experts" }
   contains(picture.svg, "learning_rate")
   contains(picture.svg, "num_experts 8")
+  contains(s:plot({ x = LR, by = "model.moe.num_experts", categories = true }).svg, "learning_rate")
   local text = s:report()
   equal(moe.fs.read(s.folder .. "/report.md"), text)
   for _, part in ipairs { "# report", "Does it matter?", "7 points done, 1 failed", moe.commit, moe.torch_version, "| model.moe.num_experts | 4 | 4, 8 |", "too hot", "training.seq_length", "±", "report-1.svg", "sweep.lua" } do contains(text, part) end

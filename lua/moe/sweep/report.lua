@@ -22,7 +22,7 @@ end
 
 -- x, y and by of a picture: what was asked, else the settings in their order.
 local function axes_of(sweep, options)
-  moe.check_keys(options, { "x", "y", "by", "title", "x_label", "y_label", "log_x", "log_y", "y_min", "y_max", "width", "height" }, "sweep:plot: options")
+  moe.check_keys(options, { "x", "y", "by", "categories", "title", "x_label", "y_label", "log_x", "log_y", "y_min", "y_max", "width", "height" }, "sweep:plot: options")
   local t, keys = sweep:table("done"), sweep:settings()
   local y = options.y or sweep:metric()
   local x = options.x
@@ -103,7 +103,7 @@ function report.plot(sweep, options)
   local function name_of(first) return by and ("%s %s"):format(titles[by] or by, spec.value_text(first[by])) or y end
   local drawn = { title = options.title, x_label = options.x_label or titles[x] or x, y_label = options.y_label or y, log_y = options.log_y, width = options.width, height = options.height, y_min = options.y_min, y_max = options.y_max }
   local xs = distinct(agg:column(x))
-  if not all_numbers(xs) then return bars(groups, x, xs, y, name_of, drawn) end
+  if options.categories or not all_numbers(xs) then return bars(groups, x, xs, y, name_of, drawn) end
   drawn.log_x = options.log_x
   if drawn.log_x == nil then drawn.log_x = wants_log(xs) end
   return curves(groups, x, y, name_of, drawn)
