@@ -35,4 +35,18 @@ test("experiments: shared_experts runs to its report", function()
   contains(moe.fs.read(folder .. "/shared_experts/report.md"), "4 of 18, none shared")
 end)
 
+test("experiments: parts written in Lua run, each in under 20 lines", function()
+  if not moe.documented()["router:ablate"] then
+    print("skipped: no interventions in this build")
+    return
+  end
+  for _, name in ipairs { "router_score", "balance", "schedule", "data", "optimizer" } do
+    local file = ("%s/custom_parts/%s.lua"):format(experiments, name)
+    is(select(2, moe.fs.read(file):gsub("\n", "")) < 20, name .. " is longer")
+    local out, code = check.moelab(("run '%s' steps=3 output_dir='%s'"):format(file, folder))
+    equal(code, 0, name .. ": " .. out)
+    contains(out, name .. ": loss ")
+  end
+end)
+
 check.done()
