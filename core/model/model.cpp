@@ -53,6 +53,11 @@ kernels::YarnSettings yarn_of(const MlaConfig& mla) {
 }
 }  // namespace
 
+void check_fp8_sizes(const std::string& name, int64_t out, int64_t in, at::Device device) {
+    bool fits = device.is_cpu() || kernels::grouped_fp8_fits(out, in, device);
+    MOE_CHECK(fits, config, "training.use_fp8", fmt::format("{} of {} x {} on {}", name, out, in, device.str()), "both multiples of 16 up to 65536, on a GPU of compute capability 9.0", "use_bf16, or other widths");
+}
+
 Model::Model(const Config& config, const dist::Mesh& mesh, const ModelOptions& options)
     : config_(config), mesh_(mesh), options_(options), layout_(mesh), store_(mesh, store_options(config, options)), router_(routing::RouterSettings::from(config.model.moe)),
       loss_weights_(routing::LossWeights::from(config.model.moe)) {
@@ -119,8 +124,7 @@ TensorSpec Model::cut(TensorSpec spec, int dim) const {
 
 WeightPtr Model::in_fp8(WeightPtr weight, int64_t out, int64_t in) const {
     weight->is_fp8 = options_.precision.fp8;
-    bool fits = !weight->is_fp8 || options_.device.is_cpu() || kernels::grouped_fp8_fits(out, in, options_.device);
-    MOE_CHECK(fits, config, "training.use_fp8", fmt::format("{} of {} x {} on {}", weight->name, out, in, options_.device.str()), "both multiples of 16, on a GPU of compute capability 9.0", "use_bf16, or other widths");
+    if (weight->is_fp8) check_fp8_sizes(weight->name, out, in, options_.device);
     return weight;
 }
 

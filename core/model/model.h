@@ -17,6 +17,9 @@ struct ModelOptions {
     int num_moments = 2;                  ///< optimizer's state tensors (train/optimizer.h)
 };
 
+/// Throws moe::Error (config) where E4M3 products on this device do not take a matrix [out, in]; those of a CPU take any.
+void check_fp8_sizes(const std::string& name, int64_t out, int64_t in, at::Device device);
+
 /// Segments, parameters and router buffers of one rank. Neither copied nor moved: segments point into it.
 class Model {
 public:

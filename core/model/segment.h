@@ -80,4 +80,10 @@ struct Segment {
     std::function<Tensors(const Tensors&, Call&)> forward;   ///< tensors in the order of reads → in the order of writes
 };
 
+/// What kind of segment a name is of: its last word.
+inline std::string segment_kind(const std::string& name) { return name.substr(name.rfind('.') + 1); }
+
+/// The names of all segments of a model, in the order in which a token meets them, whatever stage has them; a stage's own are those of Model::segments().
+std::vector<std::string> segment_names(const Config& config);
+
 }  // namespace moe

@@ -6,17 +6,16 @@
 #include "core/data/tokenizer.h"
 #include "core/metrics/statistics.h"
 #include "core/plan/count.h"
-#include "core/plan/memory.h"
 #include "core/routing/balance.h"
 #include "core/train/hardware.h"
 #include "core/train/optimizer.h"
+#include "core/train/recompute.h"
 #include "core/train/run_folder.h"
 #include "core/train/schedule.h"
 
 #include <ATen/ATen.h>
 #include <ATen/record_function.h>
 #include <c10/util/Exception.h>
-#include <fmt/ranges.h>
 #include <nlohmann/json.hpp>
 
 #include <chrono>
@@ -26,25 +25,12 @@
 
 namespace moe::train {
 namespace {
-/// Of a device's memory; the rest is for libraries' workspaces and what lies unused between blocks.
-constexpr double kUsableMemory = 0.92;
-
 /// The configuration with what follows from elsewhere filled in.
 Config resolved(Config c) {
     if (!c.model.vocab_size) c.model.vocab_size = data::open_tokenizer(c.data.tokenizer)->vocab_size();
     validate(c);
     require_built(c);
     return c;
-}
-
-/// What training.recompute names; where selective checkpointing names nothing, what this rank's memory asks for.
-std::vector<std::string> recomputed(const Config& c, const dist::Group& world, at::Device device) {
-    if (c.training.gradient_checkpointing != "selective" || !c.training.recompute.empty()) return c.training.recompute;
-    double budget = kUsableMemory * obtainable_memory_bytes(device);
-    auto chosen = plan::choose_recompute(c, world.size(), budget);
-    if (world.rank() == 0)
-        log::info(fmt::format("training.gradient_checkpointing selective: {} in backward, to fit {:.1f} GiB", chosen.empty() ? "nothing is computed again" : fmt::format("{} computed again", fmt::join(chosen, ", ")), budget / (1 << 30)));
-    return chosen;
 }
 
 /// A copy of t on the host; of a GPU's tensor it is there after the next wait for the device.
@@ -96,9 +82,9 @@ Run::Run(const Config& config, const RunOptions& options, const dist::Group& wor
     first_config_ = config_;
     open_global_load();
     executor_ = std::make_unique<Executor>(*model_);
-    executor_->set_recompute(recompute_spans(*model_, config_.training.gradient_checkpointing, recomputed(config_, mesh_.world, device)));
+    executor_->set_recompute(recompute_spans(*model_, config_.training.gradient_checkpointing, recomputed_segments(config_, mesh_.world, options.memory_bytes > 0 ? options.memory_bytes : obtainable_memory_bytes(device))));
     std::string obstacle;
-    bool can_replay = StepGraph::takes(config_, *model_, &obstacle);
+    bool can_replay = StepGraph::takes(config_, model_->options(), mesh_.world.size(), &obstacle);
     MOE_CHECK(can_replay || config_.training.compile_graphs != "on", config, "training.compile_graphs", "on", "a step that can be recorded", "in the way: " + obstacle + "; auto replays where it can");
     if (can_replay && (config_.training.compile_graphs == "on" || (config_.training.compile_graphs == "auto" && StepGraph::pays(config_)))) graph_ = std::make_unique<StepGraph>(*executor_, *model_);
     flops_per_token_ = plan::flops_per_token(config_.model, config_.training.seq_length, plan::FlopsRule::causal, config_.training.mtp_depth());

@@ -59,6 +59,7 @@ struct RunOptions {
     bool log_folder = true;               ///< false: nothing on disk (tests, benchmarks)
     bool console = true;                  ///< log lines on standard output (rank 0)
     bool json = false;                    ///< as one JSON object a line
+    double memory_bytes = 0;              ///< of this rank, for what is chosen by memory; 0: what the device can give
     std::string resume;                   ///< checkpoint to go on from (train/resume.h: a path, a name, "last"); "" for a new run
     ScriptCompiler compiler;              ///< makes functions of interventions; without it there can be none
 };

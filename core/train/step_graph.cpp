@@ -47,15 +47,14 @@ std::vector<std::vector<int64_t>> shapes_of(std::vector<MicroBatch>& batches) {
 }
 }  // namespace
 
-bool StepGraph::takes(const Config& c, const Model& model, std::string* why) {
+bool StepGraph::takes(const Config& c, const ModelOptions& options, int num_ranks, std::string* why) {
     std::string reason;
     auto refuse = [&](bool condition, const char* text) {
         if (condition && reason.empty()) reason = text;
     };
-    auto compute = model.options().precision.compute;
-    refuse(!model.options().device.is_cuda(), "the model is not on a GPU");
-    refuse(model.mesh().world.size() > 1, "several ranks");
-    refuse(compute != at::kBFloat16, "experts go one by one in this precision");
+    refuse(!options.device.is_cuda(), "the model is not on a GPU");
+    refuse(num_ranks > 1, "several ranks");
+    refuse(options.precision.compute != at::kBFloat16, "experts go one by one in this precision");
     refuse(c.deterministic, "deterministic runs take attention kernels that wait for the number of documents");
     refuse(c.model.mla.attn_dropout > 0 || c.model.moe.dropout > 0, "dropout");
     refuse(c.model.moe.router_noise_std > 0, "noise of the router");

@@ -16,7 +16,7 @@ public:
     /// Whether this configuration's steps can be replayed: on one GPU, without what depends on the step's number inside of kernels (dropout,
     /// noise of the router) or waits for the device (precisions whose experts go one by one, documents in sequences that are not masked);
     /// `why`, where given, gets what is in the way.
-    static bool takes(const Config& config, const Model& model, std::string* why = nullptr);
+    static bool takes(const Config& config, const ModelOptions& options, int num_ranks, std::string* why = nullptr);
 
     /// As Executor::execute. Other shapes than before begin anew.
     void run(const Program& program, std::vector<MicroBatch>& batches);

@@ -1,7 +1,6 @@
 #include "core/train/step_program.h"
 
 #include "core/base/error.h"
-#include "core/base/suggest.h"
 
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
@@ -18,8 +17,6 @@ using torch::autograd::Edge;
 namespace {
 constexpr const char* kBoundary = "residual";        ///< the slot that crosses from stage to stage
 constexpr const char* kLoss = "loss";
-/// Every kind of segment that a model may have.
-const std::vector<std::string> kKinds = {"embed", "attention", "feed_forward", "route", "dispatch", "experts", "shared_experts", "combine", "final_norm", "head", "join", "norm"};
 
 /// Programs of one stage, appended to.
 struct Builder {
@@ -85,8 +82,6 @@ Tensor main_loss(const MicroBatch* begin, size_t count) {
         if (auto it = begin[i].losses.find(kLoss); it != begin[i].losses.end()) sum = sum + it->second.to(at::kCPU);
     return sum;
 }
-
-std::string kind_of(const std::string& segment) { return segment.substr(segment.rfind('.') + 1); }
 }  // namespace
 
 Program schedule(const std::string& name, const ScheduleShape& shape) {
@@ -108,34 +103,6 @@ std::string describe(const Program& program, const Model& model) {
     for (auto& op : program)
         out += fmt::format("{}{}:{}/{}", out.empty() ? "" : " ", names[int(op.kind)], op.segment < 0 ? "" : model.segments()[size_t(op.segment)].name, op.micro_batch);
     return out;
-}
-
-std::vector<int> recompute_spans(const Model& model, const std::string& mode, const std::vector<std::string>& kinds) {
-    auto& segments = model.segments();
-    std::vector<int> spans(segments.size(), -1);
-    if (mode == "none") return spans;
-    MOE_CHECK(mode == "selective" || mode == "full", config, "training.gradient_checkpointing", mode, "none, selective or full", "");
-    if (mode == "full") {
-        int span = -1;
-        for (size_t s = 0; s < segments.size(); ++s) {
-            if (segments[s].layer < 0) continue;
-            if (s == 0 || segments[s - 1].layer != segments[s].layer) ++span;
-            spans[s] = span;
-        }
-        return spans;
-    }
-    std::set<std::string> known, wanted(kinds.begin(), kinds.end());
-    for (auto& s : segments) known.insert(kind_of(s.name));
-    if (model.mesh().num_stages() > 1) known.insert(kKinds.begin(), kKinds.end());      // some live on another stage only
-    std::vector<std::string> all(known.begin(), known.end());
-    for (auto& kind : kinds) {
-        bool of_other_stage = model.mesh().num_stages() > 1 && kind.find('.') != std::string::npos;
-        bool is_name = std::any_of(segments.begin(), segments.end(), [&](auto& s) { return s.name == kind; });
-        if (!known.contains(kind) && !is_name && !of_other_stage) MOE_THROW(config, "training.recompute", '"' + kind + '"', "the kind of a segment, or a segment's name like layers.3.experts", did_you_mean(kind, all));
-    }
-    for (size_t s = 0; s < segments.size(); ++s)
-        if (wanted.contains(kind_of(segments[s].name)) || wanted.contains(segments[s].name)) spans[s] = int(s);
-    return spans;
 }
 
 Executor::Executor(Model& model) : model_(model), spans_(model.segments().size(), -1), done_(last_reads(model)) {}
@@ -189,7 +156,7 @@ void Executor::execute(const Program& program, std::vector<MicroBatch>& batches)
 std::string Executor::phase_of(const Op& op) const {
     const char* names[] = {"forward", "backward", "backward", "weights"};
     if (op.kind >= OpKind::receive_forward) return "message";
-    return fmt::format("{} {}", names[int(op.kind)], kind_of(model_.segments()[size_t(op.segment)].name));
+    return fmt::format("{} {}", names[int(op.kind)], segment_kind(model_.segments()[size_t(op.segment)].name));
 }
 
 // ---- messages between stages ----

@@ -38,12 +38,6 @@ Program schedule(const std::string& name, const ScheduleShape& shape);
 /// One word an operation, for tests and messages: "F:embed/0 … B:head/0 … W:layers.0.attention/0 … <F:/0 (receive) … F>:/0 (send)".
 std::string describe(const Program& program, const Model& model);
 
-/// Which segments' forward runs again in backward, by segment: the number of a span, or −1. A span is a run of segments that are
-/// recomputed together: only what it reads from outside is kept. mode "none"; "selective": each segment whose kind (the last word of
-/// its name) is in `kinds` alone, by default feed_forward, experts and shared_experts; "full": each layer as one. Throws moe::Error
-/// (config) with the nearest name for a kind that no segment has.
-std::vector<int> recompute_spans(const Model& model, const std::string& mode, const std::vector<std::string>& kinds);
-
 /// How segments are joined.
 enum class Mode { scheduled, attached };
 
@@ -59,7 +53,7 @@ public:
     void execute(const Program& program, std::vector<MicroBatch>& batches);
     /// The same as one autograd graph a micro-batch. One stage only.
     Tensor run_attached(std::vector<MicroBatch>& batches);
-    /// recompute_spans() of the model; all −1 at first.
+    /// recompute_spans() of the model (train/recompute.h); all −1 at first.
     void set_recompute(std::vector<int> spans);
     /// Asked between operations: where it is true the program ends with moe::Error (interrupted). Null for never. For one rank: others would wait.
     void set_interrupt(const std::atomic<bool>* flag) { interrupt_ = flag; }

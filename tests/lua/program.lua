@@ -55,6 +55,7 @@ test("program: wrong usage names the nearest and exits with 2", function()
   for line, part in pairs {
     ["rnu x"] = 'did you mean "run"?', ["--devise cpu -e 1"] = 'did you mean "--device"?', ["bench cpu_quik_train"] = 'did you mean "cpu_quick_train"?',
     ["config tinny"] = "tiny", ["config tiny model.moe.num_expert=3"] = "num_experts", ["bench cpu_quick_train step=3"] = 'did you mean "steps"?',
+    ["bench cpu_quick_train dtype=bf61"] = 'did you mean "bf16"?',
     ["run --rank 2 x.lua"] = '--ranks', ["config tiny --key"] = '--keys', ["--device gpu -e 1"] = "gpu", ["run"] = "no file",
   } do
     local out, code = check.moelab(line)

@@ -30,7 +30,7 @@ struct Logits {
     Tensor values_NV, grad_NV;
     Logits rows(int64_t n) const { return {values_NV.narrow(0, 0, n), grad_NV.narrow(0, 0, n)}; }
 };
-bool overwrites_rows(const Tensor& x, int64_t V) { return MOE_BY_DEVICE("head_loss", x, overwrites_rows, x, wide_dtype(x), V); }
+bool overwrites_rows(const Tensor& x, int64_t V) { return MOE_BY_DEVICE("head_loss", x, overwrites_rows, wide_dtype(x), V); }
 
 Logits empty_logits(const Chunks& c, int64_t n) {
     auto dtype = wide_dtype(c.x_TD), narrow = c.x_TD.scalar_type();

@@ -18,6 +18,6 @@ void cross_entropy_cuda(const Tensor& logits_NV, const Tensor& targets_N, const 
     p.dlogits = out_pointer(dlogits_NV), p.dlogits_dtype = dlogits_NV.defined() ? sm90_dtype("head_loss", dlogits_NV) : p.dtype;
     MOE_CUDA_CHECK(sm90::cross_entropy(p, on.stream));
 }
-bool overwrites_rows_cuda(const Tensor&, at::ScalarType logits, int64_t V) { return sm90::cross_entropy_keeps_rows(int64_t(c10::elementSize(logits)), V); }
+bool overwrites_rows_cuda(at::ScalarType logits, int64_t V) { return sm90::cross_entropy_keeps_rows(int64_t(c10::elementSize(logits)), V); }
 }  // namespace moe::kernels
 #endif

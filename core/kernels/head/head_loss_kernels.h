@@ -11,6 +11,6 @@ using at::Tensor;
 void cross_entropy_cpu(const Tensor& logits_NV, const Tensor& targets_N, const Factor& scale, Tensor loss_N, Tensor dlogits_NV);
 void cross_entropy_cuda(const Tensor& logits_NV, const Tensor& targets_N, const Factor& scale, Tensor loss_N, Tensor dlogits_NV);
 /// Whether a narrower gradient may overwrite its row of V logits of this dtype.
-bool overwrites_rows_cpu(const Tensor& like, at::ScalarType logits, int64_t V);
-bool overwrites_rows_cuda(const Tensor& like, at::ScalarType logits, int64_t V);
+bool overwrites_rows_cpu(at::ScalarType logits, int64_t V);
+bool overwrites_rows_cuda(at::ScalarType logits, int64_t V);
 }  // namespace moe::kernels

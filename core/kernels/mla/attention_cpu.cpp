@@ -32,6 +32,14 @@ template <bool to_write = false, class T> void ask_for(const T* p, int64_t n) {
     __builtin_prefetch(p + n - 1, to_write);
 }
 
+/// Whether there is neither NaN nor an infinity.
+template <class T> bool all_finite(const T* x, int64_t n) {
+    T sum = 0;
+    #pragma omp simd reduction(+:sum)
+    for (int64_t i = 0; i < n; ++i) sum += x[i] * T(0);
+    return sum == 0;
+}
+
 /// Query rows i0 … i0 + n and the key columns c0 … end that at least one of them sees; c0 is the first of a panel.
 struct Rows {
     int64_t i0, n, c0, end;
@@ -169,6 +177,21 @@ template <class T> void add_causal_product_t(const Rows& r, int64_t N, const T* 
         product(std::min(kStep, r.n - i), N, r.n - i, a + i * ld + before + i, int64_t(1), ld, b + i * N, N, out + (before + i) * N, N, true);
 }
 
+// Both multiply zeros where a row of the block sees less than others, and 0 · NaN is NaN: a token that is not finite would reach rows that do not see it. Where b is not
+// finite the two below take its place, row by row over [lo, hi), the columns seen.
+template <class T> void product_of_seen(const Job<T>& job, const Rows& r, int64_t N, const T* a, int64_t ld, const T* b, T* out, int64_t ldo) {
+    for (int64_t i = 0; i < r.n; ++i) {
+        int64_t lo = job.first_seen(r.i0 + i) - r.c0, hi = r.i0 + i + 1 - r.c0;
+        product(1, N, hi - lo, a + i * ld + lo, ld, int64_t(1), b + lo * N, N, out + i * ldo, ldo, false);
+    }
+}
+template <class T> void add_product_of_seen_t(const Job<T>& job, const Rows& r, int64_t N, const T* a, int64_t ld, const T* b, T* out) {
+    for (int64_t i = 0; i < r.n; ++i) {
+        int64_t lo = job.first_seen(r.i0 + i) - r.c0, hi = r.i0 + i + 1 - r.c0;
+        product(hi - lo, N, int64_t(1), a + i * ld + lo, int64_t(1), ld, b + i * N, N, out + lo * N, N, true);
+    }
+}
+
 /// Zeros outside [lo, hi) of a row.
 template <class T> void keep_only(T* x, int64_t lo, int64_t hi, int64_t columns) {
     std::fill(x, x + lo, T(0));
@@ -228,8 +251,8 @@ template <class T> struct ForwardBuffers {
         : k(m.S * (m.nope + m.rope)), v(m.S * m.v), k_panels(round_up<T>(m.S) * (m.nope + m.rope)), queries(kBlock * (m.nope + m.rope)), scores(kBlock * score_stride<T>(m)) {}
 };
 
-/// One head: out rows are H·v apart; lse [S].
-template <class T> void head_forward(const Job<T>& job, int64_t h, ForwardBuffers<T>& buf, T* out, T* lse) {
+/// One head: out rows are H·v apart; lse [S]. finite: buf.v is.
+template <class T> void head_forward(const Job<T>& job, int64_t h, ForwardBuffers<T>& buf, bool finite, T* out, T* lse) {
     const MlaShape& m = job.m;
     int64_t ld = score_stride<T>(m), ldo = m.H * m.v;
     for (int64_t i0 = 0; i0 < m.S; i0 += kBlock) {
@@ -244,7 +267,8 @@ template <class T> void head_forward(const Job<T>& job, int64_t h, ForwardBuffer
             if (i0 + kBlock + i < m.S) ask_for(job.q_at(i0 + kBlock + i, h), job.k_width());
         }
         T* o = out + job.token(i0) * ldo + h * m.v;
-        causal_product(r, m.v, buf.scores.data(), ld, buf.v.data() + r.c0 * m.v, o, ldo);
+        if (finite) causal_product(r, m.v, buf.scores.data(), ld, buf.v.data() + r.c0 * m.v, o, ldo);
+        else product_of_seen(job, r, m.v, buf.scores.data(), ld, buf.v.data() + r.c0 * m.v, o, ldo);
         for (int64_t i = 0; i < r.n; ++i)
             for (int64_t d = 0; d < m.v; ++d) o[i * ldo + d] *= inverse[i];
     }
@@ -275,8 +299,8 @@ template <class T> void store_queries(const Job<T>& job, const Rows& r, int64_t 
     }
 }
 
-/// One head: writes dq, adds to buf.dk (rotated keys' gradient) and buf.dv.
-template <class T> void head_backward(const Job<T>& job, int64_t h, BackwardBuffers<T>& buf, const HeadGradients<T>& grads) {
+/// One head: writes dq, adds to buf.dk (rotated keys' gradient) and buf.dv. finite: buf.k is.
+template <class T> void head_backward(const Job<T>& job, int64_t h, BackwardBuffers<T>& buf, bool finite, const HeadGradients<T>& grads) {
     const MlaShape& m = job.m;
     int64_t ld = score_stride<T>(m), ldo = m.H * m.v, K = job.k_width();
     auto ask_for_row = [&](int64_t s) {               // what the block that has position s will read and write
@@ -298,10 +322,15 @@ template <class T> void head_backward(const Job<T>& job, int64_t h, BackwardBuff
             ask_for_row(i0 + kBlock + i);
             score_gradients(scores + i * ld, dscores + i * ld, grads.lse[i0 + i], dot(out, dout + i * m.v, m.v), job.first_seen(i0 + i) - r.c0, i0 + i + 1 - r.c0, r.columns());
         }
-        causal_product(r, K, dscores, ld, buf.k.data() + r.c0 * K, buf.dqueries.data(), K);
+        auto add_t = [&](int64_t N, const T* a, const T* b, T* sum) {
+            if (all_finite(b, r.n * N)) add_causal_product_t(r, N, a, ld, b, sum);
+            else add_product_of_seen_t(job, r, N, a, ld, b, sum);
+        };
+        if (finite) causal_product(r, K, dscores, ld, buf.k.data() + r.c0 * K, buf.dqueries.data(), K);
+        else product_of_seen(job, r, K, dscores, ld, buf.k.data() + r.c0 * K, buf.dqueries.data(), K);
         store_queries(job, r, h, buf.dqueries.data(), grads.dq);
-        add_causal_product_t(r, K, dscores, ld, buf.queries.data(), buf.dk.data() + r.c0 * K);
-        add_causal_product_t(r, m.v, scores, ld, dout, buf.dv.data() + r.c0 * m.v);
+        add_t(K, dscores, buf.queries.data(), buf.dk.data() + r.c0 * K);
+        add_t(m.v, scores, dout, buf.dv.data() + r.c0 * m.v);
     }
 }
 
@@ -335,7 +364,8 @@ template <class T> void forward_jobs(const MlaInputs& in, Tensor& out, Tensor& l
             job.ask_for_queries(0, job.g * (m.H / m.G));
             job.load_keys(buf.k.data(), buf.v.data());
             transpose_to_panels(buf.k.data(), buf.k_panels.data(), m.S, job.k_width());
-            for (int64_t h = job.g * (m.H / m.G); h < (job.g + 1) * (m.H / m.G); ++h) head_forward(job, h, buf, o, lse + (job.b * m.H + h) * m.S);
+            bool finite = all_finite(buf.v.data(), m.S * m.v);
+            for (int64_t h = job.g * (m.H / m.G); h < (job.g + 1) * (m.H / m.G); ++h) head_forward(job, h, buf, finite, o, lse + (job.b * m.H + h) * m.S);
         }
     });
 }
@@ -352,8 +382,9 @@ template <class T> void backward_jobs(const MlaInputs& in, const Tensor& out, co
             transpose_to_panels(buf.v.data(), buf.v_panels.data(), m.S, m.v);
             std::fill(buf.dk.begin(), buf.dk.end(), T(0));
             std::fill(buf.dv.begin(), buf.dv.end(), T(0));
+            bool finite = all_finite(buf.k.data(), m.S * job.k_width());
             for (int64_t h = job.g * (m.H / m.G); h < (job.g + 1) * (m.H / m.G); ++h)
-                head_backward<T>(job, h, buf, {data<T>(out), data<T>(dout), data<T>(lse_BHS) + (job.b * m.H + h) * m.S, mutable_data<T>(dq)});
+                head_backward<T>(job, h, buf, finite, {data<T>(out), data<T>(dout), data<T>(lse_BHS) + (job.b * m.H + h) * m.S, mutable_data<T>(dq)});
             store_keys(job, buf, mutable_data<T>(dkv), dk_rope_BGSR.defined() ? mutable_data<T>(dk_rope_BGSR) + index * m.S * m.rope : nullptr);
         }
     });

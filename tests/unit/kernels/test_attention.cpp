@@ -162,6 +162,45 @@ TEST_CASE("mla_attention: tokens of other documents and later tokens change noth
     CHECK(!bit_equal(before.narrow(0, 90, 10), after.narrow(0, 90, 10)));
 }
 
+TEST_CASE("mla_attention: a token that is not finite reaches the rows that see it and no others, forward and backward", "[kernels][mla]") {
+    double bad = GENERATE(double(NAN), double(INFINITY));
+    // Documents start at 0, 30 and 112 in the first sequence: a token of a document's middle, of its start, and the last of a block of rows.
+    int64_t token = GENERATE(60, 30, 47);
+    const MlaShape& m = kBlocks;
+    Case c = make_case(m, true, true);
+    auto clean = run_with_gradients(c, at::kDouble);
+    Case only_v = c, all = c;
+    only_v.kv = c.kv.clone();
+    only_v.kv.view({m.B, m.S, m.G, m.nope + m.v}).narrow(-1, m.nope, m.v)[0][token].fill_(bad);
+    for (Tensor* t : {&all.q, &all.kv, &all.k_rope}) {
+        *t = t->clone();
+        (*t)[token].fill_(bad);
+    }
+    auto sees = [&](int64_t row) { return row >= token && row < m.S && c.doc_start.const_data_ptr<int32_t>()[row] <= token; };
+    auto in_document = [&](int64_t row) { return row < m.S && c.doc_start.const_data_ptr<int32_t>()[row] == c.doc_start.const_data_ptr<int32_t>()[token]; };
+    auto same = [&](const Tensor& got, const Tensor& want, int64_t row) { return got[row].isfinite().all().item<bool>() && (got[row] - want[row]).abs().max().item<double>() < 1e-12; };
+    for (const Case& k : {only_v, all}) {
+        auto got = run_with_gradients(k, at::kDouble);
+        for (int64_t row = 0; row < m.B * m.S; ++row) {
+            INFO(row);
+            if (sees(row)) REQUIRE(!got.out[row].isfinite().all().item<bool>());
+            else REQUIRE(same(got.out, clean.out, row));
+            if (!sees(row)) REQUIRE(same(got.grads[0], clean.grads[0], row));
+            if (!in_document(row))
+                for (int i : {1, 2}) REQUIRE(same(got.grads[i], clean.grads[i], row));
+        }
+    }
+    Tensor dout = randn("dout", {m.B * m.S, m.H * m.v}), q = leaf(c.q), kv = leaf(c.kv), k_rope = leaf(c.k_rope);
+    dout[token].fill_(bad);                              // reaches what this row sees
+    auto got = backward(mla_attention(q, kv, k_rope, c.table, m, c.doc_start), {q, kv, k_rope}, dout);
+    for (int64_t row = 0; row < m.B * m.S; ++row) {
+        INFO(row);
+        if (row != token) REQUIRE(same(got[0], clean.grads[0], row));
+        if (row > token || !in_document(row))
+            for (int i : {1, 2}) REQUIRE(same(got[size_t(i)], clean.grads[size_t(i)], row));
+    }
+}
+
 TEST_CASE("mla_attention: large scores stay finite", "[kernels][mla]") {
     Case c = make_case(kSmall, true, false);
     c.q.mul_(1000);

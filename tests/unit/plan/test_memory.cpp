@@ -7,6 +7,19 @@
 using namespace moe;
 using plan::memory;
 
+namespace {
+/// Five layers of DeepSeek-V3 16B in one micro-batch of sequences of 4096.
+Config train_16b_5l(int64_t batch) {
+    Config c = named_config("deepseek_v3_16b");
+    c.model.num_layers = 5;
+    c.model.vocab_size = 102400;
+    c.training.use_bf16 = true;
+    c.training.seq_length = 4096;
+    c.training.micro_batch_size = c.training.global_batch_size = batch;
+    return c;
+}
+}  // namespace
+
 TEST_CASE("memory: one rank holds every parameter once, with 16 bytes in fp32 and in bf16", "[plan]") {
     Config c = named_config("cpu_quick");
     double n = double(plan::count(c.model).total);
@@ -71,26 +84,13 @@ TEST_CASE("memory: MTP modules count, recomputation lowers activations", "[plan]
 }
 
 TEST_CASE("memory: train_16b_5l's activations are what an H100 measured, within 5 %", "[plan]") {
-    Config c = named_config("deepseek_v3_16b");
-    c.model.num_layers = 5;
-    c.model.vocab_size = 102400;
-    c.training.use_bf16 = true;
-    c.training.seq_length = 4096;
-    auto gib = [&](int64_t batch) {
-        c.training.micro_batch_size = c.training.global_batch_size = batch;
-        return memory(c, 1).total() / double(1 << 30);
-    };
+    auto gib = [](int64_t batch) { return memory(train_16b_5l(batch), 1).total() / double(1 << 30); };
     CHECK(gib(4) == Approx(54.4).epsilon(0.05));
     CHECK(gib(8) - gib(4) == Approx(10.14).epsilon(0.05));
 }
 
 TEST_CASE("memory: the segments to compute again are as few as a budget asks for, the cheapest first, and the plan counts them", "[plan]") {
-    Config c = named_config("deepseek_v3_16b");
-    c.model.num_layers = 5;
-    c.model.vocab_size = 102400;
-    c.training.use_bf16 = true;
-    c.training.seq_length = 4096;
-    c.training.micro_batch_size = c.training.global_batch_size = 4;
+    Config c = train_16b_5l(4);
     double whole = memory(c, 1).total(), gib = double(1 << 30);
     CHECK(plan::choose_recompute(c, 1, whole).empty());
     std::vector<std::string> before;

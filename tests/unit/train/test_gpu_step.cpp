@@ -207,13 +207,42 @@ TEST_CASE("a step that runs out of the GPU's memory says what it asked for and w
 #endif
 
 TEST_CASE("what a recorded step cannot follow is named", "[step-graph]") {
+    const ModelOptions on_gpu{Precision::named("bf16"), at::Device(at::kCUDA, 0), true}, on_cpu{Precision::named("bf16"), at::kCPU, true}, in_fp32{Precision::named("fp32"), at::Device(at::kCUDA, 0), true};
+    struct Case {
+        const char* why;
+        const ModelOptions& options;
+        int num_ranks;
+        std::function<void(Config&)> change;
+    };
+    auto nothing = [](Config&) {};
+    for (auto& k : {Case{"", on_gpu, 1, nothing}, Case{"the model is not on a GPU", on_cpu, 1, nothing}, Case{"several ranks", on_gpu, 2, nothing}, Case{"experts go one by one in this precision", in_fp32, 1, nothing},
+                    Case{"deterministic runs take attention kernels that wait for the number of documents", on_gpu, 1, [](Config& c) { c.deterministic = true; }},
+                    Case{"dropout", on_gpu, 1, [](Config& c) { c.model.mla.attn_dropout = 0.1; }}, Case{"dropout", on_gpu, 1, [](Config& c) { c.model.moe.dropout = 0.1; }},
+                    Case{"noise of the router", on_gpu, 1, [](Config& c) { c.model.moe.router_noise_std = 0.1; }},
+                    Case{"widths of experts that are no multiples of 8", on_gpu, 1, [](Config& c) { c.model.moe.expert_intermediate_size = 60; }},
+                    Case{"packed documents whose number is waited for", on_gpu, 1, [](Config& c) { c.training.seq_length = 63; }},
+                    Case{"", on_gpu, 1, [](Config& c) { c.training.seq_length = 63; c.data.document_mask = false; }}}) {
+        INFO(k.why);
+        Config c = even_config();
+        k.change(c);
+        std::string why = "?";
+        CHECK(train::StepGraph::takes(c, k.options, k.num_ranks, &why) == !*k.why);
+        CHECK(why == k.why);
+    }
     Config c = even_config();
-    Model model(c, {}, {Precision::named("bf16"), at::kCPU, true});
-    std::string why;
-    CHECK_FALSE(train::StepGraph::takes(c, model, &why));
-    CHECK(why == "the model is not on a GPU");
     CHECK(train::StepGraph::pays(c));
     c.training.micro_batch_size = 4096;
     c.training.seq_length = 4096;
     CHECK_FALSE(train::StepGraph::pays(c));
+}
+
+TEST_CASE("training.compile_graphs = on where a step cannot be recorded is refused with what is in the way, auto goes on without", "[train][step-graph]") {
+    Config c = even_config();
+    c.device = "cpu";
+    train::RunOptions quiet;
+    quiet.log_folder = quiet.console = false;
+    c.training.compile_graphs = "on";
+    REQUIRE_THROWS_WITH(train::Run(c, quiet), Catch::Contains("training.compile_graphs: got on, want a step that can be recorded") && Catch::Contains("in the way: the model is not on a GPU"));
+    c.training.compile_graphs = "auto";
+    REQUIRE_NOTHROW(train::Run(c, quiet));
 }

@@ -1,4 +1,5 @@
 #include "core/base/error.h"
+#include "core/train/recompute.h"
 #include "core/train/step_program.h"
 #include "tests/catch.h"
 #include "tests/quantizations.h"

@@ -1,5 +1,6 @@
 // Mistakes that other trainers shipped, each with everything random switched on: MTP, noise, both dropouts, capacity, router losses.
 #include "core/train/optimizer.h"
+#include "core/train/recompute.h"
 #include "core/train/run.h"
 #include "tests/catch.h"
 #include "tests/folder.h"
