@@ -85,7 +85,9 @@ void StateLock::take(int depth) {
     std::unique_lock guard(mutex_);
     auto me = std::this_thread::get_id();
     if (depth_ == 0 || owner_ != me) {
-        free_.wait(guard, [&] { return depth_ == 0; });
+        uint64_t ticket = next_ticket_++;
+        free_.wait(guard, [&] { return depth_ == 0 && serving_ == ticket; });
+        ++serving_;
         owner_ = me;
     }
     depth_ += depth;
@@ -98,7 +100,7 @@ void StateLock::release(int depth) {
         if (depth_ > 0) return;
         owner_ = {};
     }
-    free_.notify_one();
+    free_.notify_all();
 }
 
 int StateLock::release_all() {
@@ -109,7 +111,7 @@ int StateLock::release_all() {
         std::swap(depth, depth_);
         owner_ = {};
     }
-    free_.notify_one();
+    free_.notify_all();
     return depth;
 }
 

@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <condition_variable>
+#include <cstdint>
 #include <deque>
 #include <functional>
 #include <memory>
@@ -16,7 +17,7 @@
 
 namespace moe::lua {
 
-/// The lock of a Lua state: whoever calls its API holds it. Recursive. A session's public methods hold it while they run; a thread that trains in the
+/// The lock of a Lua state: whoever calls its API holds it. Recursive, and given in the order in which it was asked for. A session's public methods hold it while they run; a thread that trains in the
 /// background takes it for callbacks and hooks alone; a binding that waits lets it go (class Unlocked).
 class StateLock {
 public:
@@ -32,6 +33,7 @@ private:
     std::condition_variable free_;
     std::thread::id owner_;
     int depth_ = 0;
+    uint64_t next_ticket_ = 0, serving_ = 0;
 };
 
 /// Work of a session that goes on in a thread of its own.

@@ -197,7 +197,12 @@ std::optional<train::StepMetrics> Job::last() const {
 }
 
 namespace {
-std::shared_ptr<Job> job(lua_State* L) { return self<JobValue>(L).job; }
+/// Lets a callback that waits for the state go first: a loop that asks for job.step would keep it waiting for ever.
+std::shared_ptr<Job> job(lua_State* L) {
+    auto j = self<JobValue>(L).job;
+    if (!j->is_own_thread()) Unlocked turn(L);
+    return j;
+}
 
 int pause(lua_State* L) {
     job(L)->pause();

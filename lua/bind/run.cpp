@@ -134,7 +134,7 @@ void fire(lua_State* L, int run_index, const std::string& event, int64_t step) {
         if (step % lua_tointeger(L, -1) == 0) {
             lua_rawgeti(L, -2, 2);
             lua_pushvalue(L, value);
-            lua_call(L, 1, 0);
+            call_or_raise(L, 1, 0);
         }
         lua_pop(L, 2);
     }

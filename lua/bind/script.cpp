@@ -130,6 +130,15 @@ void call_protected(lua_State* co, int num_arguments, int num_results) {
     throw Error(parts);
 }
 
+void call_or_raise(lua_State* L, int num_arguments, int num_results) {
+    int base = lua_gettop(L) - num_arguments;
+    lua_pushcfunction(L, add_traceback);
+    lua_insert(L, base);
+    int status = lua_pcall(L, num_arguments, num_results, base);
+    lua_remove(L, base);
+    if (status != LUA_OK) lua_error(L);
+}
+
 Callable::Callable(lua_State* L) : control_(&session_control(L)), alive_(control_->alive), lock_(control_->lock) {
     co_ = lua_newthread(L);
     control_slot(co_) = control_;

@@ -37,6 +37,9 @@ public:
 /// A protected call on a coroutine: function and arguments are on its stack. Throws what it raised as moe::Error with its traceback.
 void call_protected(lua_State* co, int num_arguments, int num_results);
 
+/// lua_call where what is raised arrives as the error object, with the traceback of where it was raised.
+void call_or_raise(lua_State* L, int num_arguments, int num_results);
+
 /// Compiles what script_of() stored; made for the state's main thread.
 train::ScriptCompiler script_compiler(lua_State* L);
 /// The function at index as an intervention's argument: its source, or with replay = false a reference into this state.

@@ -70,7 +70,7 @@ TEST_CASE("intervention: a recomputation takes what the hooks gave and calls non
     CHECK(again.ids_TK.equal(first.ids_TK));
     CHECK(again.weights_TK.equal(first.weights_TK));
     auto grads = [&](const at::Tensor& w) {
-        logits.mutable_grad() = {};
+        logits.mutable_grad() = at::Tensor();
         (w * at::arange(w.numel(), at::kDouble).view_as(w)).sum().backward();
         return logits.grad().clone();
     };
