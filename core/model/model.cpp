@@ -2,6 +2,7 @@
 #include "core/model/model.h"
 
 #include "core/base/error.h"
+#include "core/base/random.h"
 #include "core/config/load.h"
 #include "core/kernels/embed/embed.h"
 #include "core/kernels/grouped/grouped.h"
@@ -77,6 +78,23 @@ std::string Model::bias_name(int64_t layer) { return layer_prefix(layer) + "mlp.
 Tensor Model::bias(int64_t layer) const {
     auto it = bias_.find(layer);
     return it == bias_.end() ? Tensor() : it->second;
+}
+
+const routing::Intervention* Model::intervention(int64_t layer) const {
+    auto it = interventions_.find(layer);
+    return it == interventions_.end() ? nullptr : &it->second;
+}
+
+Tensor Model::new_bias() const { return at::zeros({config_.model.moe.num_experts}, at::TensorOptions().dtype(options_.precision.master).device(options_.device)); }
+
+void Model::adopt(const Config& config) {
+    config_.model.moe = config.model.moe;
+    config_.training = config.training;
+    router_ = routing::RouterSettings::from(config_.model.moe);
+    loss_weights_ = routing::LossWeights::from(config_.model.moe);
+    for (int64_t layer : routed_layers_)
+        if (config_.model.moe.use_aux_loss_free && !bias_.contains(layer)) bias_[layer] = new_bias();
+    if (!config_.model.moe.use_aux_loss_free) bias_.clear();
 }
 
 std::vector<WeightPtr> Model::weights() const {
@@ -252,17 +270,24 @@ const Tensor& Model::domain_of(int64_t layer, const MicroBatch& batch) const {
 }
 
 /// What becomes of a choice: capacity, then it is counted, once.
-void Model::decide(int64_t layer, const Tensor& weights_TK, const Tensor& domain_T, Routed& routed, MicroBatch& batch) {
+void Model::decide(int64_t layer, const routing::RouterSettings& settings, const Tensor& weights_TK, const Tensor& domain_T, Routed& routed, MicroBatch& batch) {
     at::NoGradGuard no_grad;
     routed.ids_TK = routed.chosen_TK;
-    if (router_.capacity_factor) {                                               // sequences may be cut over tp: all tokens decide together
+    if (settings.capacity_factor) {                                               // sequences may be cut over tp: all tokens decide together
         auto& tp = layout_.tp;
         Tensor counted_T = tp.enter(domain_T).ge(0);
-        routed.ids_TK = tp.part(routing::drop_over_capacity(tp.enter(routed.chosen_TK), tp.enter(weights_TK), counted_T, batch.S, router_)).contiguous();
+        routed.ids_TK = tp.part(routing::drop_over_capacity(tp.enter(routed.chosen_TK), tp.enter(weights_TK), counted_T, batch.S, settings)).contiguous();
     }
-    if (batch.ledger) batch.ledger->count(layer, routed.chosen_TK, domain_T, router_.capacity_factor ? routed.ids_TK : Tensor());
+    if (batch.ledger) batch.ledger->count(layer, routed.chosen_TK, domain_T, settings.capacity_factor ? routed.ids_TK : Tensor());
     if (batch.trace) batch.trace->add(layer, routed.chosen_TK);
-    if (batch.global_load) routed.load_E = batch.global_load->add(layer, routing::routed_counts(routed.chosen_TK, domain_T.ge(0), router_.num_experts));
+    if (batch.global_load) routed.load_E = batch.global_load->add(layer, routing::routed_counts(routed.chosen_TK, domain_T.ge(0), settings.num_experts));
+}
+
+/// What scripts get to know of a decision.
+routing::RouteCall Model::route_call(int64_t layer, const MicroBatch& batch) const {
+    int64_t module = layer - config_.model.num_layers;
+    auto r = draw({uint64_t(config_.seed), routing::kScriptPurpose, batch.step, uint32_t(layer)}, uint64_t(batch.first_token));
+    return {layer, int64_t(batch.step), batch.training, module < 0 ? batch.ids_T : batch.mtp.at(size_t(module)).ids_T, uint64_t(r[0]) << 32 | r[1]};
 }
 
 /// The balance losses and the z-loss of a layer, with their graph; their values are noted in the batch the first time.
@@ -287,7 +312,7 @@ WeightPtr Model::add_route(int64_t layer) {
     int64_t E = c.num_experts;
     auto post_norm = norm(p + "post_attention_layernorm", config_.model.mla.d_model);
     auto gate_ED = weight(p + "mlp.gate", {E, config_.model.mla.d_model}, -1, BucketKind::router);
-    if (c.use_aux_loss_free) bias_[layer] = at::zeros({E}, at::TensorOptions().dtype(options_.precision.master).device(options_.device));
+    if (c.use_aux_loss_free) bias_[layer] = new_bias();
     routed_layers_.push_back(layer);
     const int below = std::exchange(residual_products_, config_.model.shared_width() > 0 && c.dropout == 0 ? 1 : 0);
     bool shared = config_.model.shared_width() > 0, fp64 = c.router_dtype == "fp64", force_balance = c.force_balance;
@@ -301,11 +326,14 @@ WeightPtr Model::add_route(int64_t layer) {
         const Tensor& domain_T = domain_of(layer, batch);
         Tensor given_TK;
         if (call.again) given_TK = routed.chosen_TK;
-        else if (force_balance) given_TK = routing::forced(h_TD.size(0), batch.first_token, router_, h_TD.device());
-        auto [scores_TE, weights_TK, ids_TK] = kernels::route(logits_TE, bias(layer), router_.route, given_TK);
+        const routing::Intervention* change = intervention(layer);
+        const routing::RouterSettings& settings = change ? change->settings : router_;
+        if (!call.again && force_balance) given_TK = routing::forced(h_TD.size(0), batch.first_token, settings, h_TD.device());
+        auto [scores_TE, weights_TK, ids_TK] = change ? routing::route(*change, logits_TE, bias(layer), route_call(layer, batch), given_TK, call.again, routed.hooked)
+                                                      : kernels::route(logits_TE, bias(layer), router_.route, given_TK);
         if (!call.again) {
             routed.chosen_TK = ids_TK;
-            decide(layer, weights_TK.detach(), domain_T, routed, batch);
+            decide(layer, settings, weights_TK.detach(), domain_T, routed, batch);
         }
         weights_TK = weights_TK.to(options_.precision.master);
         if (batch.training && loss_weights_.any())

@@ -165,8 +165,13 @@ void StepGraph::run(const Program& program, std::vector<MicroBatch>& batches) {
     model_.store().mark_grads_written();
     for (size_t i = 0; i < batches.size(); ++i) batches[i].losses = record_->batches[i].losses;
 }
+void StepGraph::reset() {
+    record_.reset();
+    seen_ = 0;
+}
 #else
 struct StepGraph::Record {};
+void StepGraph::reset() {}
 StepGraph::StepGraph(Executor& executor, Model& model) : executor_(executor), model_(model) {}
 StepGraph::~StepGraph() = default;
 bool StepGraph::is_recorded() const { return false; }

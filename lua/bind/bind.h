@@ -18,6 +18,8 @@ void open_config(lua_State* L);
 void open_store(lua_State* L);
 void open_model(lua_State* L);
 void open_trace(lua_State* L);
+void open_router(lua_State* L);
+void open_layers(lua_State* L);
 void open_run(lua_State* L);
 
 }  // namespace moe::lua

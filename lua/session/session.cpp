@@ -206,7 +206,10 @@ Session::Session(SessionOptions options) {
     }
 }
 
-Session::~Session() { lua_close(L_); }
+Session::~Session() {
+    end_background(control_);
+    lua_close(L_);
+}
 
 void Session::open() {
     luaL_openlibs(L_);
@@ -246,7 +249,10 @@ void Session::open() {
 }
 
 bool Session::load(const std::string& code, const std::string& chunk_name, Result& result) {
-    if (luaL_loadbufferx(L_, code.data(), code.size(), chunk_name.c_str(), "t") == LUA_OK) return true;
+    if (luaL_loadbufferx(L_, code.data(), code.size(), chunk_name.c_str(), "t") == LUA_OK) {
+        remember_chunk(control_, chunk_name, code);
+        return true;
+    }
     result.error = error_parts(L_, -1);
     lua_pop(L_, 1);
     return false;
@@ -258,6 +264,7 @@ Result Session::call(int num_arguments) {
     int base = lua_gettop(L_) - num_arguments;
     lua_pushcfunction(L_, on_error);
     lua_insert(L_, base);
+    control_.running = L_;
     int status = lua_pcall(L_, num_arguments, LUA_MULTRET, base);
     control_.interrupted = false;
     lua_sethook(L_, nullptr, 0, 0);
@@ -272,10 +279,11 @@ Result Session::call(int num_arguments) {
 }
 
 Result Session::eval(const std::string& code, const std::string& name) {
+    std::lock_guard guard(*control_.lock);
     Result result;
     std::string chunk = "=" + name;
-    if (luaL_loadbufferx(L_, ("return " + code).data(), code.size() + 7, chunk.c_str(), "t") != LUA_OK) {
-        lua_pop(L_, 1);
+    if (!load("return " + code, chunk, result)) {
+        result.error.reset();
         if (!load(code, chunk, result)) return result;
     }
     return call(0);
@@ -299,6 +307,7 @@ void Session::push_arguments(const Arguments& arguments, const std::string& scri
 }
 
 Result Session::run_file(const std::string& path, const Arguments& arguments) {
+    std::lock_guard guard(*control_.lock);
     Result result;
     std::string text;
     try {
@@ -321,6 +330,7 @@ Result Session::run_file(const std::string& path, const Arguments& arguments) {
 }
 
 Result Session::run_command(const std::string& name, const Arguments& arguments) {
+    std::lock_guard guard(*control_.lock);
     Result result;
     lua_getglobal(L_, "require");
     push_string(L_, std::string(kCommandPrefix) + name);
@@ -358,6 +368,7 @@ std::vector<std::string> Session::commands() {
 }
 
 bool Session::is_complete(const std::string& code) {
+    std::lock_guard guard(*control_.lock);
     Result result;
     for (const char* start : {"return ", ""}) {
         // A line end is appended: an open quoted string cannot be completed by more lines, an open long one can.

@@ -18,7 +18,7 @@ test("help: every binding and every function of moe has a text", function()
   -- Modules written in Lua load on first use.
   for _, module in ipairs { "plot", "table", "progress", "benchmarks", "json", "fs" } do local _ = moe[module] end
   visit(moe, "moe")
-  for _, name in ipairs { "tensor", "sort plan", "config", "config section", "model", "trace", "run" } do
+  for _, name in ipairs { "tensor", "sort plan", "config", "config section", "model", "trace", "run", "router", "intervention", "job", "layers", "layer", "part of a layer" } do
     local type_table = moe.documented()[name]
     is(type_table, "no help for the type " .. name)
     for _, list in ipairs { "__methods", "__fields" } do

@@ -90,7 +90,7 @@ end)
 
 test("run: wrong events, keys and folders", function()
   local run = moe.run { config = cfg, console = false, log = false }
-  raises("usage", function() run:on("spike", print) end, "step")
+  raises("usage", function() run:on("stepp", print) end, "step")
   raises("usage", function() run:on("step", 3) end, "a function")
   raises("usage", function() run:every(0, print) end)
   raises("usage", function() return run.modle end, 'did you mean "model"?')
