@@ -57,7 +57,7 @@ test("help: every example of a text runs by itself", function()
       count = count + 1
       local printed = 0
       local env = setmetatable({ print = function(...) printed = printed + select("#", ...) end, help = function(...) printed = printed + #moe.help_text(...) end }, { __index = _G })
-      local code, problem = load(at, name, "t", env)
+      local code, problem = load(at, at, "t", env)      -- named by its text: a hook keeps its source
       local start, ok, err = moe.clock(), false, problem
       if code then ok, err = pcall(code) end
       if not ok then wrong[#wrong + 1] = ("%s: %s"):format(name, tostring(err)) end
