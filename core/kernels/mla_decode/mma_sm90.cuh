@@ -186,10 +186,6 @@ template <class S> struct MmaBlock {
         const int groups = gridDim.x / workers;
         worker = blockIdx.x / groups, row0 = blockIdx.x % groups * S::kRows;
     }
-    __device__ static void arrive(uint64_t& bar) {
-        __syncwarp();
-        if (threadIdx.x % 32 == 0) barrier_arrive(shared_address(&bar));
-    }
 
     /// Rows of a tile that no token wrote may hold anything, NaN too: zeros, which probabilities of 0 leave alone.
     __device__ void clear_rest(uint8_t* tile, int tokens) const {
@@ -450,7 +446,7 @@ template <class S> struct MmaBlock {
         };
         auto give = [&](Order order) {
             if (threadIdx.x == 0) shared.order[orders & 1] = order;
-            arrive(shared.ready[orders & 1]);
+            warp_arrive(shared.ready[orders & 1]);
             ++orders;
         };
         while (true) {
@@ -554,7 +550,7 @@ template <class S> struct MmaBlock {
             if (order == Order::stop) break;
             if (order == Order::write) {
                 write(slot, o, power);
-                arrive(shared.taken[slot]);
+                warp_arrive(shared.taken[slot]);
                 continue;
             }
             barrier_wait(shared_address(&shared.full[stage]), parity);
@@ -577,7 +573,7 @@ template <class S> struct MmaBlock {
             }
             if constexpr (S::FP8) values_fp8(tile, slot, scales, o);
             else values_bf16(tile, slot, o);
-            arrive(shared.taken[slot]);
+            warp_arrive(shared.taken[slot]);
             if (warp == 0) {                                           // when all warps of this side are done, so is the tile
                 barrier_wait(shared_address(&shared.taken[slot]), orders / 2 & 1);
                 copies.start<S>(p, shared, map, stage, row0);
@@ -594,7 +590,7 @@ template <class S> __global__ void __launch_bounds__(S::kThreads, 1) mma_kernel(
     if (threadIdx.x == 0) {
         if (!S::FP8) prefetch_map(&map);
         for (auto& full : shared.full) barrier_init(shared_address(&full), 1);
-        for (int slot = 0; slot < 2; ++slot) barrier_init(shared_address(&shared.ready[slot]), S::SIDE_WARPS), barrier_init(shared_address(&shared.taken[slot]), S::SIDE_WARPS);
+        for (int slot = 0; slot < 2; ++slot) barrier_init(shared_address(&shared.ready[slot]), S::SIDE_WARPS * kWarpArrivals), barrier_init(shared_address(&shared.taken[slot]), S::SIDE_WARPS * kWarpArrivals);
         barrier_init_done();
     }
     wait_for_kernel_before();

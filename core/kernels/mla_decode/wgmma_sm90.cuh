@@ -42,8 +42,7 @@ struct WgmmaOrders {
     __device__ void give(Order order) {
         if (threadIdx.x == 0) shared.order[slot()] = order;
         fence_for_engines();
-        __syncwarp();
-        if (threadIdx.x % 32 == 0) barrier_arrive(shared_address(&shared.ready[slot()]));
+        warp_arrive(shared.ready[slot()]);
         ++given;
     }
 };
@@ -105,12 +104,12 @@ struct WgmmaScores {
     __device__ void begin(int stage, float (&s)[32]) const {
         wgmma_begin();
 #pragma unroll
-        for (int k = 0; k < kBegun; ++k) wgmma_64x64(s, queries.at[k], keys(stage, k), k > 0);
+        for (int k = 0; k < kBegun; ++k) wgmma_64<64>(s, queries.at[k], keys(stage, k), k > 0, false);
     }
     __device__ void finish(int stage, float (&s)[32]) const {
         wgmma_begin();
 #pragma unroll
-        for (int k = kBegun; k < WgmmaQueries::kHeld; ++k) wgmma_64x64(s, queries.at[k], keys(stage, k), true);
+        for (int k = kBegun; k < WgmmaQueries::kHeld; ++k) wgmma_64<64>(s, queries.at[k], keys(stage, k), true, false);
         wgmma_64x64_shared(s, plain_descriptor(shared_address(shared.query_last)), keys(stage, WgmmaQueries::kHeld));
         const uint64_t rope = rows_descriptor(shared_address(shared.query_rope));
 #pragma unroll
@@ -277,8 +276,7 @@ __device__ inline void value_group(const MlaDecode& p, WgmmaShared& shared, cons
             wgmma_commit();
             wgmma_wait();
         }
-        __syncwarp();
-        if (threadIdx.x % 32 == 0) barrier_arrive(shared_address(&shared.taken[slot]));
+        warp_arrive(shared.taken[slot]);
         if (order == Order::write) continue;
         if (threadIdx.x / 32 == 4) {                       // when both groups are done, so is the tile
             barrier_wait(shared_address(&shared.taken[slot]), orders / 2 & 1);
@@ -296,7 +294,7 @@ static __global__ void __launch_bounds__(WgmmaShape::kThreads, 1) wgmma_kernel(c
     if (threadIdx.x == 0) {
         prefetch_map(&map);
         for (auto& full : shared.full) barrier_init(shared_address(&full), 1);
-        for (int slot = 0; slot < 2; ++slot) barrier_init(shared_address(&shared.ready[slot]), 4), barrier_init(shared_address(&shared.taken[slot]), 8);
+        for (int slot = 0; slot < 2; ++slot) barrier_init(shared_address(&shared.ready[slot]), 4 * kWarpArrivals), barrier_init(shared_address(&shared.taken[slot]), 8 * kWarpArrivals);
         barrier_init_done();
     }
     wait_for_kernel_before();
