@@ -1,10 +1,12 @@
-// moelab: runs Lua files and commands. The interactive prompt of `moelab` without arguments is not part of it yet: it prints the help.
+// moelab: the interactive prompt, Lua files and commands.
 #include "core/base/log.h"
 #include "core/base/stop.h"
 #include "core/base/suggest.h"
 #include "core/base/version.h"
 #include "lua/session/session.h"
 #include "shell/launch.h"
+#include "shell/repl.h"
+#include "shell/terminal.h"
 
 #include <ATen/Parallel.h>
 #include <CLI/CLI.hpp>
@@ -43,7 +45,7 @@ struct CommandLine {
     std::vector<std::string> words;      ///< arguments of the file or command
     std::vector<std::pair<std::string, std::string>> given;    ///< the command's own options by name
     int ranks = 1, threads = 0;
-    bool json = false, version = false;
+    bool json = false, version = false, no_colour = false;
     /// The command only looks: no ranks are started for it.
     bool dry() const {
         return std::any_of(given.begin(), given.end(), [](auto& g) { return g.first == "dry-run"; });
@@ -102,7 +104,7 @@ CLI::Validator whole_number() {
 }
 
 void add_options(CLI::App& app, CommandLine& c) {
-    app.description("A sandbox for mixture-of-experts language models, driven by Lua.");
+    app.description("A sandbox for mixture-of-experts language models, driven by Lua. Without arguments: an interactive prompt, or the statements of standard input.");
     app.allow_extras();
     app.fallthrough();
     app.option_defaults()->always_capture_default(false);
@@ -110,6 +112,7 @@ void add_options(CLI::App& app, CommandLine& c) {
     app.add_flag("--version", c.version, "Prints version, commit and LibTorch's version");
     app.add_option("--device", c.device, "Where models run; default: cuda where there is one a rank")->check(CLI::IsMember({"cpu", "cuda"}));
     app.add_option("--threads", c.threads, "Threads of each rank; default: OMP_NUM_THREADS, or the physical cores")->check(whole_number());
+    app.add_flag("--no-color", c.no_colour, "No colours, as with NO_COLOR=1");
     app.add_flag("--json", c.json, "Results, log lines and errors as one JSON object a line");
 }
 
@@ -152,6 +155,14 @@ void add_commands(CLI::App& app, CommandLine& c) {
     add_command(app, c, "list", "Ready configurations, experiments, benchmarks and commands", nullptr, nullptr);
     auto* config = add_command(app, c, "config", "Shows a configuration: config NAME|FILE [key=value …]", "NAME", "Ready name or JSON file, then changes as key=value");
     add_flag(*config, "--keys", "A table of every key, its default and its meaning");
+    auto* sweep = add_command(app, c, "sweep", "Runs the points of a sweep that have no result: sweep FILE.lua [key=value …]", "FILE", "Lua file that makes a sweep, then its arguments");
+    sweep->add_option("--jobs", "Points at once, as processes; default: what the file says, else one after the other here")->type_name("N")->check(whole_number());
+    add_flag(*sweep, "--retry", "Run points that failed again");
+    add_flag(*sweep, "--dry-run", "Check and show all points, and run nothing");
+    auto* docs = add_command(app, c, "docs", "Writes the reference of functions, keys and commands as one page", nullptr, nullptr);
+    auto* html = add_flag(*docs, "--html", "One HTML page; default where FILE ends in .html");
+    add_flag(*docs, "--markdown", "Markdown; the default")->excludes(html);
+    docs->add_option("--output,-o", "File to write; default: standard output")->type_name("FILE");
     auto* bench = add_command(app, c, "bench", "Measures a named job (moelab list shows them): bench NAME [steps=12] [warmup=3] [batch=] [seq=]", "NAME", "Name, then key=value options");
     add_flag(*bench, "--profile", "Also where the time of a step goes: by phase, and by GPU kernel or CPU operator");
 }
@@ -195,7 +206,7 @@ int report(ErrorParts error, bool json) {
     if (rank == 0 || !same_on_all) {
         std::fflush(stdout);
         if (json) fmt::print("{}\n", lua::to_json(error));
-        else fmt::print(stderr, "{}\n", lua::describe(error, isatty(STDERR_FILENO)));
+        else fmt::print(stderr, "{}\n", lua::describe(error, isatty(STDERR_FILENO) && !std::getenv("NO_COLOR")));
     }
     return Error(error).exit_code();
 }
@@ -228,7 +239,16 @@ std::string launch_text(int ranks, std::vector<std::string> words) {
 int execute(const CommandLine& c, const std::string& command, const std::vector<std::string>& words) {
     std::string typed = "moelab";
     for (auto& word : words) typed += " " + word;
-    lua::Session session({.print = {}, .quiet = launched_rank() > 0, .command = typed, .device = c.device, .json = c.json});
+    lua::SessionOptions options;
+    options.quiet = launched_rank() > 0;
+    options.command = typed;
+    options.device = c.device;
+    options.json = c.json;
+    bool prompt = c.code.empty() && command.empty();
+    options.interactive = prompt;
+    if (prompt && is_interactive_terminal()) options.page = page_help;
+    lua::Session session(options);
+    if (prompt) return isatty(STDIN_FILENO) ? run_prompt(session) : run_piped(session, c.json);
     running_session = &session;
     struct sigaction action = {};
     action.sa_handler = on_interrupt;
@@ -265,12 +285,9 @@ int run_program(int argc, char** argv) {
     try {
         std::string command;
         CommandLine c = parse(app, words, command);
+        if (c.no_colour) setenv("NO_COLOR", "1", 1);
         if (c.version) {
             fmt::print("moelab {} (commit {}, LibTorch {})\n", kVersion, kCommit, kTorchVersion);
-            return 0;
-        }
-        if (c.code.empty() && command.empty()) {
-            fmt::print("{}", app.help());
             return 0;
         }
         if (c.ranks > 1 && !c.dry() && launched_rank() == 0 && !std::getenv("OMPI_COMM_WORLD_SIZE")) become_ranks(c.ranks, words);

@@ -76,13 +76,13 @@ find_missing_packages() {
   fi
 }
 
-# The requirement files whose wheels build/venv must hold: LibTorch unless it is installed elsewhere; where nvcc is also its CUDA libraries, and DeepGEMM's headers
-# unless they lie beside that other LibTorch.
+# The requirement files whose wheels build/venv must hold: LibTorch unless it is installed elsewhere; where nvcc is also its CUDA libraries, and headers
+# of packages unless they lie beside that other LibTorch.
 requirement_files() {
   [[ -n ${MOELAB_TORCH_DIR:-} ]] || echo requirements.txt
   [[ -n $nvcc ]] || return 0
   [[ -n ${MOELAB_TORCH_DIR:-} ]] || echo requirements_cuda.txt
-  [[ -n ${MOELAB_TORCH_DIR:-} && -d ${MOELAB_TORCH_DIR%/}/../deep_gemm/include ]] || echo requirements_headers.txt
+  [[ -n ${MOELAB_TORCH_DIR:-} ]] && has_headers "${MOELAB_TORCH_DIR%/}/.." || echo requirements_headers.txt
 }
 
 # A line for each of them, which changes with the pinned versions.
@@ -256,21 +256,25 @@ torch_dir() {
   printf '%s' "$dir"
 }
 
+# Whether a folder has the packages of requirements_headers.txt.
+has_headers() { [[ -d $1/deep_gemm/include && -f $1/include/cudnn_frontend.h ]]; }
+
 # Beside LibTorch, where pip puts them, or in build/venv. Nothing where no CUDA parts are built.
-deepgemm_dir() {
-  local dir=${1%/*}/deep_gemm/include
-  [[ -d $dir ]] || dir=$(compgen -G "$root/build/venv/lib/python3*/site-packages/deep_gemm/include" | head -1)
+headers_dir() {
+  local dir=${1%/*}
+  has_headers "$dir" || dir=$(compgen -G "$root/build/venv/lib/python3*/site-packages" | head -1)
+  has_headers "$dir" || dir=
   printf '%s' "$dir"
 }
 
 configure() {
   local torch configured="" log=$root/build/log/configure.$preset.log
   [[ -f $build/.moelab_configured ]] && read -r configured < "$build/.moelab_configured"
-  if [[ $configured == "$key" && -f $build/build.ninja ]] && { [[ -z $nvcc ]] || grep -q '^MOE_DEEPGEMM_DIR:[A-Z]*=.' "$build/CMakeCache.txt"; }; then return 0; fi
+  if [[ $configured == "$key" && -f $build/build.ninja ]] && { [[ -z $nvcc ]] || grep -q '^MOE_HEADERS_DIR:[A-Z]*=.' "$build/CMakeCache.txt"; }; then return 0; fi
   # A folder that was configured for a tree or a compiler elsewhere cannot be reused.
   if [[ -n $configured && ${configured%|*} != "${key%|*}" ]] || [[ -z $configured && -f $build/CMakeCache.txt ]]; then rm -rf "$build"; fi
   torch=$(torch_dir) || exit 1
-  local options=(--preset "$preset" -S "$root" -B "$build" -DMOE_TORCH_DIR="$torch" -DMOE_DEEPGEMM_DIR="$(deepgemm_dir "${torch%/}")")
+  local options=(--preset "$preset" -S "$root" -B "$build" -DMOE_TORCH_DIR="$torch" -DMOE_HEADERS_DIR="$(headers_dir "${torch%/}")")
   [[ $preset == portable ]] || options+=(-DMOE_TESTS="$tests")
   cd "$root" || exit 1
   step "Configuring $preset" "$log" cmake "${options[@]}" || fail_log "$log" "cmake could not configure the $preset preset."

@@ -18,6 +18,7 @@ struct State {
     std::string path;
     Level level = kInfo;
     std::string status;
+    std::string prompt, erase_prompt, waiting;      ///< waiting: output that does not end its line, while there is a prompt
     ~State() { if (file) std::fclose(file); }
 };
 State& state() {
@@ -25,12 +26,16 @@ State& state() {
     return s;
 }
 
-// The status line is taken away before other text and drawn again after a whole line. With the mutex held.
+void put(const std::string& text) { std::fwrite(text.data(), 1, text.size(), stdout); }
+
+// The status line, or the prompt, is taken away before other text and drawn again after a whole line. With the mutex held.
+bool has_status(const State& s) { return !s.status.empty() || !s.prompt.empty(); }
 void hide_status(const State& s) {
-    if (!s.status.empty()) std::fputs("\r\033[K", stdout);
+    if (!s.prompt.empty()) put(s.erase_prompt);
+    else if (!s.status.empty()) std::fputs("\r\033[K", stdout);
 }
 void draw_status(const State& s) {
-    if (!s.status.empty()) std::fwrite(s.status.data(), 1, s.status.size(), stdout);
+    put(s.prompt.empty() ? s.status : s.prompt);
     std::fflush(stdout);
 }
 
@@ -54,9 +59,9 @@ void write(Level level, std::string_view message) {
     const char* tag[] = {"debug: ", "", "warning: ", "error: "};
     const char* paint[] = {"\033[2m", "", "\033[33m", "\033[31m"};
     hide_status(s);
-    if (!s.status.empty()) std::fflush(stdout);
+    if (has_status(s)) std::fflush(stdout);
     std::fprintf(stderr, "%s%s%.*s%s\n", colour ? paint[level] : "", tag[level], int(message.size()), message.data(), colour && *paint[level] ? "\033[0m" : "");
-    if (!s.status.empty()) draw_status(s);
+    if (has_status(s)) draw_status(s);
     append(s, tag[level], message);
 }
 }  // namespace
@@ -90,9 +95,33 @@ void to_file(std::string_view line) {
 void print(std::string_view text) {
     State& s = state();
     std::lock_guard lock(s.mutex);
+    if (!s.prompt.empty()) {
+        s.waiting += text;
+        size_t end = s.waiting.rfind('\n');
+        if (end == std::string::npos) return;
+        hide_status(s);
+        put(s.waiting.substr(0, end + 1));
+        s.waiting.erase(0, end + 1);
+        return draw_status(s);
+    }
     hide_status(s);
     std::fwrite(text.data(), 1, text.size(), stdout);
-    if (text.ends_with('\n') && !s.status.empty()) draw_status(s);
+    if (text.ends_with('\n') && has_status(s)) draw_status(s);
+}
+
+void prompt(std::string draw, std::string erase) {
+    State& s = state();
+    std::lock_guard lock(s.mutex);
+    if (!s.prompt.empty()) put(s.erase_prompt);
+    else if (!draw.empty()) hide_status(s);
+    put(draw);
+    s.prompt = erase.empty() ? "" : std::move(draw);
+    s.erase_prompt = std::move(erase);
+    if (s.prompt.empty()) {
+        put(s.waiting);
+        s.waiting.clear();
+    }
+    std::fflush(stdout);
 }
 
 void status(std::string_view line) {
@@ -100,9 +129,9 @@ void status(std::string_view line) {
     if (!terminal) return;
     State& s = state();
     std::lock_guard lock(s.mutex);
-    hide_status(s);
+    if (s.prompt.empty()) hide_status(s);
     s.status = line;
-    draw_status(s);
+    if (s.prompt.empty()) draw_status(s);
 }
 
 void set_level(std::string_view level) {

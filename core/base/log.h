@@ -16,6 +16,10 @@ void print(std::string_view text);
 /// One line that stays at the bottom of a terminal while other lines scroll above it; "" removes it. Nothing happens where standard
 /// output is no terminal.
 void status(std::string_view line);
+/// The input line of an interactive prompt: it stays below all output. `draw` is written now and again after each output of whole lines,
+/// `erase` takes it away again from where `draw` left the cursor. Without `erase` the text is written for the last time and the prompt
+/// ends. Meanwhile output without a line end waits for one, and no status line is shown.
+void prompt(std::string draw, std::string erase);
 /// Messages below this level are dropped: "debug", "info" (default), "warn", "error". Throws moe::Error (usage) for another word.
 void set_level(std::string_view level);
 void debug(std::string_view message);

@@ -74,6 +74,18 @@ double mutual_information(std::span<const int64_t> counts_DE, int64_t num_domain
     return information < 0 ? 0.0 : information;
 }
 
+double js_divergence(std::span<const int64_t> a, std::span<const int64_t> b) {
+    MOE_CHECK(a.size() == b.size(), shape, "js_divergence", fmt::format("{} and {} counts", a.size(), b.size()), "as many of both", "");
+    double sum_a = checked_sum(a), sum_b = checked_sum(b), out = 0;
+    if (sum_a == 0 || sum_b == 0) return kNaN;
+    for (size_t i = 0; i < a.size(); ++i) {
+        double p = double(a[i]) / sum_a, q = double(b[i]) / sum_b, m = (p + q) / 2;
+        if (p > 0) out += p * std::log(p / m) / 2;
+        if (q > 0) out += q * std::log(q / m) / 2;
+    }
+    return std::max(out, 0.0);
+}
+
 std::vector<double> specialisation(std::span<const int64_t> counts_DE, int64_t num_domains, int64_t experts_per_token) {
     MOE_CHECK(experts_per_token >= 1, shape, "specialisation", fmt::format("{} experts a token", experts_per_token), "at least 1", "");
     return by_row(counts_DE, num_domains, [&](double sum, double) { return sum / double(experts_per_token); });

@@ -37,4 +37,7 @@ std::vector<double> specialisation(std::span<const int64_t> counts_DE, int64_t n
 /// Throws moe::Error (shape, data).
 std::vector<double> relative_load(std::span<const int64_t> counts_DE, int64_t num_domains);
 
+/// Jensen–Shannon divergence in nats of two counts taken as frequencies, 0 (alike) to ln 2; NaN where one is all 0. Throws moe::Error (shape, data).
+double js_divergence(std::span<const int64_t> a, std::span<const int64_t> b);
+
 }  // namespace moe::metrics

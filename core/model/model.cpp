@@ -2,6 +2,7 @@
 #include "core/model/model.h"
 
 #include "core/base/error.h"
+#include "core/base/random.h"
 #include "core/config/load.h"
 #include "core/kernels/embed/embed.h"
 #include "core/kernels/grouped/grouped.h"
@@ -20,6 +21,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 namespace moe {
 namespace {
@@ -78,6 +80,23 @@ Tensor Model::bias(int64_t layer) const {
     return it == bias_.end() ? Tensor() : it->second;
 }
 
+const routing::Intervention* Model::intervention(int64_t layer) const {
+    auto it = interventions_.find(layer);
+    return it == interventions_.end() ? nullptr : &it->second;
+}
+
+Tensor Model::new_bias() const { return at::zeros({config_.model.moe.num_experts}, at::TensorOptions().dtype(options_.precision.master).device(options_.device)); }
+
+void Model::adopt(const Config& config) {
+    config_.model.moe = config.model.moe;
+    config_.training = config.training;
+    router_ = routing::RouterSettings::from(config_.model.moe);
+    loss_weights_ = routing::LossWeights::from(config_.model.moe);
+    for (int64_t layer : routed_layers_)
+        if (config_.model.moe.use_aux_loss_free && !bias_.contains(layer)) bias_[layer] = new_bias();
+    if (!config_.model.moe.use_aux_loss_free) bias_.clear();
+}
+
 std::vector<WeightPtr> Model::weights() const {
     std::vector<WeightPtr> all;
     for (auto& s : segments_)
@@ -126,14 +145,14 @@ Model::Norm Model::norm(const std::string& name, int64_t width) {
     return n;
 }
 
-Tensor Model::normalized(const Tensor& x_TD, const Norm& n, int products) const {
+Tensor Model::normalized(const Tensor& x_TD, const Norm& n, int below) const {
     double eps = config_.model.norm_eps;
-    return n.beta ? kernels::layernorm(x_TD, n.gamma, n.beta, eps) : kernels::rmsnorm(x_TD, n.gamma, eps, fp8_readers(products));
+    return n.beta ? kernels::layernorm(x_TD, n.gamma, n.beta, eps) : kernels::rmsnorm(x_TD, n.gamma, eps, {0, fp8_readers(below)});
 }
 
-std::pair<Tensor, Tensor> Model::branch(const Tensor& x_TD, const Norm& n, int products) const {
+std::pair<Tensor, Tensor> Model::branch(const Tensor& x_TD, const Norm& n, int products, int below) const {
     if (n.beta) return {normalized(x_TD, n), x_TD};
-    return kernels::rmsnorm_and_input(x_TD, n.gamma, config_.model.norm_eps, fp8_readers(products));
+    return kernels::rmsnorm_and_input(x_TD, n.gamma, config_.model.norm_eps, {fp8_readers(products), fp8_readers(below)});
 }
 
 /// Gate and up of one feed-forward as one product: [2 · width, D].
@@ -196,6 +215,7 @@ void Model::add_attention(int64_t layer) {
     auto out = projection(a + "o_proj", D, H * c.v_head_dim, 1);
     kernels::MlaShape shape{0, 0, H / tp, G / tp, c.qk_nope_head_dim, rope_dim, c.v_head_dim, kernels::yarn_softmax_correction(yarn_of(c)) / std::sqrt(double(qk)), c.sliding_window.value_or(0)};
     std::vector<WeightPtr> weights = {input_norm.gamma, input_norm.beta, q_a, q_norm, q, kv_a, kv_norm, kv_b, out};
+    const int below = std::exchange(residual_products_, 1);
 
     add(fmt::format("layers.{}.attention", layer), layer, {"residual"}, {"residual"}, weights, [=, this](const Tensors& in, Call& call) -> Tensors {
         const MicroBatch& batch = call.batch;
@@ -203,16 +223,16 @@ void Model::add_attention(int64_t layer) {
         kernels::MlaShape s = shape;
         s.B = batch.B;
         s.S = batch.S;
-        auto [normed_TD, x_TD] = branch(in[0], input_norm, 2);
+        auto [normed_TD, x_TD] = branch(in[0], input_norm, 2, below);
         Tensor h_TD = layout_.tp.enter(normed_TD);                               // from here on all tokens of the micro-batch, this rank's heads
         auto of_h = kernels::linears(h_TD, {q_a ? q_a : q, kv_a});
-        Tensor q_T = q_a ? kernels::linear(kernels::rmsnorm(of_h[0], q_norm, kLatentNormEps, fp8), q) : of_h[0], kv_a_T = of_h[1], latent_TL = kv_a_T, k_rope;
+        Tensor q_T = q_a ? kernels::linear(kernels::rmsnorm(of_h[0], q_norm, kLatentNormEps, {fp8, fp8}), q) : of_h[0], kv_a_T = of_h[1], latent_TL = kv_a_T, k_rope;
         if (rope_dim > 0) {
             auto parts = kv_a_T.split_with_sizes({L, rope_dim}, -1);
             latent_TL = parts[0].contiguous();
             k_rope = parts[1].contiguous();
         }
-        Tensor kv_T = layout_.cp.gather(kernels::linear(kernels::rmsnorm(latent_TL, kv_norm, kLatentNormEps, fp8), kv_b));
+        Tensor kv_T = layout_.cp.gather(kernels::linear(kernels::rmsnorm(latent_TL, kv_norm, kLatentNormEps, {fp8, 0}), kv_b));
         const kernels::RopeTable& table = rope_dim > 0 ? rope(s.S) : kernels::RopeTable{};
         double dropped = batch.training ? config_.model.mla.attn_dropout : 0;
         Tensor o_T;
@@ -236,8 +256,9 @@ void Model::add_dense(int64_t layer) {
     auto post_norm = norm(p + "post_attention_layernorm", D);
     auto up = gate_up(p + "mlp.", width);
     auto down = projection(p + "mlp.down_proj", D, width, 1);
+    const int below = std::exchange(residual_products_, 1);
     add(fmt::format("layers.{}.feed_forward", layer), layer, {"residual"}, {"residual"}, {post_norm.gamma, post_norm.beta, up, down}, [=, this](const Tensors& in, Call&) -> Tensors {
-        auto [h_TD, x_TD] = branch(in[0], post_norm, 1);
+        auto [h_TD, x_TD] = branch(in[0], post_norm, 1, below);
         return {layout_.tp.exit(kernels::linear(kernels::swiglu(kernels::linear(layout_.tp.enter(h_TD), up), {}, up->is_fp8), down)).add_(x_TD)};
     });
 }
@@ -249,17 +270,24 @@ const Tensor& Model::domain_of(int64_t layer, const MicroBatch& batch) const {
 }
 
 /// What becomes of a choice: capacity, then it is counted, once.
-void Model::decide(int64_t layer, const Tensor& weights_TK, const Tensor& domain_T, Routed& routed, MicroBatch& batch) {
+void Model::decide(int64_t layer, const routing::RouterSettings& settings, const Tensor& weights_TK, const Tensor& domain_T, Routed& routed, MicroBatch& batch) {
     at::NoGradGuard no_grad;
     routed.ids_TK = routed.chosen_TK;
-    if (router_.capacity_factor) {                                               // sequences may be cut over tp: all tokens decide together
+    if (settings.capacity_factor) {                                               // sequences may be cut over tp: all tokens decide together
         auto& tp = layout_.tp;
         Tensor counted_T = tp.enter(domain_T).ge(0);
-        routed.ids_TK = tp.part(routing::drop_over_capacity(tp.enter(routed.chosen_TK), tp.enter(weights_TK), counted_T, batch.S, router_)).contiguous();
+        routed.ids_TK = tp.part(routing::drop_over_capacity(tp.enter(routed.chosen_TK), tp.enter(weights_TK), counted_T, batch.S, settings)).contiguous();
     }
-    if (batch.ledger) batch.ledger->count(layer, routed.chosen_TK, domain_T, router_.capacity_factor ? routed.ids_TK : Tensor());
+    if (batch.ledger) batch.ledger->count(layer, routed.chosen_TK, domain_T, settings.capacity_factor ? routed.ids_TK : Tensor());
     if (batch.trace) batch.trace->add(layer, routed.chosen_TK);
-    if (batch.global_load) routed.load_E = batch.global_load->add(layer, routing::routed_counts(routed.chosen_TK, domain_T.ge(0), router_.num_experts));
+    if (batch.global_load) routed.load_E = batch.global_load->add(layer, routing::routed_counts(routed.chosen_TK, domain_T.ge(0), settings.num_experts));
+}
+
+/// What scripts get to know of a decision.
+routing::RouteCall Model::route_call(int64_t layer, const MicroBatch& batch) const {
+    int64_t module = layer - config_.model.num_layers;
+    auto r = draw({uint64_t(config_.seed), routing::kScriptPurpose, batch.step, uint32_t(layer)}, uint64_t(batch.first_token));
+    return {layer, int64_t(batch.step), batch.training, module < 0 ? batch.ids_T : batch.mtp.at(size_t(module)).ids_T, uint64_t(r[0]) << 32 | r[1]};
 }
 
 /// The balance losses and the z-loss of a layer, with their graph; their values are noted in the batch the first time.
@@ -284,12 +312,13 @@ WeightPtr Model::add_route(int64_t layer) {
     int64_t E = c.num_experts;
     auto post_norm = norm(p + "post_attention_layernorm", config_.model.mla.d_model);
     auto gate_ED = weight(p + "mlp.gate", {E, config_.model.mla.d_model}, -1, BucketKind::router);
-    if (c.use_aux_loss_free) bias_[layer] = at::zeros({E}, at::TensorOptions().dtype(options_.precision.master).device(options_.device));
+    if (c.use_aux_loss_free) bias_[layer] = new_bias();
     routed_layers_.push_back(layer);
+    const int below = std::exchange(residual_products_, config_.model.shared_width() > 0 && c.dropout == 0 ? 1 : 0);
     bool shared = config_.model.shared_width() > 0, fp64 = c.router_dtype == "fp64", force_balance = c.force_balance;
     add(fmt::format("layers.{}.route", layer), layer, {"residual"}, {"hidden", "weights", "residual"}, {post_norm.gamma, post_norm.beta, gate_ED}, [=, this](const Tensors& in, Call& call) -> Tensors {
         MicroBatch& batch = call.batch;
-        auto [h_TD, x_TD] = branch(in[0], post_norm, shared ? 1 : 0);            // dispatch makes the copies of the rows that it gathers
+        auto [h_TD, x_TD] = branch(in[0], post_norm, shared ? 1 : 0, below);            // dispatch makes the copies of the rows that it gathers
         Tensor logits_TE = fp64 ? kernels::linear_fp64(h_TD, gate_ED) : kernels::linear_wide(h_TD, gate_ED);
         if (batch.training && batch.noise_std > 0)
             logits_TE = logits_TE + batch.noise_std * kernels::normal_rows(h_TD.size(0), E, rows_of(Purpose::router_noise, layer, batch), logits_TE.scalar_type(), h_TD.device());
@@ -297,12 +326,16 @@ WeightPtr Model::add_route(int64_t layer) {
         const Tensor& domain_T = domain_of(layer, batch);
         Tensor given_TK;
         if (call.again) given_TK = routed.chosen_TK;
-        else if (force_balance) given_TK = routing::forced(h_TD.size(0), batch.first_token, router_, h_TD.device());
-        auto [scores_TE, weights_TK, ids_TK] = kernels::route(logits_TE, bias(layer), router_.route, given_TK);
+        const routing::Intervention* change = intervention(layer);
+        const routing::RouterSettings& settings = change ? change->settings : router_;
+        if (!call.again && force_balance) given_TK = routing::forced(h_TD.size(0), batch.first_token, settings, h_TD.device());
+        auto [scores_TE, weights_TK, ids_TK] = change ? routing::route(*change, logits_TE, bias(layer), route_call(layer, batch), given_TK, call.again, routed.hooked)
+                                                      : kernels::route(logits_TE, bias(layer), router_.route, given_TK);
         if (!call.again) {
             routed.chosen_TK = ids_TK;
-            decide(layer, weights_TK.detach(), domain_T, routed, batch);
+            decide(layer, settings, weights_TK.detach(), domain_T, routed, batch);
         }
+        if (batch.trace && !call.again && batch.trace->wants_details()) batch.trace->add_details(layer, logits_TE, bias(layer), {scores_TE, weights_TK, ids_TK}, router_.route);
         weights_TK = weights_TK.to(options_.precision.master);
         if (batch.training && loss_weights_.any())
             weights_TK = routing::attach_loss(weights_TK, router_losses(logits_TE, scores_TE, domain_T.ge(0), routed, batch, call.again), batch.gradient_scale);
@@ -405,7 +438,8 @@ void Model::add_head() {
     int64_t D = config_.model.mla.d_model;
     auto final_norm = norm("model.norm", D);
     head_ = config_.model.tie_word_embeddings ? embedding_ : weight("lm_head", {config_.model.vocab(), D});
-    add("final_norm", -1, {"residual"}, {"final"}, {final_norm.gamma, final_norm.beta}, [=, this](const Tensors& in, Call&) -> Tensors { return {normalized(in[0], final_norm)}; });
+    const int below = residual_products_;
+    add("final_norm", -1, {"residual"}, {"final"}, {final_norm.gamma, final_norm.beta}, [=, this](const Tensors& in, Call&) -> Tensors { return {normalized(in[0], final_norm, below)}; });
     add("head", -1, {"final"}, {"loss"}, {head_}, [this](const Tensors& in, Call& call) -> Tensors {
         return {head_loss(in[0], call.batch.targets_T, call.batch.loss_scale, call, true)};
     });
@@ -422,10 +456,12 @@ void Model::add_mtp(int64_t k) {
         Tensor ahead_TD = kernels::embed(in[1], call.batch.mtp.at(size_t(k - 1)).ids_T, embedding_);
         return {kernels::linear(at::cat({normalized(ahead_TD, enorm), normalized(in[0], hnorm)}, -1), join)};
     });
+    residual_products_ = 1;
     add_attention(layer);
     add_experts(layer);
+    const int below = residual_products_;
     auto shared_norm = norm(p + "shared_head.norm", D);
-    add(name + "norm", -1, {"residual"}, {"final"}, {shared_norm.gamma, shared_norm.beta}, [=, this](const Tensors& in, Call&) -> Tensors { return {normalized(in[0], shared_norm)}; });
+    add(name + "norm", -1, {"residual"}, {"final"}, {shared_norm.gamma, shared_norm.beta}, [=, this](const Tensors& in, Call&) -> Tensors { return {normalized(in[0], shared_norm, below)}; });
     add(name + "head", -1, {"final"}, {"loss"}, {head_}, [=, this](const Tensors& in, Call& call) -> Tensors {
         auto& ahead = call.batch.mtp.at(size_t(k - 1));
         return {head_loss(in[0], ahead.targets_T, ahead.loss_scale, call, false)};

@@ -36,6 +36,17 @@ public:
     /// Name of that buffer in checkpoints: model.layers.N.mlp.gate.e_score_correction_bias.
     static std::string bias_name(int64_t layer);
 
+    /// A layer's intervention; null where its router is as the configuration says, which costs nothing.
+    const routing::Intervention* intervention(int64_t layer) const;
+    /// Replaces all of them. Between steps only.
+    void set_interventions(std::map<int64_t, routing::Intervention> by_layer) { interventions_ = std::move(by_layer); }
+    bool has_interventions() const { return !interventions_.empty(); }
+    /// The rule of every router without an intervention.
+    const routing::RouterSettings& router_settings() const { return router_; }
+    /// Takes model.moe's weights of losses, temperature, capacity and bias from a configuration that differs in nothing else that the model is built
+    /// from. Where it newly wants selection biases they are made, of zeros; where it no longer does they are dropped. Between steps only.
+    void adopt(const Config& config);
+
     /// Every handle of this rank's segments, each once.
     std::vector<WeightPtr> weights() const;
 
@@ -61,10 +72,10 @@ private:
     struct Norm { WeightPtr gamma, beta; };
     Norm norm(const std::string& name, int64_t width);
     WeightPtr rms_gamma(const std::string& name, int64_t width);
-    /// products: how many of the weights that in_fp8 marks read the result. Where tp gathers it first, its E4M3 copy would be of no use, and none is made.
-    Tensor normalized(const Tensor& x_TD, const Norm& norm, int products = 0) const;
-    /// {normalized x, x}: what a block reads and what goes around it, so that backward adds both gradients in the norm's pass. products as above.
-    std::pair<Tensor, Tensor> branch(const Tensor& x_TD, const Norm& norm, int products) const;
+    /// below: how many of the products with weights that in_fp8 marks read x's gradient. Where tp gathers it first, its E4M3 copy would be of no use, and none is made.
+    Tensor normalized(const Tensor& x_TD, const Norm& norm, int below = 0) const;
+    /// {normalized x, x}: what a block reads and what goes around it, so that backward adds both gradients in the norm's pass. products: how many read the normalized x; below as above.
+    std::pair<Tensor, Tensor> branch(const Tensor& x_TD, const Norm& norm, int products, int below) const;
     int fp8_readers(int products) const { return options_.precision.fp8 && mesh_.tp.size() == 1 ? products : 0; }
     /// cut_dim: the dim that tensor parallel cuts, −1 for none.
     /// A matrix of a layer, [out, in]: in E4M3 where the precision says so. Embedding, head, gate and norms never are.
@@ -86,7 +97,9 @@ private:
     Tensor head_loss(const Tensor& final_TD, const Tensor& targets_T, const Factor& scale, Call& call, bool main) const;
     const kernels::RopeTable& rope(int64_t S);
     Tensor router_losses(const Tensor& logits_TE, const Tensor& scores_TE, const Tensor& counted_T, const Routed& routed, MicroBatch& batch, bool again) const;
-    void decide(int64_t layer, const Tensor& weights_TK, const Tensor& domain_T, Routed& routed, MicroBatch& batch);
+    Tensor new_bias() const;
+    void decide(int64_t layer, const routing::RouterSettings& settings, const Tensor& weights_TK, const Tensor& domain_T, Routed& routed, MicroBatch& batch);
+    routing::RouteCall route_call(int64_t layer, const MicroBatch& batch) const;
     const Tensor& domain_of(int64_t layer, const MicroBatch& batch) const;
     kernels::RandomRows rows_of(Purpose purpose, int64_t layer, const MicroBatch& batch) const;
 
@@ -98,10 +111,12 @@ private:
     std::vector<Segment> segments_;
     std::vector<int64_t> routed_layers_;
     std::map<int64_t, Tensor> bias_;
+    std::map<int64_t, routing::Intervention> interventions_;
     std::map<int64_t, kernels::RopeTable> rope_tables_;      ///< by sequence length
     routing::RouterSettings router_;
     routing::LossWeights loss_weights_;
     WeightPtr embedding_, head_;
+    int residual_products_ = 0;                              ///< while segments are added: products of the last one that read the gradient of the residual as it leaves it
 };
 
 }  // namespace moe

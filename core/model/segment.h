@@ -3,6 +3,7 @@
 #pragma once
 #include "core/dist/layout.h"
 #include "core/kernels/permute/permute.h"
+#include "core/routing/intervention.h"
 #include "core/routing/ledger.h"
 #include "core/routing/losses.h"
 #include "core/routing/trace.h"
@@ -22,6 +23,7 @@ using Tensors = std::vector<Tensor>;
 struct Routed {
     Tensor ids_TK;                        ///< −1 where capacity dropped the pair
     Tensor chosen_TK;                     ///< before capacity: what the weights and the balance losses go by
+    routing::HookResults hooked;          ///< what hooks of a script gave
     Tensor load_E;                        ///< float64: the global batch's c_i / c̄ so far, for the global-batch loss
     kernels::SortPlan by_expert;          ///< (token, choice) → rows by global expert
     dist::ExpertPlan across;              ///< rows → ranks

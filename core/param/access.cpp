@@ -152,7 +152,7 @@ void ParamStore::gather_value(const Handle& h) {
     int64_t mine = counts[size_t(b.group.rank())], begin = std::clamp(h.offset, b.own_begin, b.own_end);
     b.group.all_gather(mine > 0 ? b.value_of(begin, begin + mine) : b.value.narrow(0, 0, 0), whole, counts);
     h.weight->value = whole.view(h.spec.shape);
-    h.weight->fp8.version = -1;                         // other values may lie where the last ones did
+    h.weight->fp8.forget();                             // other values may lie where the last ones did
 }
 
 void ParamStore::scatter_grad(const Handle& h) {
@@ -284,6 +284,14 @@ std::string ParamStore::first_non_finite() const {
         if (begin < end && !at::isfinite(b.grad_of(begin, end)).all().item<bool>()) return name;
     }
     return {};
+}
+
+std::vector<PlacedWeight> ParamStore::quantized_weights(const Bucket& b) const {
+    std::vector<PlacedWeight> list;
+    for (const Handle& h : handles_)
+        if (h.spec.bucket == b.kind && h.weight->value.defined() && h.weight->fp8.q.defined() && h.offset >= b.own_begin && h.offset + h.count <= b.own_end)
+            list.push_back({h.weight, h.offset, h.offset + h.count});
+    return list;                                       // declared in the order of their offsets
 }
 
 void ParamStore::gather_values() {

@@ -86,6 +86,12 @@ struct Bucket {
     Master master_of(int64_t begin, int64_t end) const;
 };
 
+/// A handle's elements [begin, end) of its bucket.
+struct PlacedWeight {
+    WeightPtr weight;
+    int64_t begin, end;
+};
+
 /// How the store holds its tensors.
 struct StoreOptions {
     Precision precision;
@@ -171,6 +177,8 @@ public:
     GradNormParts grad_norm_parts() const;
     /// Name of the first parameter with a gradient that is not finite, "" if none; local to this rank.
     std::string first_non_finite() const;
+    /// Handles whose E4M3 copies products have made and whose values this rank updates whole, by offset: an update may make the copies in passing, and after gather_values() say so.
+    std::vector<PlacedWeight> quantized_weights(const Bucket& bucket) const;
     /// After the own parts of master and value have changed (an update, or owned()): every rank gets all compute weights (all-gather under ZeRO 1).
     void gather_values();
 

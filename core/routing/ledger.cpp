@@ -26,8 +26,8 @@ void Ledger::clear() {
     counts_LDE_.zero_();
     dropped_LE_.zero_();
 }
-at::Tensor Ledger::dropped() const { return dropped_LE_.to(at::kCPU, at::kLong, false, true); }
-at::Tensor Ledger::counts_by_domain() const { return counts_LDE_.narrow(1, 1, counts_LDE_.size(1) - 1).to(at::kCPU, at::kLong, false, true).contiguous(); }
+at::Tensor Ledger::dropped() const { return dropped_LE_.clone(); }
+at::Tensor Ledger::counts_by_domain() const { return counts_LDE_.narrow(1, 1, counts_LDE_.size(1) - 1).clone(at::MemoryFormat::Contiguous); }
 at::Tensor Ledger::counts() const { return counts_by_domain().sum(1); }
 
 }  // namespace moe::routing

@@ -17,10 +17,10 @@ public:
     /// Sums over the ranks of a group, once at the end of an optimizer step.
     void reduce(const dist::Group& group);
     void clear();
-    /// int64 [L, E] and [L, D, E], on the host.
+    /// Copies, int64 [L, E] and [L, D, E], where the counts are.
     at::Tensor counts() const;
     at::Tensor counts_by_domain() const;
-    /// Of counts(), what capacity dropped: int64 [L, E], on the host.
+    /// Of counts(), what capacity dropped: int64 [L, E].
     at::Tensor dropped() const;
 
 private:

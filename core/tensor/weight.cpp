@@ -4,6 +4,9 @@
 #include <ATen/core/grad_mode.h>
 
 namespace moe {
+bool Fp8Copy::are_of(const Tensor& value) const { return q.defined() && version_ == int64_t(value._version()) && data_ == value.const_data_ptr(); }
+void Fp8Copy::made_of(const Tensor& value) { version_ = int64_t(value._version()), data_ = value.const_data_ptr(); }
+
 Tensor Weight::grad_to_add() {
     if (take_stale()) grad.zero_();
     return grad;

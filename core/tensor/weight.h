@@ -34,11 +34,20 @@ private:
     std::vector<Deferred> queue_;
 };
 
-/// A weight's values in E4M3, straight and transposed, with their scales, and what they were made of.
+/// A weight's values in E4M3, straight and transposed, with their scales, and what they were made of. Products make them, and an optimizer that has the new values at hand; whoever writes
+/// values raises their version, or forgets the copies.
 struct Fp8Copy {
     Tensor q, transposed, scale;
-    int64_t version = -1;             ///< value's, when the copies were made; −1: they are to be made again
-    const void* data = nullptr;       ///< value's
+    /// Whether they are those of `value` as it is now.
+    bool are_of(const Tensor& value) const;
+    /// They have just been made of it.
+    void made_of(const Tensor& value);
+    /// They are to be made again.
+    void forget() { version_ = -1; }
+
+private:
+    int64_t version_ = -1;            // value's, when the copies were made
+    const void* data_ = nullptr;      // value's
 };
 
 /// Float64 numbers whose sum is that of a gradient's squares, by whoever has written it last. Kernels write without raising a tensor's version, so each of them sets or clears

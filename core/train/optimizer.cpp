@@ -9,6 +9,8 @@
 
 #include <array>
 #include <cmath>
+#include <map>
+#include <utility>
 
 namespace moe::train {
 namespace {
@@ -87,21 +89,52 @@ std::array<std::vector<Matrices>, kNumBuckets> hidden_matrices(ParamStore& store
     return out;
 }
 
+/// Weights that AdamW moves together with their E4M3 copies.
+struct Quantized {
+    std::vector<PlacedWeight> of_bucket;                                             ///< those of the bucket at hand
+    std::map<std::pair<bool, double>, std::vector<kernels::AdamWMatrix>> matrices;   ///< by what a range decides: decay and lr_scale
+    std::vector<WeightPtr> weights;
+};
+
 /// What an update needs besides the buckets.
 struct Step {
     const TrainingConfig& config;
     const dist::Group& tp;
     double lr, scale;
     int64_t number;
+    Quantized& quantized;
 };
 
-void adam_piece(const Bucket& b, int64_t begin, int64_t end, const Range& r, const Step& s) {
-    if (begin >= end) return;
-    Piece p = piece(b, begin, end);
+kernels::AdamWOptions adam_options(bool decay, double lr_scale, const Step& s) {
     auto& c = s.config;
-    kernels::AdamWOptions o{s.lr * r.lr_scale, c.adam_beta1, c.adam_beta2, c.adam_eps, r.decay ? c.weight_decay : 0, s.scale, s.number};
+    kernels::AdamWOptions o{s.lr * lr_scale, c.adam_beta1, c.adam_beta2, c.adam_eps, decay ? c.weight_decay : 0, s.scale, s.number};
     o.decoupled = c.optimizer != "adam";
-    kernels::adamw(p.master, p.grad, p.m, p.v, o);
+    return o;
+}
+
+/// A piece by AdamW, except for the weights in it whose E4M3 copies are made in the same pass: they wait for move_quantized().
+void adam_piece(const Bucket& b, int64_t begin, int64_t end, const Range& r, const Step& s) {
+    auto flat = [&](int64_t from, int64_t to) {
+        if (from >= to) return;
+        Piece p = piece(b, from, to);
+        kernels::adamw(p.master, p.grad, p.m, p.v, adam_options(r.decay, r.lr_scale, s));
+    };
+    int64_t at = begin;
+    for (auto& w : s.quantized.of_bucket) {
+        if (w.begin < at || w.end > end) continue;
+        flat(at, w.begin);
+        Piece p = piece(b, w.begin, w.end);
+        auto& copy = w.weight->fp8;
+        s.quantized.matrices[{r.decay, r.lr_scale}].push_back({p.master, p.grad, p.m, p.v, {copy.q, copy.transposed, copy.scale}});
+        s.quantized.weights.push_back(w.weight);
+        at = w.end;
+    }
+    flat(at, end);
+}
+
+void move_quantized(const Step& s) {
+    for (auto& w : s.quantized.weights) w->fp8.forget();                             // should the pass fail
+    for (auto& [rule, matrices] : s.quantized.matrices) kernels::adamw_quantized(matrices, adam_options(rule.first, rule.second, s));
 }
 
 void sgd_range(const Bucket& b, const Range& r, const Step& s) {
@@ -151,18 +184,22 @@ void muon_range(const Bucket& b, const std::vector<Matrices>& matrices, size_t& 
 void update(ParamStore& store, const TrainingConfig& c, double lr, double norm, int64_t step, double loss_scale) {
     at::NoGradGuard no_grad;
     double clip = c.grad_clip > 0 && norm > c.grad_clip ? c.grad_clip / norm : 1;
-    Step s{c, store.mesh().tp, lr, clip / loss_scale, step};
+    Quantized quantized;
+    Step s{c, store.mesh().tp, lr, clip / loss_scale, step, quantized};
     std::array<std::vector<Matrices>, kNumBuckets> matrices;
     if (c.optimizer == "muon") matrices = hidden_matrices(store);
     for (auto& b : store.buckets()) {
         size_t next = 0;
+        quantized.of_bucket = store.quantized_weights(b);
         for (auto& r : b.ranges) {
             if (r.frozen) continue;
             if (c.optimizer == "sgd") sgd_range(b, r, s);
             else muon_range(b, matrices[size_t(b.kind)], next, r, s);
         }
     }
+    move_quantized(s);
     store.gather_values();
+    for (auto& w : quantized.weights) w->fp8.made_of(w->value);
     store.begin_grads();
 }
 

@@ -22,6 +22,7 @@
 #include <chrono>
 #include <cmath>
 #include <span>
+#include <utility>
 
 namespace moe::train {
 namespace {
@@ -44,6 +45,11 @@ std::vector<std::string> recomputed(const Config& c, const dist::Group& world, a
     if (world.rank() == 0)
         log::info(fmt::format("training.gradient_checkpointing selective: {} in backward, to fit {:.1f} GiB", chosen.empty() ? "nothing is computed again" : fmt::format("{} computed again", fmt::join(chosen, ", ")), budget / (1 << 30)));
     return chosen;
+}
+
+/// A copy of t on the host; of a GPU's tensor it is there after the next wait for the device.
+Tensor to_host(const Tensor& t) {
+    return t.is_cpu() ? t.clone() : t.to(t.options().device(at::kCPU).pinned_memory(true), /*non_blocking=*/true);
 }
 
 double max_vio(const Tensor& counts_LE, const std::vector<int64_t>& layers) {
@@ -84,7 +90,11 @@ Run::Run(const Config& config, const RunOptions& options, const dist::Group& wor
     loss_scale_ = LossScale(config_.training.use_fp16);
     int64_t layers = config_.model.num_layers + config_.training.mtp_depth(), E = config_.model.moe.num_experts;
     ledger_ = std::make_unique<routing::Ledger>(layers, E, int64_t(loader_->domains().size()), device);
-    if (config_.model.moe.global_aux_loss_weight != 0) global_load_ = std::make_unique<routing::GlobalLoad>(layers, E, mesh_.stage, device);
+    interventions_ = std::make_unique<Interventions>(*model_);
+    interventions_->set_compiler(options_.compiler);
+    interventions_->set_config_changer([this](const Values& changes) { return change_config(changes); });
+    first_config_ = config_;
+    open_global_load();
     executor_ = std::make_unique<Executor>(*model_);
     executor_->set_recompute(recompute_spans(*model_, config_.training.gradient_checkpointing, recomputed(config_, mesh_.world, device)));
     std::string obstacle;
@@ -143,7 +153,7 @@ std::vector<MicroBatch> Run::load_batch() {
     auto& t = config_.training;
     int64_t sequences = sequences_of_step(t, tokens_, mesh_.dp.size(), *loader_), mine = sequences / mesh_.dp.size(), first = mesh_.dp.rank() * mine, per = t.micro_batch_size;
     step_tokens_ = sequences * t.seq_length;
-    data::Batch batch = loader_->next(sequences, first, mine);
+    data::Batch batch = interventions_->controls().data ? scripted_batch(sequences, first, mine) : loader_->next(sequences, first, mine);
     std::vector<double> totals = count_targets(batch);
     std::vector<MicroBatch> out;
     for (int64_t row = 0; row < mine; row += per) {
@@ -175,13 +185,13 @@ void Run::compute(std::vector<MicroBatch>& batches) {
         if (mode_ == Mode::attached) executor_->run_attached(batches);
         else {
             Program program = schedule(config_.distributed.pipeline_schedule, {int(model_->segments().size()), int(batches.size()), mesh_.pp.rank(), mesh_.num_stages(), defer_});
-            graph_ ? graph_->run(program, batches) : executor_->execute(program, batches);
+            graph_ && !model_->has_interventions() ? graph_->run(program, batches) : executor_->execute(program, batches);
         }
     } catch (const c10::OutOfMemoryError& e) {
         undo();
         release_cached_memory(model_->options().device);
         std::string text = e.what_without_backtrace();
-        MOE_THROW(memory, fmt::format("step {}", step_ + 1), text.substr(0, std::min(text.find(" Of the allocated"), text.find('\n'))), "a step that fits",
+        MOE_THROW(memory, fmt::format("step {}", current_step() + 1), text.substr(0, std::min(text.find(" Of the allocated"), text.find('\n'))), "a step that fits",
                   "lower training.micro_batch_size (more of them make up for it) or seq_length, or set training.gradient_checkpointing to selective or full; the step is undone, the run can go on");
     } catch (...) {
         undo();
@@ -193,7 +203,12 @@ void Run::compute(std::vector<MicroBatch>& batches) {
 void Run::balance(const Tensor& counts_LE) {
     auto& c = config_.model.moe;
     if (!c.use_aux_loss_free || (c.bias_freeze_step && step_ >= *c.bias_freeze_step)) return;
-    for (int64_t layer : model_->routed_layers()) routing::update_bias(model_->bias(layer), counts_LE[layer], c.bias_update_speed, c.bias_update_rule);
+    for (int64_t layer : model_->routed_layers()) {
+        const routing::Intervention* change = model_->intervention(layer);
+        if (change && change->bias_frozen) continue;
+        if (auto next = scripted_biases_.find(layer); next != scripted_biases_.end()) model_->bias(layer).copy_(next->second);
+        else routing::update_bias(model_->bias(layer), counts_LE[layer], c.bias_update_speed, c.bias_update_rule);
+    }
 }
 
 /// A step that is not updated from: a warning and an event that name the first tensor with a gradient that is not finite. Under ZeRO, pipeline
@@ -206,14 +221,18 @@ void Run::report_skip(const StepMetrics& m) {
     add_event("skip", {{"first", where}});
 }
 
-/// The losses of all ranks' micro-batches.
-void Run::sum_losses(const std::vector<MicroBatch>& batches, StepMetrics& m) {
+/// This rank's losses by name, float64 [4], on their way to the host.
+Tensor Run::losses_of(const std::vector<MicroBatch>& batches) const {
     const char* names[] = {"loss", "mtp", "balance", "z"};
     std::vector<Tensor> by_name(4, at::zeros({}, at::TensorOptions().dtype(at::kDouble).device(model_->options().device)));
     for (auto& batch : batches)
         for (int i = 0; i < 4; ++i)
             if (auto it = batch.losses.find(names[i]); it != batch.losses.end()) by_name[size_t(i)] = by_name[size_t(i)] + it->second;
-    Tensor sums = at::stack(by_name).to(at::kCPU);
+    return to_host(at::stack(by_name));
+}
+
+/// The losses of all ranks' micro-batches.
+void Run::sum_losses(Tensor sums, StepMetrics& m) {
     mesh_.world.all_reduce(sums);
     auto sum = [&](int i) { return sums[i].item<double>(); };
     m.loss = sum(0);
@@ -221,12 +240,12 @@ void Run::sum_losses(const std::vector<MicroBatch>& batches, StepMetrics& m) {
     m.balance_loss = sum(2) + sum(3);
 }
 
-/// The step's counts, summed over the ranks, out of the ledger.
+/// The step's counts, summed over the ranks, out of the ledger and on their way to the host.
 void Run::take_counts() {
     RECORD_USER_SCOPE("counts");
     ledger_->reduce(mesh_.world);
-    last_counts_by_domain_ = ledger_->counts_by_domain();
-    last_dropped_ = ledger_->dropped();
+    last_counts_by_domain_ = to_host(ledger_->counts_by_domain());
+    last_dropped_ = to_host(ledger_->dropped());
     ledger_->clear();
 }
 
@@ -243,15 +262,24 @@ void Run::apply(StepMetrics& m) {
         ++skipped_;
     } else {
         skipped_in_a_row_ = 0;
-        update(model_->store(), config_.training, m.lr, m.grad_norm, ++updates_, scale);
+        if (interventions_->controls().optimizer) update_by_script(m.lr, m.grad_norm, scale);
+        else update(model_->store(), config_.training, m.lr, m.grad_norm, updates_ + 1, scale);
+        ++updates_;
     }
 }
 
 StepMetrics Run::step() {
     MOE_CHECK(!is_closed_, state, "run", "a step of a run that was closed", "a live one", "moe.resume takes over the folder of a run of the same session");
+    check_between_steps("run:train");
+    struct InStep {
+        bool& flag;
+        ~InStep() { flag = false; }
+    } in_step{is_in_step_};
+    is_in_step_ = true;
+    if (std::exchange(has_foreign_grads_, false)) model_->store().zero_grads();
     auto start = std::chrono::steady_clock::now();
     StepMetrics m;
-    m.lr = learning_rate(config_.training, step_, num_steps_);
+    m.lr = next_learning_rate();
     auto position = loader_->state();
     std::vector<MicroBatch> batches;
     try {
@@ -261,14 +289,24 @@ StepMetrics Run::step() {
         loader_->restore(position);
         throw;
     }
-    // On a GPU the norm is the step's first wait for the device and its only long one. Between it and the update the device has nothing to do, so
-    // the host does there only what waits for the device, and the rest while the update runs.
+    // On a GPU the norm is what the host waits for, once; what it needs besides is on its way by then. Between the norm and the update the device has nothing to do, so the host
+    // does the rest while the update runs.
     model_->store().reduce_grads();
-    m.grad_norm = grad_norm(model_->store(), mesh_.world) / loss_scale_.value();
-    sum_losses(batches, m);
+    Tensor losses = losses_of(batches);
     take_counts();
-    apply(m);
+    m.grad_norm = grad_norm(model_->store(), mesh_.world) / loss_scale_.value();
+    sum_losses(losses, m);
     last_counts_ = last_counts_by_domain_.sum(1);
+    LossScale scale = loss_scale_;
+    try {
+        make_scripted_biases();
+        apply(m);
+    } catch (...) {                                    // a script: weights change only where all of it went well
+        loss_scale_ = scale;
+        model_->store().zero_grads();
+        loader_->restore(position);
+        throw;
+    }
     m.drop_rate = double(last_dropped_.sum().item<int64_t>()) / double(std::max<int64_t>(1, last_counts_.sum().item<int64_t>()));
     m.max_vio = max_vio(last_counts_, routed_layers());
     if (!m.skipped) balance(last_counts_);
@@ -308,7 +346,7 @@ void Run::validate_at_interval() {
     Evaluation e = evaluate();
     if (mesh_.world.rank() != 0) return;
     std::vector<std::pair<std::string, double>> values = {{"validation_loss", e.loss}};
-    std::string line = fmt::format("validation: step: {} mean: {:.5f}", step_, e.loss);
+    std::string line = fmt::format("validation: step: {} mean: {:.5f}", current_step(), e.loss);
     if (config_.validation.by_domain)
         for (auto& [name, loss] : e.by_domain) {
             values.emplace_back("validation_loss/" + name, loss);
@@ -319,7 +357,7 @@ void Run::validate_at_interval() {
         line += fmt::format(" mtp_acceptance_{}: {:.3f}", k + 1, e.acceptance[k]);
     }
     if (metrics_) write_on_rank_0([&] { metrics_->scalars(step_, attempt_, values); });
-    nlohmann::ordered_json json = {{"step", step_}};
+    nlohmann::ordered_json json = {{"step", current_step()}};
     for (auto& [key, value] : values) json[key] = value;
     say(line, json.dump());
 }
@@ -347,6 +385,7 @@ Evaluation Run::evaluate(routing::Trace* trace, int64_t max_batches) {
     Tensor sum = at::zeros({2, D}, at::kDouble), accepted = at::zeros({2, depth}, at::kDouble);      // loss and tokens by domain; agreements and places by module
     if (trace) trace->set_domains(loader->domains());
     for (int64_t i = 0; i < (max_batches > 0 ? max_batches : config_.validation.max_batches); ++i) {
+        throw_if_interrupted();
         data::Batch b = loader->next(per * ranks, per * mesh_.dp.rank(), per);
         MicroBatch batch = model_->micro_batch(b.ids, b.targets, b.domain, b.doc_start, config_.data.packing && config_.data.document_mask);
         Tensor losses;
@@ -354,7 +393,7 @@ Evaluation Run::evaluate(routing::Trace* trace, int64_t max_batches) {
         batch.token_loss = &losses;
         batch.trace = trace;
         if (depth > 0) batch.predicted = &predicted;
-        if (trace) trace->begin(batch.ids_T, batch.domain_T);
+        if (trace) trace->begin(batch.ids_T, batch.domain_T, batch.S);
         executor_->run_forward(batch);
         if (!mesh_.is_last()) continue;
         Tensor counted = batch.targets_T.ge(0).to(at::kCPU, at::kDouble), domain = batch.domain_T.to(at::kCPU, at::kLong).clamp_min(0);

@@ -6,12 +6,15 @@
 #include "core/model/model.h"
 #include "core/store/folder_lock.h"
 #include "core/train/checkpointing.h"
+#include "core/train/step_edge.h"
+#include "core/train/interventions.h"
 #include "core/train/loss_scale.h"
 #include "core/train/step_graph.h"
 #include "core/train/step_program.h"
 
 #include <nlohmann/json_fwd.hpp>
 
+#include <atomic>
 #include <exception>
 #include <functional>
 #include <memory>
@@ -57,6 +60,7 @@ struct RunOptions {
     bool console = true;                  ///< log lines on standard output (rank 0)
     bool json = false;                    ///< as one JSON object a line
     std::string resume;                   ///< checkpoint to go on from (train/resume.h: a path, a name, "last"); "" for a new run
+    ScriptCompiler compiler;              ///< makes functions of interventions; without it there can be none
 };
 
 /// Owns model, data, optimizer state and log folder; every rank of a job has one and calls the same methods.
@@ -92,9 +96,38 @@ public:
     /// How often the run was resumed.
     int64_t attempt() const { return attempt_; }
 
+    /// Does an intervention (train/interventions.h), between steps: an event of the log that the state carries on. Throws moe::Error as
+    /// Interventions::apply, (state) inside of a step.
+    Change intervene(const std::string& what, const Values& args);
+    Change set_parameter(const std::string& name, const Tensor& value);
+    /// Takes one back; id 0: the latest. An event as well.
+    Change undo(int64_t id = 0);
+    const Interventions& interventions() const { return *interventions_; }
+    /// Keys of the configuration that may change between steps.
+    static const std::vector<std::string>& live_keys();
+    /// Every event so far that belongs to this state, oldest first: lines of events.jsonl.
+    const std::vector<std::string>& events() const { return events_; }
+    /// The configuration that step 0 began with.
+    const Config& first_config() const { return first_config_; }
+    /// Does again what events (of another run with the same first configuration) say at the run's present step. Throws moe::Error (state)
+    /// for one that was not stored.
+    void replay(const Values& event);
+    /// Goes back, or forward, to the state of a checkpoint of the same model, in place: weights, optimizer, data, interventions and keys
+    /// that may change. Steps from here on belong to the next attempt. Throws moe::Error as find_checkpoint and load_state.
+    void restore_from(const std::string& what);
+    /// Where a step asks between its segments, and an evaluation between its batches, whether to give up (one rank only): null for never.
+    /// What was given up is undone and throws moe::Error (interrupted).
+    void set_interrupt(const std::atomic<bool>* flag);
+    /// Held by whoever steps or touches the run while another thread may do so.
+    StepEdge& edge() { return edge_; }
+    /// Somebody else has added to the main gradients: the next step begins with none.
+    void forget_grads() { has_foreign_grads_ = true; }
+    /// Learning rate of the next step.
+    double next_learning_rate() const;
+
     const Config& config() const { return config_; }
     Model& model() { return *model_; }
-    int64_t current_step() const { return step_; }        ///< steps done
+    int64_t current_step() const { return step_; }        ///< steps done; may be asked while another thread trains
     int64_t num_steps() const { return num_steps_; }      ///< length of the run by the configuration
     const std::string& folder() const { return folder_; } ///< "" without one
     LossScale& loss_scale() { return loss_scale_; }       ///< part of a run's state under fp16
@@ -112,7 +145,8 @@ private:
     double noise_std() const;
     std::vector<MicroBatch> load_batch();
     void compute(std::vector<MicroBatch>& batches);
-    void sum_losses(const std::vector<MicroBatch>& batches, StepMetrics& m);
+    Tensor losses_of(const std::vector<MicroBatch>& batches) const;
+    void sum_losses(Tensor sums, StepMetrics& m);
     void take_counts();
     void apply(StepMetrics& m);
     void balance(const Tensor& counts);
@@ -121,9 +155,21 @@ private:
     void record(const StepMetrics& m);
     void validate_at_interval();
     void say(const std::string& line, const std::string& json);
+    // run_interventions.cpp
+    Values change_config(const Values& changes);
+    void check_between_steps(const std::string& op) const;
+    void log_change(const std::string& event, const Change& change, const Values& args);
+    void open_global_load();
+    int64_t num_steps_of_config() const;
+    data::Batch scripted_batch(int64_t sequences, int64_t first, int64_t count) const;
+    void update_by_script(double lr, double norm, double scale);
+    void make_scripted_biases();
+    void throw_if_interrupted() const;
     // run_saving.cpp
     void find_resumed();
+    void keep_live_changes(const store::Checkpoint& checkpoint);
     void restore();
+    void restore_state(const store::Checkpoint& checkpoint);
     void open_folder(const std::string& device);
     nlohmann::json state() const;
     void begin_periodic_save();
@@ -131,7 +177,7 @@ private:
     void add_event(const std::string& event, const nlohmann::ordered_json& facts);
     void write_on_rank_0(const std::function<void()>& f);
     void settle_writes();
-    Config config_;
+    Config config_, first_config_;
     RunOptions options_;
     StopListener stop_listener_;
     std::string folder_, log_path_;
@@ -153,7 +199,14 @@ private:
     Mode mode_ = Mode::scheduled;
     bool defer_ = false;
     LossScale loss_scale_;
-    int64_t step_ = 0, updates_ = 0, num_steps_ = 0, tokens_ = 0, step_tokens_ = 0, skipped_ = 0, skipped_in_a_row_ = 0;
+    std::unique_ptr<Interventions> interventions_;
+    Values live_changes_ = Values::object();                    ///< keys that were changed between steps, with the first configuration's values
+    StepEdge edge_;
+    const std::atomic<bool>* interrupt_ = nullptr;
+    bool is_in_step_ = false, has_foreign_grads_ = false;
+    std::map<int64_t, Tensor> scripted_biases_;             ///< by layer: what the step at hand ends with
+    std::atomic<int64_t> step_ = 0;
+    int64_t updates_ = 0, num_steps_ = 0, tokens_ = 0, step_tokens_ = 0, skipped_ = 0, skipped_in_a_row_ = 0;
     double flops_per_token_ = 0, peak_flops_ = 0;
     Tensor last_counts_, last_counts_by_domain_, last_dropped_;
 };

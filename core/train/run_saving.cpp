@@ -13,6 +13,7 @@
 #include <chrono>
 #include <ctime>
 #include <filesystem>
+#include <regex>
 #include <utility>
 
 namespace fs = std::filesystem;
@@ -40,6 +41,7 @@ void Run::find_resumed() {
     path = shared_text(path, world);
     agree(world, [&] {
         resumed_ = std::make_unique<store::Checkpoint>(path);
+        keep_live_changes(*resumed_);
         check_changes(saved_config(*resumed_), config_);
     });
     if (!options_.log_folder) return;
@@ -50,22 +52,44 @@ void Run::find_resumed() {
     folder_ = shared_text(folder_, world);
 }
 
+/// Keys that were changed while the saved run lived stay as they were saved, where the configuration still has the value that the run began with.
+void Run::keep_live_changes(const store::Checkpoint& checkpoint) {
+    with_meta(checkpoint, [&](const Json& meta) {
+        Json saved = Json(to_json(saved_config(checkpoint))), now = Json(to_json(config_)), take = Json::object();
+        for (const auto& [key, first] : meta.value("live_changes", Json::object()).items()) {
+            auto at = Json::json_pointer("/" + std::regex_replace(key, std::regex("\\."), "/"));
+            if (now.at(at) == first) take[at] = saved.at(at);
+        }
+        if (!take.empty()) config_ = with_overrides(config_, take);
+    });
+}
+
 /// The state of the checkpoint: everything that the next step depends on.
 void Run::restore() {
-    load_state(*model_, *resumed_);
+    restore_state(*resumed_);
+    saved_step_ = step_;
+}
+
+void Run::restore_state(const store::Checkpoint& checkpoint) {
+    load_state(*model_, checkpoint);
     agree(mesh_.world, [&] {
-        with_meta(*resumed_, [&](const Json& meta) {
-            step_ = meta.at("step");
+        with_meta(checkpoint, [&](const Json& meta) {
+            step_ = meta.at("step").get<int64_t>();
             updates_ = meta.at("updates");
             tokens_ = meta.at("tokens");
             skipped_ = meta.at("skipped");
             skipped_in_a_row_ = meta.at("skipped_in_a_row");
             loss_scale_.restore(meta.at("loss_scale"));
             loader_->restore(meta.at("data"));
+            events_.clear();
             for (const auto& event : meta.at("events")) events_.push_back(event.dump());
+            if (meta.contains("first_config")) first_config_ = config_from_json(meta.at("first_config"));
+            live_changes_ = meta.value("live_changes", Json::object());
+            Json none = {{"next_id", 1}, {"items", Json::array()}};
+            for (const std::string& lost : interventions_->restore(meta.value("interventions", none)))
+                if (mesh_.world.rank() == 0) log::warn(fmt::format("an intervention was made with replay = false and is off now: {}", lost));
         });
     });
-    saved_step_ = step_;
 }
 
 /// Log, metrics and checkpoints: in a new folder, or in that of the run that is resumed.
@@ -94,11 +118,11 @@ void Run::open_folder(const std::string& device) {
     settle_writes();
 }
 
-Json Run::state() const {
+nlohmann::json Run::state() const {
     Json events = Json::array();
     for (const auto& line : events_) events.push_back(Json::parse(line));
-    return {{"step", step_}, {"updates", updates_}, {"tokens", tokens_}, {"skipped", skipped_}, {"skipped_in_a_row", skipped_in_a_row_}, {"loss_scale", loss_scale_.state()}, {"data", loader_->state()}, {"events", events},
-            {"config", to_json(config_)}, {"attempt", attempt_}, {"run_folder", folder_.empty() ? "" : fs::absolute(folder_).string()}, {"world_size", mesh_.world.size()},
+    return {{"step", current_step()}, {"updates", updates_}, {"tokens", tokens_}, {"skipped", skipped_}, {"skipped_in_a_row", skipped_in_a_row_}, {"loss_scale", loss_scale_.state()}, {"data", loader_->state()}, {"events", events},
+            {"config", to_json(config_)}, {"first_config", to_json(first_config_)}, {"live_changes", Json(live_changes_)}, {"interventions", interventions_->state()}, {"attempt", attempt_}, {"run_folder", folder_.empty() ? "" : fs::absolute(folder_).string()}, {"world_size", mesh_.world.size()},
             {"optimizer", {{"name", config_.training.optimizer}, {"num_moments", model_->options().num_moments}}}};
 }
 
@@ -112,6 +136,58 @@ std::string Run::save(const std::string& name) {
     add_event("save", {{"path", path}});
     settle_writes();
     return path;
+}
+
+void Run::restore_from(const std::string& what) {
+    MOE_CHECK(!is_closed_, state, "run:restore", "a run that was closed", "a live one", "moe.resume takes over its folder");
+    check_between_steps("run:restore");
+    const auto& world = mesh_.world;
+    checkpoints_->finish();
+    std::string path;
+    on_rank_0(world, [&] {
+        std::string folder = folder_.empty() ? "" : checkpoint_folder(config_, folder_);
+        for (auto& saved : folder.empty() || what.find('/') != std::string::npos ? std::vector<store::SavedState>() : store::complete_checkpoints(folder)) {
+            if (saved.name == what) path = saved.path;
+        }
+        if (what == "last" && !folder.empty())
+            if (auto last = store::last_checkpoint(folder)) path = last->path;
+        if (path.empty()) path = find_checkpoint(what, config_.output_dir, options_.name.empty() ? config_.experiment_name : options_.name);
+    });
+    path = shared_text(path, world);
+    int64_t from = step_;
+    std::unique_ptr<store::Checkpoint> checkpoint;
+    Config saved;
+    agree(world, [&] {
+        checkpoint = std::make_unique<store::Checkpoint>(path);
+        saved = saved_config(*checkpoint);
+        std::vector<Problem> problems;
+        for (const auto& change : changes(config_, saved)) {
+            std::string key = change.at("key");
+            auto is = [&](const std::string& known) { return key == known || key.starts_with(known + "."); };
+            bool live = std::any_of(live_keys().begin(), live_keys().end(), is) || key == "model.moe.use_aux_loss_free" || std::any_of(changeable_keys().begin(), changeable_keys().end(), is);
+            if (!live) problems.push_back({key, change.at("new").dump(), change.at("old").dump(), ""});
+        }
+        throw_problems(ErrorKind::config, "run:restore: a checkpoint of another model or data", problems);
+    });
+    Config next = config_;                              // only what may change between steps comes back
+    next.model.moe = saved.model.moe;
+    next.training = saved.training;
+    next.validation = saved.validation;
+    next.data.sources = saved.data.sources;
+    if (!(next.data == config_.data)) loader_ = data::open_loader(next, /*validation=*/false);
+    config_ = next;
+    model_->adopt(config_);
+    open_global_load();
+    if (graph_) graph_->reset();
+    restore_state(*checkpoint);
+    num_steps_ = num_steps_of_config();
+    is_stopping_ = false;
+    ++attempt_;
+    std::string id = shared_text(fmt::format("{} {} {}", folder_, attempt_, std::chrono::system_clock::now().time_since_epoch().count()), world);
+    checkpoints_ = std::make_unique<Checkpointing>(config_, folder_.empty() ? "" : checkpoint_folder(config_, folder_), attempt_, id, world);
+    add_event("restore", {{"from", path}, {"from_step", from}});
+    saved_step_ = -1;
+    settle_writes();
 }
 
 void Run::begin_periodic_save() {
@@ -146,7 +222,7 @@ void Run::at_edge() {
     if (stops_now) {
         is_stopping_ = true;
         add_event("stop", {{"saved", saved_step_ == step_}});
-        if (world.rank() == 0) log::info(fmt::format("stopped after step {}{}", step_, saved_step_ == step_ ? "; it is saved" : ""));
+        if (world.rank() == 0) log::info(fmt::format("stopped after step {}{}", current_step(), saved_step_ == step_ ? "; it is saved" : ""));
         if (stop_file) fs::remove(folder_ + "/stop", ignored);
     }
     if (write_failed || stops_now) settle_writes();                         // throws
@@ -154,7 +230,7 @@ void Run::at_edge() {
 
 /// A line of events.jsonl; the state carries it on.
 void Run::add_event(const std::string& event, const nlohmann::ordered_json& facts) {
-    nlohmann::ordered_json line = {{"step", step_}, {"attempt", attempt_}, {"time", std::time(nullptr)}, {"event", event}};
+    nlohmann::ordered_json line = {{"step", current_step()}, {"attempt", attempt_}, {"time", std::time(nullptr)}, {"event", event}};
     line.update(facts);
     events_.push_back(line.dump(-1, ' ', false, Json::error_handler_t::replace));
     if (!folder_.empty()) write_on_rank_0([&] { append_event(folder_, events_.back()); });

@@ -2,6 +2,7 @@
 
 #include "core/base/error.h"
 #include "core/base/log.h"
+#include "core/kernels/linear/linear.h"
 #include "core/kernels/mla/attention.h"
 
 #include <ATen/ATen.h>
@@ -60,7 +61,7 @@ bool StepGraph::takes(const Config& c, const Model& model, std::string* why) {
     refuse(c.model.moe.router_noise_std > 0, "noise of the router");
     refuse(c.model.mla.d_model % 8 || c.model.moe.expert_intermediate_size % 8, "widths of experts that are no multiples of 8");
     bool documents = c.data.packing && c.data.document_mask;
-    refuse(documents && (!kernels::masks_documents(c.training.seq_length) || c.model.num_kv_heads() != c.model.mla.num_heads), "packed documents whose number is waited for");
+    refuse(documents && (!kernels::masks_documents(c.training.seq_length) || c.model.num_kv_heads() != c.model.mla.num_heads || c.model.mla.sliding_window), "packed documents whose number is waited for");
     if (why) *why = reason;
     return reason.empty();
 }
@@ -98,6 +99,11 @@ void copy_tensors(std::vector<MicroBatch>& from, std::vector<MicroBatch>& to) {
 }
 }  // namespace
 
+/// A record reads the weights' E4M3 copies and makes none: an optimizer may have left them, and then there is nothing to do.
+void StepGraph::refresh_copies() {
+    for (auto& w : model_.weights()) kernels::refresh_fp8(w);
+}
+
 void StepGraph::record(const Program& program, const std::vector<MicroBatch>& batches) {
     auto made = std::make_unique<Record>();
     made->batches = batches;
@@ -113,7 +119,7 @@ void StepGraph::record(const Program& program, const std::vector<MicroBatch>& ba
     std::vector<MicroBatch> now = batches;
     fill_factors(now, made->factors);
     copy_tensors(now, made->batches);                      // also tells whoever keeps what follows from doc_start that it has changed
-    for (auto& w : model_.weights()) w->fp8.version = -1;    // the record makes the E4M3 copies, as every replay must
+    refresh_copies();
     c10::cuda::device_synchronize();
     c10::cuda::CUDACachingAllocator::emptyCache();         // a record's memory is its own: the steps before must not keep theirs beside it
     auto stream = c10::cuda::getStreamFromPool(/*isHighPriority=*/false, model_.options().device.index());
@@ -154,12 +160,18 @@ void StepGraph::run(const Program& program, std::vector<MicroBatch>& batches) {
     }
     fill_factors(batches, record_->factors);
     copy_tensors(batches, record_->batches);
+    refresh_copies();
     record_->graph.replay();
     model_.store().mark_grads_written();
     for (size_t i = 0; i < batches.size(); ++i) batches[i].losses = record_->batches[i].losses;
 }
+void StepGraph::reset() {
+    record_.reset();
+    seen_ = 0;
+}
 #else
 struct StepGraph::Record {};
+void StepGraph::reset() {}
 StepGraph::StepGraph(Executor& executor, Model& model) : executor_(executor), model_(model) {}
 StepGraph::~StepGraph() = default;
 bool StepGraph::is_recorded() const { return false; }

@@ -20,6 +20,8 @@ public:
 
     /// As Executor::execute. Other shapes than before begin anew.
     void run(const Program& program, std::vector<MicroBatch>& batches);
+    /// Forgets the record: what steps compute has changed. The next steps begin anew.
+    void reset();
     /// True once steps are replayed.
     bool is_recorded() const;
     /// Whether replaying is likely to pay: the kernels of a step are short.
@@ -27,6 +29,7 @@ public:
 
 private:
     struct Record;
+    void refresh_copies();
     void record(const Program& program, const std::vector<MicroBatch>& batches);
     Executor& executor_;
     Model& model_;

@@ -171,6 +171,7 @@ void Executor::execute(const Program& program, std::vector<MicroBatch>& batches)
     slots_.assign(batches.size(), {{"anchor", anchor()}});
     grads_.assign(batches.size(), {});
     for (auto& op : program) {
+        if (interrupt_ && *interrupt_) throw Error({ErrorKind::interrupted, "interrupted", "", "", "", "", -1, ""});
         RECORD_USER_SCOPE(phase_of(op));              // names a phase of moe.profile; nothing where no profile is being recorded
         switch (op.kind) {
             case OpKind::forward: forward(op.segment, op.micro_batch); break;

@@ -5,6 +5,7 @@
 
 #include <torch/csrc/autograd/edge.h>
 
+#include <atomic>
 #include <set>
 #include <string>
 #include <vector>
@@ -60,6 +61,8 @@ public:
     Tensor run_attached(std::vector<MicroBatch>& batches);
     /// recompute_spans() of the model; all −1 at first.
     void set_recompute(std::vector<int> spans);
+    /// Asked between operations: where it is true the program ends with moe::Error (interrupted). Null for never. For one rank: others would wait.
+    void set_interrupt(const std::atomic<bool>* flag) { interrupt_ = flag; }
     /// Forward only, nothing kept: evaluation. On several stages every rank calls it.
     Tensor run_forward(MicroBatch& batch);
 
@@ -82,6 +85,7 @@ private:
     Tensor anchor() const;
 
     Model& model_;
+    const std::atomic<bool>* interrupt_ = nullptr;
     std::vector<int> spans_;
     std::vector<MicroBatch>* batches_ = nullptr;
     std::vector<std::set<std::string>> done_;        ///< by segment: what it reads as the last one

@@ -286,21 +286,33 @@ int pairs_of(lua_State* L) {
 
 const Binding kFunctions[] = {
     {"config", config,
-     "moe.config(name), moe.config(\"file.json\"), moe.config { model = { … } }: a configuration: a ready one (moe.config_names() lists them), a file's, or a table's over the defaults. cfg.model.moe.num_experts reads a key."},
-    {"config_names", names, "moe.config_names(): names of the ready configurations."},
-    {"config_about", about, "moe.config_about(name): what a ready configuration is, in a line."},
-    {"config_keys", keys, "moe.config_keys(): a Markdown table of every key, its default and its meaning."},
+     "moe.config(name), moe.config(\"file.json\"), moe.config { model = { … } }: a configuration: a ready one (moe.config_names() lists them), a file's, or a table's over the defaults. cfg.model.moe.num_experts reads a key.\n"
+     "Example: print(moe.config(\"tiny\").model.moe.num_experts)"},
+    {"config_names", names, "moe.config_names(): names of the ready configurations.\n"
+     "Example: print(table.concat(moe.config_names(), \", \"))"},
+    {"config_about", about, "moe.config_about(name): what a ready configuration is, in a line.\n"
+     "Example: print(moe.config_about \"tiny\")"},
+    {"config_keys", keys, "moe.config_keys(): a Markdown table of every key, its default and its meaning.\n"
+     "Example: print(#moe.config_keys())"},
 };
 const Binding kMethods[] = {
-    {"with", with, "cfg:with { model = { moe = { num_experts = 16 } } }: a changed copy; dotted keys (\"model.moe.num_experts\") work too, moe.null is null. Printing it marks the differences."},
-    {"assign", assign, "cfg:assign { \"model.moe.num_experts=16\", \"training.train_steps=null\" }: a changed copy by key=value texts as on the command line: a key's type says how its text is read."},
-    {"params", params, "cfg:params(): {total, active (a token's, without the embedding), flops_per_token (forward and backward at training.seq_length, the causal half of attention counted), flops_per_token_full (all of it: torchtitan's rule), mtp, router_bias}."},
-    {"num_steps", num_steps, "cfg:num_steps {ranks = 1}: optimizer steps of a run, by training.train_steps, total_training_tokens or tokens_per_parameter_ratio; nil where none is set."},
-    {"num_tokens", num_tokens, "cfg:num_tokens {ranks = 1}: tokens that those steps see, a batch ramp's smaller steps as they are; nil where no length is set."},
-    {"memory", memory, "cfg:memory {ranks = 1}: bytes that training needs on the fullest rank: {weights, gradients, optimizer (master weights and moments), activations (an estimate, within about a factor of two), total}."},
-    {"to_table", to_table, "cfg:to_table(): all keys as nested tables."},
+    {"with", with, "cfg:with { model = { moe = { num_experts = 16 } } }: a changed copy; dotted keys (\"model.moe.num_experts\") work too, moe.null is null. Printing it marks the differences.\n"
+     "Example: print(moe.config \"tiny\":with { model = { moe = { num_experts = 16 } }, [\"training.learning_rate\"] = 1e-4 }.model.moe.num_experts)"},
+    {"assign", assign, "cfg:assign { \"model.moe.num_experts=16\", \"training.train_steps=null\" }: a changed copy by key=value texts as on the command line: a key's type says how its text is read.\n"
+     "Example: print(moe.config \"tiny\":assign { \"training.train_steps=null\" }.training.train_steps)"},
+    {"params", params, "cfg:params(): {total, active (a token's, without the embedding), flops_per_token (forward and backward at training.seq_length, the causal half of attention counted), flops_per_token_full (all of it: torchtitan's rule), mtp, router_bias}.\n"
+     "Example: print(moe.config \"tiny\":params().total)"},
+    {"num_steps", num_steps, "cfg:num_steps {ranks = 1}: optimizer steps of a run, by training.train_steps, total_training_tokens or tokens_per_parameter_ratio; nil where none is set.\n"
+     "Example: print(moe.config \"cpu_quick\":with { training = { train_steps = 20 } }:num_steps())"},
+    {"num_tokens", num_tokens, "cfg:num_tokens {ranks = 1}: tokens that those steps see, a batch ramp's smaller steps as they are; nil where no length is set.\n"
+     "Example: print(moe.config \"cpu_quick\":with { training = { train_steps = 20 } }:num_tokens())"},
+    {"memory", memory, "cfg:memory {ranks = 1}: bytes that training needs on the fullest rank: {weights, gradients, optimizer (master weights and moments), activations (an estimate, within about a factor of two), total}.\n"
+     "Example: print(moe.format_bytes(moe.config \"tiny\":memory().total))"},
+    {"to_table", to_table, "cfg:to_table(): all keys as nested tables.\n"
+     "Example: print(moe.config \"tiny\":to_table().model.num_layers)"},
     {"save", save, "cfg:save(path): writes all keys as a JSON file. Returns cfg."},
-    {"validate", check_values, "cfg:validate {built = true}: raises one error that lists everything wrong, or not built yet; built = false asks for the first alone. Returns cfg."},
+    {"validate", check_values, "cfg:validate {built = true}: raises one error that lists everything wrong, or not built yet; built = false asks for the first alone. Returns cfg.\n"
+     "Example: print(pcall(function() moe.config \"tiny\":with { training = { seq_length = 0 } }:validate() end))"},
 };
 std::vector<std::string> method_names() {
     std::vector<std::string> names;

@@ -78,6 +78,70 @@ void throw_if_interrupted(lua_State* L) {
     if (control(L).interrupted) throw Error({ErrorKind::interrupted, "interrupted", "", "", "", "", -1, ""});
 }
 
+void StateLock::lock() { take(1); }
+
+void StateLock::take(int depth) {
+    if (depth == 0) return;
+    std::unique_lock guard(mutex_);
+    auto me = std::this_thread::get_id();
+    if (depth_ == 0 || owner_ != me) {
+        free_.wait(guard, [&] { return depth_ == 0; });
+        owner_ = me;
+    }
+    depth_ += depth;
+}
+
+void StateLock::release(int depth) {
+    {
+        std::lock_guard guard(mutex_);
+        depth_ -= depth;
+        if (depth_ > 0) return;
+        owner_ = {};
+    }
+    free_.notify_one();
+}
+
+int StateLock::release_all() {
+    int depth = 0;
+    {
+        std::lock_guard guard(mutex_);
+        if (owner_ != std::this_thread::get_id()) return 0;
+        std::swap(depth, depth_);
+        owner_ = {};
+    }
+    free_.notify_one();
+    return depth;
+}
+
+Unlocked::Unlocked(lua_State* L) : L_(L), depth_(control(L).lock->release_all()) {}
+
+Unlocked::~Unlocked() {
+    Control& c = control(L_);
+    c.lock->take(depth_);
+    c.running = L_;
+    if (c.interrupted) arm(L_);
+}
+
+Control& session_control(lua_State* L) {
+    lua_rawgeti(L, LUA_REGISTRYINDEX, LUA_RIDX_MAINTHREAD);
+    lua_State* main = lua_tothread(L, -1);
+    lua_pop(L, 1);
+    return control(main);
+}
+
+void remember_chunk(Control& control, const std::string& name, const std::string& text) {
+    constexpr size_t kMost = 500, kLongest = 1 << 20;
+    if (text.size() > kLongest) return;
+    control.chunks.emplace_front(name, text);
+    if (control.chunks.size() > kMost) control.chunks.pop_back();
+}
+
+void end_background(Control& control) {
+    for (auto& weak : std::exchange(control.background, {}))
+        if (auto work = weak.lock()) work->end();
+    *control.alive = false;
+}
+
 void open_coroutines(lua_State* L) {
     lua_getglobal(L, "coroutine");
     set_functions(L, "coroutine.", kCoroutines);

@@ -3,11 +3,44 @@
 #include <lua.hpp>
 
 #include <atomic>
+#include <condition_variable>
+#include <deque>
 #include <functional>
+#include <memory>
+#include <mutex>
 #include <string>
 #include <string_view>
+#include <thread>
+#include <utility>
+#include <vector>
 
 namespace moe::lua {
+
+/// The lock of a Lua state: whoever calls its API holds it. Recursive. A session's public methods hold it while they run; a thread that trains in the
+/// background takes it for callbacks and hooks alone; a binding that waits lets it go (class Unlocked).
+class StateLock {
+public:
+    void lock();
+    void unlock() { release(1); }
+    /// Lets it go however often this thread has taken it, and gives how often that was; 0 where it does not hold it.
+    int release_all();
+    void take(int depth);
+
+private:
+    void release(int depth);
+    std::mutex mutex_;
+    std::condition_variable free_;
+    std::thread::id owner_;
+    int depth_ = 0;
+};
+
+/// Work of a session that goes on in a thread of its own.
+class Background {
+public:
+    virtual ~Background() = default;
+    /// Ends it at the next moment where that does no harm, and waits. Without the state's lock.
+    virtual void end() = 0;
+};
 
 struct Control {
     std::atomic<bool> interrupted = false;
@@ -18,11 +51,36 @@ struct Control {
     std::string device;                                  ///< "cpu", "cuda", or "" for what the configuration says
     bool ends_with_program = false;                      ///< what runs is a script or a command: an interrupt ends the process, not only it
     bool json = false;                                   ///< runs log one JSON object a line
+    std::function<void(std::string_view)> page;          ///< where long texts go that are there at once; unset: print
+    std::shared_ptr<StateLock> lock = std::make_shared<StateLock>();
+    std::shared_ptr<std::atomic<bool>> alive = std::make_shared<std::atomic<bool>>(true);   ///< false once the state is about to be closed: whoever holds a reference into it asks
+    std::deque<std::pair<std::string, std::string>> chunks;         ///< name and text of what was loaded last, newest first, for the source of its functions
+    std::vector<std::weak_ptr<Background>> background;              ///< ended before the state is closed
 };
 
 /// The control of a state; it lives in the state's extra space, which coroutines copy.
 inline Control*& control_slot(lua_State* L) { return *static_cast<Control**>(lua_getextraspace(L)); }
 inline Control& control(lua_State* L) { return *control_slot(L); }
+
+/// Notes the text of a chunk under the name that its functions have as their source ("=input", "@run.lua").
+void remember_chunk(Control& control, const std::string& name, const std::string& text);
+/// Ends all background work and marks the state as about to be closed. Without the lock.
+void end_background(Control& control);
+
+/// While it lives the state's lock is free: around waits of bindings. Nothing of the Lua API may be called meanwhile.
+class Unlocked {
+public:
+    explicit Unlocked(lua_State* L);
+    ~Unlocked();
+    Unlocked(const Unlocked&) = delete;
+
+private:
+    lua_State* L_;
+    int depth_;
+};
+
+/// The session's own control, also on a coroutine of a background thread, whose control() is that thread's.
+Control& session_control(lua_State* L);
 
 /// Throws moe::Error (interrupted) after an interrupt: long C++ calls ask between their steps.
 void throw_if_interrupted(lua_State* L);

@@ -47,8 +47,10 @@ ErrorKind kind_of_torch_message(const std::string& message) {
     if (has("out of memory") || has("can't allocate memory")) return ErrorKind::memory;
     if (has("CUDA error")) return ErrorKind::cuda;
     if (has("same device") || has("on device")) return ErrorKind::device;
-    if (has("dtype") || has("scalar type")) return ErrorKind::dtype;
+    if (has("dtype") || has("scalar type") || has("not implemented for '")) return ErrorKind::dtype;
     if (has("size") || has("shape") || has("imension") || has("range")) return ErrorKind::shape;
+    if (has("backward through the graph") || has("requires grad") || has("inplace operation")) return ErrorKind::state;
+    if (has("xpected") || has("must") || has("subscript") || has("not support") || has("can't be cast") || has("cannot")) return ErrorKind::usage;
     return ErrorKind::internal;
 }
 }  // namespace
@@ -66,7 +68,7 @@ void push_error(lua_State* L, const ErrorParts& parts) {
     set("got", parts.got);
     set("want", parts.want);
     set("hint", parts.hint);
-    set("where", place.empty() ? parts.where : place);
+    set("where", place.empty() || !parts.traceback.empty() ? parts.where : place);    // with a traceback it went through C++ from another place of Lua's
     lua_pushinteger(L, parts.rank);
     lua_setfield(L, -2, "rank");
     set("traceback", parts.traceback);

@@ -67,10 +67,13 @@ std::string text_of(lua_State* L, int index) {
         lua_pop(L, 1);
         if (is_type) {
             for (const char* list : {"__methods", "__fields"}) {
-                lua_getfield(L, index, list);
-                list_members(L, -1, *text);
+                lua_pushstring(L, list);
+                if (lua_rawget(L, index) == LUA_TTABLE) list_members(L, -1, *text);
                 lua_pop(L, 1);
             }
+        } else if (luaL_getmetafield(L, index, "__methods") == LUA_TTABLE) {      // an object of a type that is written in Lua
+            list_members(L, -1, *text);
+            lua_pop(L, 1);
         } else {
             list_members(L, index, *text);
         }
@@ -101,7 +104,8 @@ int help_text(lua_State* L) {
 int print_help(lua_State* L) {
     if (lua_gettop(L) == 0) lua_getglobal(L, "moe");
     help_text(L);
-    if (auto& out = control(L).print) out(check_string(L, -1, "text") + "\n");
+    Control& c = control(L);
+    if (auto& out = c.page ? c.page : c.print) out(check_string(L, -1, "text") + "\n");
     return 0;
 }
 
@@ -126,10 +130,11 @@ int documented(lua_State* L) {
 
 const Binding kFunctions[] = {
     {"help", print_help,
-     "help(x), help(x, \"name\"): prints what a function, module or object is, or one of its methods, fields or keys. help(cfg, \"model.moe.num_experts\") explains a key."},
-    {"help_text", help_text, "moe.help_text(x, name): the text that help prints."},
-    {"document", document, "moe.document(f, \"module.name\", text): gives a function or module written in Lua its help text. Returns it."},
-    {"documented", documented, "moe.documented(): name → value of everything that has a help text."},
+     "help(x), help(x, \"name\"): prints what a function, module or object is, or one of its methods, fields or keys. help(cfg, \"model.moe.num_experts\") explains a key.\nExample: help(moe.config \"tiny\", \"model.moe.num_experts\")"},
+    {"help_text", help_text, "moe.help_text(x, name): the text that help prints.\nExample: print(moe.help_text \"tensor:sum\")"},
+    {"document", document, "moe.document(f, \"module.name\", text): gives a function, a module or a type written in Lua (a metatable whose __methods lists its methods) its help text. Returns it. A line \"Example: code\" at the end is shown as code and run by the tests.\n"
+     "Example: print(moe.help_text(moe.document(function(x) return 2 * x end, \"mine.double\", \"mine.double(x): twice x.\")))"},
+    {"documented", documented, "moe.documented(): name → value of everything that has a help text.\nExample: for name in pairs(moe.documented()) do if name:find(\"^moe.json\") then print(name) end end"},
 };
 }  // namespace
 

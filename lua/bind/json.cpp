@@ -90,8 +90,10 @@ int decode(lua_State* L) {
 }
 
 const Binding kFunctions[] = {
-    {"encode", encode, "moe.json.encode(value, {indent = 2}): JSON text of a value. Tables with the keys 1 … n are lists, others objects; moe.null is null."},
-    {"decode", decode, "moe.json.decode(text, source): the value of a JSON text (comments allowed). Errors name `source` with line and column."},
+    {"encode", encode, "moe.json.encode(value, {indent = 2}): JSON text of a value. Tables with the keys 1 … n are lists, others objects; moe.null is null.\n"
+     "Example: print(moe.json.encode({ 1, \"two\", { three = moe.null } }, { indent = 2 }))"},
+    {"decode", decode, "moe.json.decode(text, source): the value of a JSON text (comments allowed). Errors name `source` with line and column.\n"
+     "Example: print(moe.json.decode('{\"a\": [1, 2]}').a[2])"},
 };
 }  // namespace
 

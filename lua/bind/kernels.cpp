@@ -1,4 +1,4 @@
-// moe.kernels: the ops of core/kernels on plain tensors, forward only; optimizer passes in place. Arguments come in the order of C++, what C++ has in option structs is
+// moe.kernels: the ops of core/kernels on plain tensors, with their gradients; optimizer passes in place. Arguments come in the order of C++, what C++ has in option structs is
 // a table with the same names and defaults. Checks are the kernels' own.
 #include "lua/bind/kernels.h"
 
@@ -17,6 +17,7 @@
 #include "lua/bind/bind.h"
 
 #include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
 
 namespace moe::lua {
 
@@ -33,13 +34,6 @@ at::Tensor optional_tensor(lua_State* L, const Options& options, const char* nam
     lua_pop(L, 1);
     return t;
 }
-WeightPtr call_weight(lua_State* L, int index, const char* name, bool fp8) {
-    auto w = c10::make_intrusive<Weight>();
-    w->value = check_tensor(L, index, name).contiguous();
-    w->name = name;
-    w->is_fp8 = fp8;
-    return w;
-}
 at::ScalarType option_dtype(const Options& options, const char* name, at::ScalarType fallback) { return options.has(name) ? dtype_named(options.string(name, "")) : fallback; }
 at::Device option_device(const Options& options) { return options.has("device") ? device_named(options.string("device", "")) : at::Device(at::kCPU); }
 
@@ -51,53 +45,73 @@ using namespace kernels;
 
 constexpr double kNormEps = 1e-6;           // model.norm_eps of a new configuration
 
+using Tensors = std::vector<Tensor>;
+using Weights = std::vector<WeightPtr>;
+
 int call_rmsnorm(lua_State* L) {
     Options o(L, 3, {"eps"});
-    return push_tensor(L, rmsnorm(check_tensor(L, 1, "x"), call_weight(L, 2, "gamma"), o.number("eps", kNormEps)));
+    double eps = o.number("eps", kNormEps);
+    return push_tensor(L, call_kernel({check_tensor(L, 1, "x")}, {weight_argument(L, 2, "gamma")}, [=](const Tensors& x, const Weights& w) { return Tensors{rmsnorm(x[0], w[0], eps)}; })[0]);
 }
 int call_layernorm(lua_State* L) {
     Options o(L, 4, {"eps"});
-    return push_tensor(L, layernorm(check_tensor(L, 1, "x"), call_weight(L, 2, "gamma"), call_weight(L, 3, "beta"), o.number("eps", kNormEps)));
+    double eps = o.number("eps", kNormEps);
+    return push_tensor(L, call_kernel({check_tensor(L, 1, "x")}, {weight_argument(L, 2, "gamma"), weight_argument(L, 3, "beta")},
+                                      [=](const Tensors& x, const Weights& w) { return Tensors{layernorm(x[0], w[0], w[1], eps)}; })[0]);
 }
 int call_swiglu(lua_State* L) { return push_tensor(L, swiglu(check_tensor(L, 1, "gate_up"), optional_tensor(L, 2, "row_weight"))); }
 
 // --- products ---
 
 /// The weight at index 2 or 3 for a product with x, in E4M3 where the options say so.
-WeightPtr product_weight(lua_State* L, int index, const Tensor& x, const Options& o) {
+CallWeight product_weight(lua_State* L, int index, const Tensor& x, const Options& o) {
     bool fp8 = o.boolean("fp8", false);
     if (fp8) check_dtype(running(L), {"x of a product in fp8", x}, {at::kBFloat16});
-    return call_weight(L, index, "w", fp8);
+    return weight_argument(L, index, "w", fp8);
 }
 int call_linear(lua_State* L) {
     Options o(L, 3, {"fp8"});
     Tensor& x = check_tensor(L, 1, "x");
-    return push_tensor(L, linear(x, product_weight(L, 2, x, o)));
+    return push_tensor(L, call_kernel({x}, {product_weight(L, 2, x, o)}, [](const Tensors& x, const Weights& w) { return Tensors{linear(x[0], w[0])}; })[0]);
 }
-int call_linear_wide(lua_State* L) { return push_tensor(L, linear_wide(check_tensor(L, 1, "x"), call_weight(L, 2, "w"))); }
-int call_linear_fp64(lua_State* L) { return push_tensor(L, linear_fp64(check_tensor(L, 1, "x"), call_weight(L, 2, "w"))); }
+template <Tensor (*F)(const Tensor&, const WeightPtr&)>
+int call_wide(lua_State* L) {
+    return push_tensor(L, call_kernel({check_tensor(L, 1, "x")}, {weight_argument(L, 2, "w")}, [](const Tensors& x, const Weights& w) { return Tensors{F(x[0], w[0])}; })[0]);
+}
 int call_grouped_linear(lua_State* L) {
     Options o(L, 4, {"align", "fp8"});
     Tensor& x = check_tensor(L, 1, "x");
     auto* plan = test_box<SortPlan>(L, 2);
     MOE_CHECK(!plan || !o.has("align"), usage, "moe.kernels.grouped_linear: align", "align beside a plan", "a plan, which has its own, or offsets", "");
     RowGroups groups = plan ? check<SortPlan>(L, 2, "plan").groups : RowGroups(check_tensor(L, 2, "offsets"), o.integer("align", 1));
-    return push_tensor(L, grouped_linear(x, groups, product_weight(L, 3, x, o)));
+    return push_tensor(L, call_kernel({x}, {product_weight(L, 3, x, o)}, [=](const Tensors& x, const Weights& w) { return Tensors{grouped_linear(x[0], groups, w[0])}; })[0]);
 }
 int call_grouped_alignment(lua_State* L) {
     Tensor& x = check_tensor(L, 1, "x");
     return lua_pushinteger(L, grouped_alignment(x.device(), x.scalar_type())), 1;
 }
-int call_embed(lua_State* L) { return push_tensor(L, embed({}, check_tensor(L, 1, "ids"), call_weight(L, 2, "w"))); }
+int call_embed(lua_State* L) {
+    Tensor ids = check_tensor(L, 1, "ids");
+    CallWeight weight = weight_argument(L, 2, "w");
+    bool graph = weight.value.requires_grad() && at::GradMode::is_enabled();
+    // Ids carry no gradient: the graph goes through an anchor.
+    Tensors anchor;
+    if (graph) anchor.push_back(at::zeros({1}, weight.value.options().requires_grad(false)));
+    return push_tensor(L, call_kernel(anchor, {weight}, [=](const Tensors& x, const Weights& w) { return Tensors{embed(x.empty() ? Tensor() : x[0], ids, w[0])}; })[0]);
+}
 
 int call_head_loss(lua_State* L) {
     Options o(L, 4, {"scale", "chunk"});
     HeadLossOptions options;
     options.scale = o.number("scale", 1);
     options.chunk = o.integer("chunk", options.chunk);
-    Tensor token_loss;
-    push_tensor(L, head_loss(check_tensor(L, 1, "x"), call_weight(L, 2, "w"), check_tensor(L, 3, "targets"), options, &token_loss));
-    push_tensor(L, token_loss);
+    Tensor targets = check_tensor(L, 3, "targets");
+    Tensors out = call_kernel({check_tensor(L, 1, "x")}, {weight_argument(L, 2, "w")}, [=](const Tensors& x, const Weights& w) {
+        Tensor token_loss, loss = head_loss(x[0], w[0], targets, options, &token_loss);
+        return Tensors{loss, token_loss};
+    });
+    push_tensor(L, out[0]);
+    push_tensor(L, out[1].detach());
     return 2;
 }
 
@@ -250,10 +264,10 @@ const Binding kFunctions[] = {
     {"linear", call_linear,
      "moe.kernels.linear(x, w, {fp8 = false}): x wᵀ; x [T, I] and w [O, I] of one float dtype → [T, O]. fp8: bf16 tensors multiplied as E4M3 with scales.\n"
      "y = moe.kernels.linear(moe.randn {4, 8}, moe.randn {3, 8})"},
-    {"linear_wide", call_linear_wide,
+    {"linear_wide", call_wide<linear_wide>,
      "moe.kernels.linear_wide(x, w): x wᵀ with w [O, I] in fp32 or fp64, whose dtype the result has; x [T, I] of any float dtype.\n"
      "logits = moe.kernels.linear_wide(moe.randn({4, 8}, {dtype = \"bf16\"}), moe.randn {6, 8})"},
-    {"linear_fp64", call_linear_fp64,
+    {"linear_fp64", call_wide<linear_fp64>,
      "moe.kernels.linear_fp64(x, w): x wᵀ computed in fp64 whatever the dtypes; x [T, I], w [O, I] → fp64 [T, O].\n"
      "y = moe.kernels.linear_fp64(moe.randn {4, 8}, moe.randn {3, 8})"},
     {"grouped_linear", call_grouped_linear,
@@ -311,6 +325,28 @@ const Binding kFunctions[] = {
 };
 }  // namespace
 
+/// kernel.reference: of the module moe.kernels_reference, kept once looked up. Upvalue 1: the kernel's full name.
+static int index_kernel(lua_State* L) {
+    std::string name = lua_tostring(L, upvalue(1)), key = to_string(L, 2);
+    MOE_CHECK(key == "reference", usage, name + "." + key, "no such field", "reference", "");
+    lua_getglobal(L, "require");
+    push_string(L, "moe.kernels_reference");
+    lua_call(L, 1, 1);
+    lua_getfield(L, -1, name.substr(name.rfind('.') + 1).c_str());
+    if (lua_isnil(L, -1)) return 1;
+    lua_pushvalue(L, 2);
+    lua_pushvalue(L, -2);
+    lua_rawset(L, 1);
+    return 1;
+}
+void set_kernels(lua_State* L, std::span<const Binding> bindings) {
+    constexpr Binding kIndex = {"__index", index_kernel, "kernel.reference: the same by a plain formula in float64, nil where it has none."};
+    for (auto& b : bindings) {
+        push_callable(L, b, std::string("moe.kernels.") + b.name, kIndex);
+        lua_setfield(L, -2, b.name);
+    }
+}
+
 void open_kernels(lua_State* L) {
     register_type<SortPlan>(L, {.name = nullptr,
                                 .help = "sort plan: rows sorted by expert, from moe.kernels.sort_by_expert; permute, unpermute and grouped_linear take it.",
@@ -318,10 +354,11 @@ void open_kernels(lua_State* L) {
                                 .fields = kPlanFields,
                                 .meta = kPlanOperators});
     lua_newtable(L);
-    set_functions(L, "moe.kernels.", kFunctions);
+    set_kernels(L, kFunctions);
     add_attention_kernels(L);
     set_help(L, -1, "moe.kernels",
-             "moe.kernels: the ops that models are made of, on plain tensors of any device: forward only, optimizer steps in place. Letters: T tokens, D width, E experts, K chosen a token,\n"
+             "moe.kernels: the ops that models are made of, on plain tensors of any device, with gradients by their inputs and weights; optimizer steps in place.\n"
+             "moe.kernels.x.reference is the same by a plain formula in float64. Letters: T tokens, D width, E experts, K chosen a token,\n"
              "R rows sorted by expert, I in, O out, V vocabulary.");
     lua_setfield(L, -2, "kernels");
 }

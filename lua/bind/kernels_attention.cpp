@@ -161,5 +161,5 @@ const Binding kFunctions[] = {
 };
 }  // namespace
 
-void add_attention_kernels(lua_State* L) { set_functions(L, "moe.kernels.", kFunctions); }
+void add_attention_kernels(lua_State* L) { set_kernels(L, kFunctions); }
 }  // namespace moe::lua

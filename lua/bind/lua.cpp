@@ -26,6 +26,17 @@ void push_registry_table(lua_State* L, const void* key, const char* mode) {
     lua_rawsetp(L, LUA_REGISTRYINDEX, key);
 }
 
+/// Pushes the error object of the exception that is being handled. LibTorch's messages say neither which binding nor, most of them, which tensors: added here.
+void push_failure(lua_State* L) {
+    ErrorParts parts = current_exception_parts();
+    bool foreign = parts.got.empty() && parts.want.empty() && parts.where.empty() && parts.kind != ErrorKind::memory && parts.kind != ErrorKind::interrupted && parts.kind != ErrorKind::lua;
+    if (foreign) {
+        parts.op = running(L) + ": " + parts.op;
+        if (describe_arguments) parts.got = describe_arguments(L);
+    }
+    push_error(L, parts);
+}
+
 /// The one guard. Exceptions are turned into Lua's error object in the inner scope, so that no C++ exception is alive when
 /// lua_error throws its own.
 int guarded(lua_State* L) {
@@ -33,9 +44,15 @@ int guarded(lua_State* L) {
     try {
         return function(L);
     } catch (const std::exception&) {
-        push_error(L, current_exception_parts());
+        push_failure(L);
     }
     return lua_error(L);
+}
+
+/// __call of push_callable's tables: the guard without the table that is called. Same upvalues.
+int guarded_call(lua_State* L) {
+    lua_remove(L, 1);
+    return guarded(L);
 }
 
 /// __index of every type: methods, then fields (called with the object), then the type's fallback, then an error.
@@ -128,6 +145,22 @@ void push_function(lua_State* L, const Binding& binding, const std::string& full
     set_help(L, -1, full_name, binding.help);
 }
 
+void push_callable(lua_State* L, const Binding& binding, const std::string& full_name, const Binding& index) {
+    lua_newtable(L);
+    lua_createtable(L, 0, 3);
+    lua_pushlightuserdata(L, reinterpret_cast<void*>(binding.function));
+    push_string(L, full_name);
+    lua_pushcclosure(L, guarded_call, 2);
+    lua_setfield(L, -2, "__call");
+    push_string(L, full_name);
+    push_function(L, index, full_name + ".__index", 1);
+    lua_setfield(L, -2, "__index");
+    push_string(L, "function");
+    lua_setfield(L, -2, "__name");
+    lua_setmetatable(L, -2);
+    set_help(L, -1, full_name, binding.help);
+}
+
 void set_functions(lua_State* L, const std::string& prefix, std::span<const Binding> bindings) {
     for (const Binding& b : bindings) {
         push_function(L, b, prefix + b.name);
@@ -139,7 +172,7 @@ std::string running(lua_State* L) {
     lua_Debug frame;
     if (!lua_getstack(L, 0, &frame) || !lua_getinfo(L, "f", &frame)) return "lua";
     std::string name = "lua";
-    if (lua_iscfunction(L, -1) && lua_tocfunction(L, -1) == guarded && lua_getupvalue(L, -1, 2)) {
+    if (lua_iscfunction(L, -1) && (lua_tocfunction(L, -1) == guarded || lua_tocfunction(L, -1) == guarded_call) && lua_getupvalue(L, -1, 2)) {
         name = lua_tostring(L, -1);
         lua_pop(L, 1);
     }

@@ -33,6 +33,9 @@ struct Binding {
 void push_function(lua_State* L, const Binding& binding, const std::string& full_name, int num_upvalues = 0);
 /// Pseudo-index of an upvalue of the running binding: the guard keeps the first two for itself.
 constexpr int upvalue(int i) { return lua_upvalueindex(i + 2); }
+/// As push_function, but pushes a table that is called like the function: room for fields beside it (moe.kernels.rmsnorm.reference). `index` gives
+/// fields that are made on first use; it is called with the table and the key, and its upvalue(1) is the table's full name.
+void push_callable(lua_State* L, const Binding& binding, const std::string& full_name, const Binding& index);
 /// Sets functions as fields of the table on the stack's top; `prefix` is put before the names in errors ("moe.", "moe.fs.").
 void set_functions(lua_State* L, const std::string& prefix, std::span<const Binding> bindings);
 /// Name of the binding that runs, e.g. "tensor:matmul"; "lua" outside of one.
@@ -51,6 +54,8 @@ void push_error(lua_State* L, const ErrorParts& parts);
 ErrorParts error_parts(lua_State* L, int index);
 /// True for a table that push_error made.
 bool is_error(lua_State* L, int index);
+/// What the guard adds to LibTorch's errors: the call's tensors as text, "float32 [2, 3] cpu, int64 [4] cpu"; "" without any. Set by open_tensor.
+inline std::string (*describe_arguments)(lua_State* L) = nullptr;
 /// The parts of whatever C++ exception is being handled: moe::Error as it is, LibTorch's and others with the first line of their
 /// message. Call it inside catch. Rethrows what is not a std::exception (Lua's own).
 ErrorParts current_exception_parts();
@@ -69,6 +74,7 @@ double check_number(lua_State* L, int index, const char* name);
 bool check_bool(lua_State* L, int index, const char* name);
 std::string check_string(lua_State* L, int index, const char* name);
 void check_table(lua_State* L, int index, const char* name);
+/// A function, or an object that is called like one.
 void check_function(lua_State* L, int index, const char* name);
 /// A table of integers {4, 8}.
 std::vector<int64_t> check_integers(lua_State* L, int index, const char* name);
@@ -95,6 +101,7 @@ public:
     std::string string(const char* name, const std::string& fallback) const;
     /// Pushes the value (nil where there is none).
     void push(const char* name) const;
+    lua_State* state() const { return L_; }
 
 private:
     lua_State* L_;
@@ -106,6 +113,11 @@ private:
 /// Lua's name of a boxed C++ type: specialise with `static constexpr const char* value`.
 template <class T>
 struct TypeName;
+/// The registry's key of a type's metatable is the address of this: quicker to look up than a name. Not const, so that no linker makes two of them one.
+template <class T>
+struct TypeKey {
+    static inline char key = 0;
+};
 
 /// A userdata type. Methods are called as x:name(…), fields read as x.name; both have help texts. Unknown names are errors with
 /// the nearest one, unless `index` (a fallback, called with object and key) gives a value, nil included; none means unknown.
@@ -131,19 +143,27 @@ template <class T>
 void register_type(lua_State* L, Type type) {
     type.name = TypeName<T>::value;
     register_type(L, type, &collect<T>);
+    luaL_getmetatable(L, type.name);
+    lua_rawsetp(L, LUA_REGISTRYINDEX, &TypeKey<T>::key);
 }
 
 /// Pushes a value as userdata.
 template <class T>
 T& push(lua_State* L, T value) {
     auto* box = new (lua_newuserdatauv(L, sizeof(Box<T>), 1)) Box<T>(std::move(value));
-    luaL_setmetatable(L, TypeName<T>::value);
+    lua_rawgetp(L, LUA_REGISTRYINDEX, &TypeKey<T>::key);
+    lua_setmetatable(L, -2);
     return **box;
 }
 /// The box at index, null where the value is something else.
 template <class T>
 Box<T>* test_box(lua_State* L, int index) {
-    return static_cast<Box<T>*>(luaL_testudata(L, index, TypeName<T>::value));
+    void* box = lua_touserdata(L, index);
+    if (!box || !lua_getmetatable(L, index)) return nullptr;
+    lua_rawgetp(L, LUA_REGISTRYINDEX, &TypeKey<T>::key);
+    bool same = lua_rawequal(L, -1, -2);
+    lua_pop(L, 2);
+    return same ? static_cast<Box<T>*>(box) : nullptr;
 }
 /// The value at index. Throws (usage) for another type, (state) for a freed one.
 template <class T>

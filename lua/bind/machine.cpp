@@ -261,18 +261,25 @@ int profile(lua_State* L) {
 const Binding kFunctions[] = {
     {"profile", profile,
      "moe.profile(work): calls work() and says where its time went: {wall_secs, busy_secs (of a GPU's kernels), kernels, phases, calls (of the CUDA runtime)}, the last three lists of {name, count, secs}, most costly first. "
-     "On a GPU kernels are its kernels and copies, on a CPU operators without the time of those they call; phases are the parts of a training step, \"forward attention\" and so on."},
+     "On a GPU kernels are its kernels and copies, on a CPU operators without the time of those they call; phases are the parts of a training step, \"forward attention\" and so on.\n"
+     "Example: print(moe.profile(function() return moe.randn({ 64, 64 }):matmul(moe.randn { 64, 64 }) end).wall_secs)"},
     {"execute", execute,
-     "moe.execute({\"program\", \"argument\", …}, {timeout_secs = 10}): runs a program without a shell: {found (is there such a program), timed_out (it was ended), code, output (with its errors)}."},
+     "moe.execute({\"program\", \"argument\", …}, {timeout_secs = 10}): runs a program without a shell: {found (is there such a program), timed_out (it was ended), code, output (with its errors)}.\n"
+     "Example: print(moe.execute({ \"echo\", \"hello\" }).output)"},
     {"become", become, "moe.become {\"program\", \"argument\", …}: this process becomes that program; nothing after it runs."},
-    {"executable", executable, "moe.executable(): path of this program."},
-    {"home", home, "moe.home(): the folder around this program that has experiments/ and configs/: the source tree or the unpacked archive; nil where there is none."},
-    {"host_memory", memory_of_host, "moe.host_memory(): bytes {total, available} of this machine, or of the container or job that this is in."},
-    {"gpus", gpus, "moe.gpus(): the GPUs that LibTorch sees: a list of {name, memory (bytes), capability (\"9.0\")}."},
+    {"executable", executable, "moe.executable(): path of this program.\n"
+     "Example: print(moe.executable())"},
+    {"home", home, "moe.home(): the folder around this program that has experiments/ and configs/: the source tree or the unpacked archive; nil where there is none.\n"
+     "Example: print(moe.home())"},
+    {"host_memory", memory_of_host, "moe.host_memory(): bytes {total, available} of this machine, or of the container or job that this is in.\n"
+     "Example: print(moe.format_bytes(moe.host_memory().available))"},
+    {"gpus", gpus, "moe.gpus(): the GPUs that LibTorch sees: a list of {name, memory (bytes), capability (\"9.0\")}.\n"
+     "Example: print(#moe.gpus())"},
     {"mpi_plugin", mpi_plugin, "moe.mpi_plugin(): path of the MPI plugin, or nil and why it cannot be opened."},
     {"status", status, "moe.status(line): one line at the bottom of a terminal while others scroll above it; \"\" removes it."},
 };
-constexpr Binding kFree = {"free", free_space, "moe.fs.free(path): bytes free where path is or would be, and whether that folder can be written."};
+constexpr Binding kFree = {"free", free_space, "moe.fs.free(path): bytes free where path is or would be, and whether that folder can be written.\n"
+     "Example: print(moe.format_bytes((moe.fs.free \"/tmp\")))"};
 }  // namespace
 
 void open_machine(lua_State* L) {

@@ -8,13 +8,16 @@
 #include "core/train/hardware.h"
 #include "lua/bind/bind.h"
 #include "lua/bind/config.h"
+#include "lua/bind/control.h"
+#include "lua/bind/intervene.h"
 #include "lua/bind/tensor.h"
+#include "lua/bind/trace.h"
 
 #include <ATen/ATen.h>
 
 namespace moe::lua {
 namespace {
-Model& model(lua_State* L) { return *self<ModelValue>(L).model; }
+LiveModel model(lua_State* L) { return live_model(L, self<ModelValue>(L)); }
 
 /// int64 [B, S] from a tensor or a nested table; one row may come without its brackets.
 at::Tensor check_ids(lua_State* L, int index) {
@@ -41,13 +44,13 @@ int loss(lua_State* L) {
     at::Tensor value;
     {
         at::NoGradGuard no_grad;
-        value = loss_of(L, model(L));
+        value = loss_of(L, *model(L));
     }
     return push_tensor(L, value.detach());
 }
 
 int logits(lua_State* L) {
-    return push_tensor(L, model(L).logits(check_ids(L, 2)));
+    return push_tensor(L, model(L)->logits(check_ids(L, 2)));
 }
 
 /// A table of all logical parameters in declaration order.
@@ -62,7 +65,8 @@ int push_parameters(lua_State* L, Model& m, F value) {
 }
 
 int grads(lua_State* L) {
-    Model& m = model(L);
+    LiveModel live = model(L);
+    Model& m = *live;
     MOE_CHECK(m.options().training, state, "model:grads", "a model without gradients", "one built with training = true", "");
     ParamStore& store = m.store();
     store.zero_grads();
@@ -80,23 +84,29 @@ int grads(lua_State* L) {
 }
 
 int parameters(lua_State* L) {
-    Model& m = model(L);
+    LiveModel live = model(L);
+    Model& m = *live;
     return push_parameters(L, m, [&](const std::string& name) { return m.store().value(name); });
 }
 
 int num_parameters(lua_State* L) {
-    lua_pushinteger(L, model(L).store().num_parameters());
+    lua_pushinteger(L, model(L)->store().num_parameters());
     return 1;
 }
 
 int set(lua_State* L) {
-    model(L).store().set(check_string(L, 2, "name"), check_tensor(L, 3, "tensor"));
+    std::string name = check_string(L, 2, "name");
+    at::Tensor value = check_tensor(L, 3, "tensor");
+    LiveModel live = model(L);
+    if (live.value.run) live.value.run->set_parameter(name, value);
+    else live->store().set(name, value);
     lua_settop(L, 1);
     return 1;
 }
 
 int bias(lua_State* L) {
-    Model& m = model(L);
+    LiveModel live = model(L);
+    Model& m = *live;
     int64_t layer = check_integer(L, 2, "layer");
     auto& routed = m.routed_layers();
     if (std::find(routed.begin(), routed.end(), layer) == routed.end()) {
@@ -110,15 +120,15 @@ int bias(lua_State* L) {
 }
 
 int field_config(lua_State* L) {
-    push<ConfigValue>(L, {std::make_shared<const Config>(model(L).config()), nullptr});
+    push<ConfigValue>(L, {std::make_shared<const Config>(model(L)->config()), nullptr});
     return 1;
 }
 int field_routed(lua_State* L) {
-    push_integers(L, model(L).routed_layers());
+    push_integers(L, model(L)->routed_layers());
     return 1;
 }
 int field_device(lua_State* L) {
-    push_string(L, model(L).options().device.str());
+    push_string(L, model(L)->options().device.str());
     return 1;
 }
 int text(lua_State* L) {
@@ -148,16 +158,43 @@ const Binding kMethods[] = {
     {"grads", grads, "m:grads(ids): name → gradient of m:loss(ids), for every parameter, in declaration order."},
     {"parameters", parameters, "m:parameters(): name → tensor (a view of the weights), in declaration order, under Hugging Face's names."},
     {"num_parameters", num_parameters, "m:num_parameters(): elements of all parameters on this rank."},
-    {"set", set, "m:set(name, tensor): overwrites a parameter, any float dtype. Returns m."},
+    {"set", set, "m:set(name, tensor): overwrites a parameter, any float dtype. Returns m. Of a run it is an event: run:undo() takes it back, and moe.replay does it again where the value has at most 1 MiB."},
+    {"layer", layer_of_model, "m:layer(i): the layer i, from 0, as m.layers[i]."},
+    {"trace", model_trace,
+     "m:trace(data, {tokens =, batches =, weights = true, file =, memory = 2^28}): runs data from its beginning through the model and records every routing decision: ids, weights (fp16), margins, token, domain, position. data: what moe.data gives or takes, or ids [batch, time]; "
+     "tokens default to the data's, else 65536. More than `memory` bytes goes to a file: `file`, which moe.trace reads again, or a temporary one. One rank only.\nExample: print(moe.model(moe.config(\"cpu_quick\"):with { [\"model.num_layers\"] = 2 }):trace(moe.randint(0, 256, { 1, 16 })))"},
+    {"expert_outputs", model_expert_outputs,
+     "m:expert_outputs(data, {layer =, tokens =, batches =}): what the experts of a layer put out for the data's tokens: {layer, mean float64 [expert, d_model] (weighted by the gate, nan without tokens), norm (mean |E(x)|), weighted_norm (mean |w E(x)|), tokens int64}. moe.lens shows it as tokens."},
     {"bias", bias, "m:bias(layer): selection bias of a routed layer's experts, a view; nil without use_aux_loss_free."},
 };
 const Binding kFields[] = {
+    {"router", router_of_model, "m.router: its routers, to intervene in: m.router:mask { layer = 2, expert = 7 }; help(m.router) lists what there is."},
+    {"layers", layers_of_model, "m.layers: its layers, 0-based: m.layers[3].attention; #m.layers of them, MTP modules included."},
     {"config", field_config, "m.config: the configuration that it was built from."},
     {"routed_layers", field_routed, "m.routed_layers: absolute, 0-based indices of the layers with experts."},
     {"device", field_device, "m.device: \"cpu\" or \"cuda:0\"."},
 };
 const Binding kMeta[] = {{"__tostring", text, "tostring(m): one line about it."}};
 }  // namespace
+
+HeldEdge hold_edge(lua_State* L, const std::shared_ptr<train::Run>& run) {
+    if (!run) return {};
+    if (run->edge().lock_unless([] { return true; })) return HeldEdge(run->edge(), std::adopt_lock);
+    bool held;
+    {
+        Unlocked unlocked(L);
+        held = run->edge().lock_unless([&] { return control(L).interrupted.load(); });
+    }
+    if (!held) throw_if_interrupted(L);
+    MOE_CHECK(held, state, "run", "a step that does not end", "its end", "");
+    return HeldEdge(run->edge(), std::adopt_lock);
+}
+
+LiveModel live_model(lua_State* L, const ModelValue& value) {
+    ModelValue kept = value;                              // the userdata may be freed while this waits
+    HeldEdge edge = hold_edge(L, kept.run);
+    return {std::move(kept), std::move(edge)};
+}
 
 std::shared_ptr<Model> build_model(lua_State* L, const Config& config, const std::string& dtype, bool training) {
     Config c = with_session_device(L, config);

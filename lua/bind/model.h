@@ -1,20 +1,37 @@
 // A model in Lua.
 #pragma once
 #include "core/model/model.h"
+#include "core/train/run.h"
 #include "lua/bind/lua.h"
 
 #include <memory>
+#include <mutex>
 
 namespace moe::lua {
 
-/// Shares the model with the run that owns it, where one does.
+/// Shares the model with the run that owns it, where one does. A model without a run keeps its interventions itself.
 struct ModelValue {
     std::shared_ptr<Model> model;
+    std::shared_ptr<train::Run> run = {};
+    std::shared_ptr<train::Interventions> own = {};
 };
 template <>
 struct TypeName<ModelValue> {
     static constexpr const char* value = "model";
 };
+
+/// A run's step edge, held: no other thread is in a step of it. Null run: nothing.
+using HeldEdge = std::unique_lock<train::StepEdge>;
+/// Waits for the edge with the state's lock let go, until an interrupt. Take it before anything that a step of the run reads or writes.
+HeldEdge hold_edge(lua_State* L, const std::shared_ptr<train::Run>& run);
+/// A model that nobody else touches meanwhile.
+struct LiveModel {
+    ModelValue value;
+    HeldEdge edge;
+    Model* operator->() const { return value.model.get(); }
+    Model& operator*() const { return *value.model; }
+};
+LiveModel live_model(lua_State* L, const ModelValue& value);
 
 /// Builds a model without data: vocabulary from the tokenizer where the configuration leaves it open, the device from
 /// configuration and session. `dtype`: "fp64", "fp32", "bf16", or "" for training.use_*.

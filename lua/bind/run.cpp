@@ -1,5 +1,5 @@
 // Runs in Lua: train, evaluate, trace, callbacks between steps.
-#include "core/train/run.h"
+#include "lua/bind/run.h"
 
 #include "core/base/log.h"
 #include "core/base/suggest.h"
@@ -9,7 +9,9 @@
 #include "lua/bind/bind.h"
 #include "lua/bind/config.h"
 #include "lua/bind/control.h"
-#include "lua/bind/model.h"
+#include "lua/bind/intervene.h"
+#include "lua/bind/job.h"
+#include "lua/bind/script.h"
 #include "lua/bind/tensor.h"
 #include "lua/bind/trace.h"
 
@@ -19,20 +21,13 @@
 #include <filesystem>
 
 namespace moe::lua {
-struct RunValue {
-    std::shared_ptr<train::Run> run;
-};
-template <>
-struct TypeName<RunValue> {
-    static constexpr const char* value = "run";
-};
-
 namespace {
 constexpr const char* kMetricsType = "step metrics";
-const std::vector<std::string> kEvents = {"step", "skip", "evaluate"};
+const std::vector<std::string> kEvents = {"step", "skip", "spike", "evaluate", "save", "intervention"};
+/// Steps that a spike is compared with.
+constexpr size_t kSpikeSteps = 50, kFewSteps = 10;
 
-/// A copy: a callback may free the run while it trains.
-std::shared_ptr<train::Run> run(lua_State* L) { return self<RunValue>(L).run; }
+LiveRun run(lua_State* L) { return live_run(L); }
 
 // --- metrics ---
 
@@ -62,6 +57,32 @@ int metrics_text(lua_State* L) {
 }
 constexpr Binding kMetricsText = {"__tostring", metrics_text, "tostring(m): the log line of a step."};
 
+}  // namespace
+
+std::shared_ptr<train::Run> run_of(lua_State* L) { return self<RunValue>(L).run; }
+
+LiveRun live_run(lua_State* L) {
+    auto r = run_of(L);                                   // a copy: a callback may free the run while it trains
+    HeldEdge edge = hold_edge(L, r);
+    return {std::move(r), std::move(edge)};
+}
+
+bool is_spike(RunState& state, double loss, double sigma) {
+    double n = double(state.losses.size()), sum = 0, squares = 0;
+    for (double x : state.losses) sum += x;
+    double mean = sum / std::max(n, 1.0);
+    for (double x : state.losses) squares += (x - mean) * (x - mean);
+    bool spikes = state.losses.size() >= kFewSteps && loss > mean + sigma * std::sqrt(squares / n);
+    if (std::isfinite(loss)) state.losses.push_back(loss);
+    if (state.losses.size() > kSpikeSteps) state.losses.pop_front();
+    return spikes;
+}
+
+void check_no_job(lua_State*, const RunValue& value, const std::string& op) {
+    auto job = value.state->job.lock();
+    MOE_CHECK(!job || !job->is_training(), state, op, "a run that a job trains", "a run of its own", "job:pause(), job:wait() or job:stop() first");
+}
+
 void push_metrics(lua_State* L, const train::StepMetrics& m) {
     lua_createtable(L, 0, 15);
     for (auto& f : kMetrics) {
@@ -77,6 +98,7 @@ void push_metrics(lua_State* L, const train::StepMetrics& m) {
     luaL_setmetatable(L, kMetricsType);
 }
 
+namespace {
 // --- callbacks: the userdata's user value is {event = {function or {every, function}, …}} ---
 
 void push_callbacks(lua_State* L, int run_index, const std::string& event) {
@@ -99,9 +121,10 @@ void add_callback(lua_State* L, const std::string& event, int64_t every, int fun
     lua_rawseti(L, -2, 2);
     lua_rawseti(L, -2, lua_Integer(lua_rawlen(L, -2)) + 1);
     lua_pop(L, 1);
+    ++check<RunValue>(L, 1, "run").state->num_callbacks;
 }
+}  // namespace
 
-/// Calls an event's functions with the value on the stack's top, which is popped.
 void fire(lua_State* L, int run_index, const std::string& event, int64_t step) {
     int value = lua_gettop(L);
     push_callbacks(L, run_index, event);
@@ -118,19 +141,38 @@ void fire(lua_State* L, int run_index, const std::string& event, int64_t step) {
     lua_settop(L, value - 1);
 }
 
-/// One optimizer step of the run at index, its callbacks, and its metrics on the stack.
-void step(lua_State* L, int run_index, train::Run& r) {
-    throw_if_interrupted(L);
-    train::StepMetrics m = r.step();
-    for (const char* event : {"step", "skip"}) {
+void fire_step(lua_State* L, int run_index, const train::StepMetrics& m, bool spikes) {
+    for (const char* event : {"step", "skip", "spike"}) {
         if (event[1] == 'k' && !m.skipped) continue;
+        if (event[1] == 'p' && !spikes) continue;
         push_metrics(L, m);
         fire(L, run_index, event, m.step);
     }
+}
+
+namespace {
+/// While it lives an interrupt of the session ends a step or evaluation of the run at its next segment.
+struct Interruptible {
+    std::shared_ptr<train::Run> run;
+    Interruptible(lua_State* L, const LiveRun& r) : run(r.run) { run->set_interrupt(&control(L).interrupted); }
+    ~Interruptible() { run->set_interrupt(nullptr); }
+};
+
+/// One optimizer step of the run at index, its callbacks, and its metrics on the stack.
+void step(lua_State* L, int run_index, const LiveRun& r) {
+    throw_if_interrupted(L);
+    auto state = check<RunValue>(L, run_index, "run").state;
+    train::StepMetrics m;
+    {
+        Interruptible interruptible(L, r);
+        m = r->step();
+    }
+    fire_step(L, run_index, m, is_spike(*state, m.loss, r->config().logging.statistics.spike_sigma));
     push_metrics(L, m);
 }
 
 int do_train(lua_State* L) {
+    check_no_job(L, self<RunValue>(L), "run:train");
     auto r = run(L);
     int64_t n = lua_isnoneornil(L, 2) ? std::max<int64_t>(0, r->num_steps() - r->current_step()) : check_integer(L, 2, "steps");
     MOE_CHECK(n >= 0, usage, "run:train: steps", std::to_string(n), "0 or more", "");
@@ -138,7 +180,7 @@ int do_train(lua_State* L) {
     lua_pushnil(L);
     for (int64_t i = 0; i < n && !r->is_stopping(); ++i) {
         lua_settop(L, 1);
-        step(L, 1, *r);
+        step(L, 1, r);
     }
     return 1;
 }
@@ -148,11 +190,12 @@ int next_step(lua_State* L) {
     int64_t left = lua_tointeger(L, upvalue(2));
     lua_settop(L, 0);
     lua_pushvalue(L, upvalue(1));
+    check_no_job(L, self<RunValue>(L), "run:steps");
     auto r = run(L);
     if (left <= 0 || r->is_stopping()) return lua_pushnil(L), 1;
     lua_pushinteger(L, left - 1);
     lua_replace(L, upvalue(2));
-    step(L, 1, *r);
+    step(L, 1, r);
     lua_pushinteger(L, r->current_step());
     lua_insert(L, -2);
     return 2;
@@ -195,6 +238,7 @@ int evaluate(lua_State* L) {
     auto r = run(L);
     Options o(L, 2, {"max_batches"});
     throw_if_interrupted(L);
+    Interruptible interruptible(L, r);
     train::Evaluation e = r->evaluate(nullptr, o.integer("max_batches", 0));
     lua_settop(L, 1);
     push_ordered_table(L, {"loss", "bits", "num_tokens", "by_domain", "acceptance"});
@@ -230,7 +274,7 @@ int evaluate(lua_State* L) {
 
 int make_trace(lua_State* L) {
     auto r = run(L);
-    Options o(L, 2, {"batches", "tokens"});
+    Options o(L, 2, {"batches", "tokens", "weights", "file", "memory"});
     MOE_CHECK(r->model().mesh().world.size() == 1, state, "run:trace", fmt::format("{} ranks", r->model().mesh().world.size()), "one rank", "each rank sees its own tokens and layers only");
     MOE_CHECK(!(o.has("batches") && o.has("tokens")), usage, "run:trace", "batches and tokens", "one of them", "");
     auto& t = r->config().training;
@@ -238,8 +282,11 @@ int make_trace(lua_State* L) {
     if (o.has("tokens")) batches = (o.integer("tokens", 0) + per_batch - 1) / per_batch;
     MOE_CHECK(batches >= 0, usage, "run:trace: batches", std::to_string(batches), "1 or more", "");
     throw_if_interrupted(L);
-    auto trace = std::make_shared<routing::Trace>(r->config().model.moe.num_experts);
+    Interruptible interruptible(L, r);
+    auto& moe = r->config().model.moe;
+    auto trace = std::make_shared<routing::Trace>(routing::TraceFacts{moe.num_experts, moe.n_group, t.seq_length, {}, r->config().data.tokenizer}, trace_options(o));
     r->evaluate(trace.get(), batches);
+    trace->finish();
     push<TraceValue>(L, {trace, data::open_tokenizer(r->config().data.tokenizer), t.seq_length});
     return 1;
 }
@@ -257,16 +304,16 @@ int counts(lua_State* L) {
 // --- fields ---
 
 int field_model(lua_State* L) {
-    auto r = run(L);
-    push<ModelValue>(L, {std::shared_ptr<Model>(r, &r->model())});
+    auto r = run_of(L);
+    push<ModelValue>(L, {std::shared_ptr<Model>(r, &r->model()), r});
     return 1;
 }
-int field_step(lua_State* L) { return lua_pushinteger(L, run(L)->current_step()), 1; }
-int field_attempt(lua_State* L) { return lua_pushinteger(L, run(L)->attempt()), 1; }
-int field_stopping(lua_State* L) { return lua_pushboolean(L, run(L)->is_stopping()), 1; }
-int field_num_steps(lua_State* L) { return lua_pushinteger(L, run(L)->num_steps()), 1; }
+int field_step(lua_State* L) { return lua_pushinteger(L, run_of(L)->current_step()), 1; }
+int field_attempt(lua_State* L) { return lua_pushinteger(L, run_of(L)->attempt()), 1; }
+int field_stopping(lua_State* L) { return lua_pushboolean(L, run_of(L)->is_stopping()), 1; }
+int field_num_steps(lua_State* L) { return lua_pushinteger(L, run_of(L)->num_steps()), 1; }
 int field_folder(lua_State* L) {
-    auto r = run(L);
+    auto r = run_of(L);
     if (r->folder().empty()) return lua_pushnil(L), 1;
     push_string(L, r->folder());
     return 1;
@@ -274,7 +321,7 @@ int field_folder(lua_State* L) {
 int field_domains(lua_State* L) {
     lua_newtable(L);
     lua_Integer i = 0;
-    for (auto& name : run(L)->domains()) {
+    for (auto& name : run_of(L)->domains()) {
         push_string(L, name);
         lua_rawseti(L, -2, ++i);
     }
@@ -315,7 +362,6 @@ void save_runs_on_interrupt() {
     }
 }
 
-namespace {
 train::RunOptions run_options(lua_State* L, const Options& o) {
     Control& session = control(L);
     train::RunOptions options;
@@ -325,6 +371,7 @@ train::RunOptions run_options(lua_State* L, const Options& o) {
     options.log_folder = o.boolean("log", true);
     options.console = o.boolean("console", true);
     options.json = session.json;
+    options.compiler = script_compiler(L);
     return options;
 }
 
@@ -335,19 +382,26 @@ int push_run(lua_State* L, const Config& config, const train::RunOptions& option
     return 1;
 }
 
+namespace {
 int new_run(lua_State* L) {
     check_table(L, 1, "options");
-    Options o(L, 1, {"config", "name", "console", "log", "resume"});
+    Options o(L, 1, {"config", "name", "console", "log", "resume", "data"});
     if (!o.has("config")) MOE_THROW(usage, "moe.run: config", "nothing", "a configuration", "moe.run { config = \"tiny\" }; moe.config_names() lists the ready ones");
     o.push("config");
     ConfigValue c = check_config(L, -1, "config");
     train::RunOptions options = run_options(L, o);
     options.resume = o.string("resume", "");
-    return push_run(L, *c.config, options);
+    o.push("data");
+    int source = lua_gettop(L);
+    train::Values data = function_arguments(L, source, true);
+    push_run(L, *c.config, options);
+    if (!lua_isnil(L, source)) check<RunValue>(L, -1, "run").run->intervene("data", data);
+    return 1;
 }
 
-/// The checkpoint that a name means where nothing says in which runs to look: of this session's latest run that has it, else of the
-/// newest in the default output_dir.
+}  // namespace
+
+/// Of this session's latest run that has it, else of the newest in the default output_dir.
 std::string find_saved(const std::string& what) {
     auto& runs = live_runs();
     for (auto it = runs.rbegin(); what.find('/') == std::string::npos && it != runs.rend(); ++it) {
@@ -362,6 +416,7 @@ std::string find_saved(const std::string& what) {
     return train::find_checkpoint(what, Config().output_dir, "");
 }
 
+namespace {
 int resume(lua_State* L) {
     std::string what = check_string(L, 1, "what");
     Options o(L, 3, {"name", "output_dir", "console", "log"});
@@ -397,7 +452,15 @@ int resume(lua_State* L) {
 int save(lua_State* L) {
     auto r = run(L);
     throw_if_interrupted(L);
-    push_string(L, r->save(lua_isnoneornil(L, 2) ? "" : check_string(L, 2, "name")));
+    std::string path = r->save(lua_isnoneornil(L, 2) ? "" : check_string(L, 2, "name"));
+    lua_settop(L, 1);
+    push_ordered_table(L, {"step", "path"});
+    lua_pushinteger(L, r->current_step());
+    lua_setfield(L, -2, "step");
+    push_string(L, path);
+    lua_setfield(L, -2, "path");
+    fire(L, 1, "save", r->current_step());
+    push_string(L, path);
     return 1;
 }
 
@@ -409,21 +472,26 @@ int close_run(lua_State* L) {
 const Binding kFunctions[] = {
     {"run", new_run,
      "moe.run {config =, name =, console = true, log = true, resume =}: model, data, optimizer and a folder <output_dir>/<name>/<unix time> (none with log = false). name defaults to experiment_name; console = false prints no log lines. "
-     "resume = a path, the name of a save or \"last\": goes on from that checkpoint; keys that differ from the saved ones and may not are one error."},
+     "data = a function as for run.data = …. resume = a path, the name of a save or \"last\": goes on from that checkpoint; keys that differ from the saved ones and may not are one error."},
     {"resume", resume,
      "moe.resume(what, {changes}, {name =, output_dir =, console = true, log = true}): a run that goes on bit for bit from a checkpoint, in the same folder with attempt + 1. what: a path (with a \"/\") of a checkpoint or of a run's folder, the name of a save, "
      "or \"last\", the newest complete one; names are looked for in the newest runs of output_dir (called name), or where neither is given in this session's latest runs, then in the newest of \"outputs\". changes: keys as for cfg:with, such as { training = { learning_rate = 1e-4 } }; another output_dir or experiment_name "
      "makes a folder of its own. A run of this session that has the folder is closed."},
+    {"replay", replay_run,
+     "moe.replay(what, {name =, output_dir =, console = true, log = true, steps =}): a new run from step 0 with the first configuration of what (a run, or a checkpoint as for moe.resume), and every intervention of its events at its step; on one machine it ends bit-equal. Steps: as many as what has done. Throws (state) at a hook with replay = false."},
 };
 const Binding kMethods[] = {
     {"train", do_train, "run:train(n): n optimizer steps, by default up to the configuration's length. Returns the last step's metrics."},
     {"steps", steps, "for step, m in run:steps(n) do … end: one optimizer step an iteration; leaving the loop stops there."},
     {"every", every, "run:every(n, f): calls f(m) after each step that n divides. Returns run."},
-    {"on", on, "run:on(event, f): calls f(m) at an event: \"step\" (after each step), \"skip\" (a step whose loss or gradient was not finite), \"evaluate\" (with evaluate's result). Returns run."},
+    {"on", on, "run:on(event, f): calls f(m) at an event: \"step\" (after each step), \"skip\" (a step whose loss or gradient was not finite), \"spike\" (a loss above mean + logging.statistics.spike_sigma deviations of the 50 steps before, once there are 10), "
+     "\"evaluate\" (with run:evaluate's result), \"save\" (run:save's {step, path}), \"intervention\" (its handle). An error in f ends run:train after that step; the run can go on. Returns run."},
     {"save", save, "run:save(name): saves the whole state and returns the checkpoint's folder: checkpoints/<name> in the run's folder, never pruned; without a name checkpoints/step_N; a name with a \"/\" is a path. Waits until it is on the disk."},
     {"close", close_run, "run:close(): waits for the last save and gives the run's folder free; no more steps."},
     {"evaluate", evaluate, "run:evaluate {max_batches =}: loss on validation data in nats a token: {loss (mean over domains), bits, num_tokens, by_domain = {{name, loss}, …}, and with MTP acceptance = {share of positions where module k's token is the main head's}}. Routers' counts and biases do not move."},
-    {"trace", make_trace, "run:trace {batches =} or {tokens =}: runs validation data through the model and records every routing decision."},
+    {"eval", evaluate, "run:eval {max_batches =}: as run:evaluate."},
+    {"start", start_job, "run:start(n): n steps (by default to the configured length) in the background while other inputs run; gives a job. Whatever touches the run meanwhile waits for the end of the step at hand. Callbacks are called between other inputs."},
+    {"trace", make_trace, "run:trace {batches =, tokens =, weights = true, file =, memory = 2^28}: runs validation data through the model and records every routing decision, as model:trace does. One rank only."},
     {"counts", counts, "run:counts {by = \"domain\"}: routed tokens of the last step, int64 [layer, expert], or [layer, domain, expert]."},
 };
 const Binding kFields[] = {
@@ -436,7 +504,7 @@ const Binding kFields[] = {
     {"domains", field_domains, "run.domains: names of the data's domains."},
     {"config", field_config, "run.config: the configuration that it was built from, derived values filled in."},
 };
-const Binding kMeta[] = {{"__tostring", text, "tostring(run): one line about it."}};
+const Binding kMeta[] = {{"__tostring", text, "tostring(run): one line about it."}, {"__newindex", assign_to_run, "run.lr = …, run.schedule = …, run.optimizer = …, run.data = …"}};
 }  // namespace
 
 void open_run(lua_State* L) {
@@ -445,6 +513,13 @@ void open_run(lua_State* L) {
     push_function(L, kMetricsText, "step metrics:__tostring");
     lua_setfield(L, -2, "__tostring");
     lua_pop(L, 1);
-    register_type<RunValue>(L, {.name = nullptr, .help = "run: a model in training with its data, optimizer and log folder.", .methods = kMethods, .fields = kFields, .meta = kMeta});
+    auto both = [](std::span<const Binding> a, std::span<const Binding> b) {
+        std::vector<Binding> all(a.begin(), a.end());
+        all.insert(all.end(), b.begin(), b.end());
+        return all;
+    };
+    static const std::vector<Binding> methods = both(kMethods, control_methods()), fields = both(kFields, control_fields());
+    register_type<RunValue>(L, {.name = nullptr, .help = "run: a model in training with its data, optimizer and log folder.", .methods = methods, .fields = fields, .meta = kMeta});
+    open_job(L);
 }
 }  // namespace moe::lua

@@ -178,24 +178,35 @@ int fail(lua_State* L) {
 const Binding kFiles[] = {
     {"list", list, "moe.fs.list(folder, {recursive =, suffix = \".h\"}): paths of the regular files there, sorted."},
     {"mkdir", make_folder, "moe.fs.mkdir(folder): makes a folder and those above it. Returns its path."},
-    {"exists", exists, "moe.fs.exists(path): true for a file or folder."},
+    {"exists", exists, "moe.fs.exists(path): true for a file or folder.\n"
+     "Example: print(moe.fs.exists \"/tmp\")"},
     {"size", size, "moe.fs.size(file): bytes."},
     {"remove", remove, "moe.fs.remove(path, {recursive =}): removes a file or folder; returns how many."},
     {"read", read, "moe.fs.read(file): its whole content."},
     {"write", write, "moe.fs.write(file, text): writes a file at once: a reader never sees half of it."},
 };
 const Binding kFunctions[] = {
-    {"clock", now, "moe.clock(): seconds of a clock that never goes back; for differences."},
-    {"sleep", sleep, "moe.sleep(secs): waits; an interrupt ends it."},
-    {"default_device", default_device, "moe.default_device(): \"cuda\" where models run on a GPU unless told otherwise, else \"cpu\"."},
-    {"torch_folder", torch_folder, "moe.torch_folder(): folder of the LibTorch that this program runs with (its include/ and Python sources)."},
-    {"is_terminal", is_terminal, "moe.is_terminal(): true where standard output is a terminal."},
+    {"clock", now, "moe.clock(): seconds of a clock that never goes back; for differences.\n"
+     "Example: local start = moe.clock(); moe.sleep(0.001); print(moe.clock() - start)"},
+    {"sleep", sleep, "moe.sleep(secs): waits; an interrupt ends it.\n"
+     "Example: moe.sleep(0.001)"},
+    {"default_device", default_device, "moe.default_device(): \"cuda\" where models run on a GPU unless told otherwise, else \"cpu\".\n"
+     "Example: print(moe.default_device())"},
+    {"torch_folder", torch_folder, "moe.torch_folder(): folder of the LibTorch that this program runs with (its include/ and Python sources).\n"
+     "Example: print(moe.torch_folder())"},
+    {"is_terminal", is_terminal, "moe.is_terminal(): true where standard output is a terminal.\n"
+     "Example: print(moe.is_terminal())"},
     {"write", print_text, "moe.write(text): prints without a line end and flushes; on several ranks only rank 0."},
-    {"format_count", format_count_of, "moe.format_count(n): 97600000 → \"97.6 M\"."},
-    {"format_bytes", format_bytes_of, "moe.format_bytes(n): 665720012 → \"0.62 GiB\"."},
-    {"format_secs", format_secs_of, "moe.format_secs(n): 125 → \"2 min 05 s\"."},
-    {"check_keys", check_keys, "moe.check_keys(options, {\"a\", \"b\"}, op): raises for a key that is not among the known, naming the nearest. Returns options."},
-    {"fail", fail, "moe.fail {kind =, op =, got =, want =, hint =}: raises an error object, as the bindings do."},
+    {"format_count", format_count_of, "moe.format_count(n): 97600000 → \"97.6 M\".\n"
+     "Example: print(moe.format_count(97600000))"},
+    {"format_bytes", format_bytes_of, "moe.format_bytes(n): 665720012 → \"0.62 GiB\".\n"
+     "Example: print(moe.format_bytes(665720012))"},
+    {"format_secs", format_secs_of, "moe.format_secs(n): 125 → \"2 min 05 s\".\n"
+     "Example: print(moe.format_secs(125))"},
+    {"check_keys", check_keys, "moe.check_keys(options, {\"a\", \"b\"}, op): raises for a key that is not among the known, naming the nearest. Returns options.\n"
+     "Example: print(pcall(moe.check_keys, { stesp = 3 }, { \"steps\", \"name\" }, \"mine\"))"},
+    {"fail", fail, "moe.fail {kind =, op =, got =, want =, hint =}: raises an error object, as the bindings do.\n"
+     "Example: print(pcall(moe.fail, { op = \"mine: steps\", got = \"-1\", want = \"0 or more\" }))"},
 };
 }  // namespace
 

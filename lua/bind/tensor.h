@@ -2,6 +2,7 @@
 #pragma once
 #include "lua/bind/lua.h"
 
+#include <ATen/core/Generator.h>
 #include <ATen/core/Tensor.h>
 
 namespace moe::lua {
@@ -21,8 +22,65 @@ at::ScalarType dtype_named(const std::string& name);
 at::Device device_named(const std::string& name);
 /// Nested tables of numbers (or booleans) as a tensor: float32 unless every number is an integer (int64), or `dtype` says.
 at::Tensor tensor_from_table(lua_State* L, int index, std::optional<at::ScalarType> dtype);
-/// Methods and operators of the type, from tensor_ops.cpp.
-std::span<const Binding> tensor_methods();
+
+// --- arguments of methods; self is at index 1 ---
+
+inline at::Tensor& self_tensor(lua_State* L) { return self<at::Tensor>(L); }
+/// A dim in PyTorch's range, negative ones from the end. Throws (shape).
+int64_t dim_argument(lua_State* L, int index, const at::Tensor& x);
+/// One dim or a table of dims.
+std::vector<int64_t> dims_argument(lua_State* L, int index, const at::Tensor& x);
+/// A tensor, or a number as a tensor that does not widen the other's type.
+at::Tensor operand(lua_State* L, int index);
+/// Sizes from a table at index, or from the numbers from there on.
+std::vector<int64_t> sizes_argument(lua_State* L, int index);
+/// Throws (shape) where an id in `ids` is not in -size … size − 1. Only looks at ids on a GPU, where a kernel would fail later and for good; on the CPU the op itself checks.
+void check_ids(const char* op, const at::Tensor& ids, int64_t size);
+/// Integers as they are in a float dtype: means, norms and logarithms of counts.
+inline at::Tensor as_float(const at::Tensor& x) { return at::isIntegralType(x.scalar_type(), true) ? x.to(at::kFloat) : x; }
+/// Pushes 0-d values as a Lua number or boolean.
+void push_number(lua_State* L, const at::Scalar& s);
+/// Pushes a list of tensors, 1-based.
+int push_tensors(lua_State* L, const std::vector<at::Tensor>& list);
+
+/// t:method() of a member function without arguments.
+template <at::Tensor (at::Tensor::*F)() const>
+int unary(lua_State* L) {
+    return push_tensor(L, (self_tensor(L).*F)());
+}
+/// Elementwise with broadcasting, numbers on either side. Throws (shape) where the sizes do not fit.
+[[noreturn]] void throw_unexpandable(lua_State* L, const at::Tensor& a, const at::Tensor& b);
+bool do_expand(const at::Tensor& a, const at::Tensor& b);
+template <at::Tensor (*F)(const at::Tensor&, const at::Tensor&)>
+int binary(lua_State* L) {
+    at::Tensor a = operand(L, 1), b = operand(L, 2);
+    if (!do_expand(a, b)) throw_unexpandable(L, a, b);
+    return push_tensor(L, F(a, b));
+}
+
+// --- reading and writing elements: tensor_index.cpp ---
+
+/// t[key], with t at 1 and the key at 2; no value where the key is no index.
+int index_tensor(lua_State* L);
+/// t(i, j, …) and t{i, j, …}.
+int call_tensor(lua_State* L);
+/// t[key] = value, with the value at 3. Throws where the key is no index.
+int set_tensor(lua_State* L);
+
+/// Methods, fields and operators of the type, a list a file.
 std::span<const Binding> tensor_operators();
+std::span<const Binding> tensor_methods();
+std::span<const Binding> tensor_math();
+std::span<const Binding> tensor_math_functions();     ///< of the table moe
+std::span<const Binding> tensor_choice();
+std::span<const Binding> tensor_shapes();
+std::span<const Binding> tensor_random();
+std::span<const Binding> tensor_autograd();
+std::span<const Binding> tensor_autograd_fields();
+/// t.grad = value and t.requires_grad = value; false for another name.
+bool set_autograd_field(lua_State* L, at::Tensor& t, const std::string& name, int value);
+
+/// A generator among named arguments, the default one where there is none. Throws (device) where it is of another device.
+std::optional<at::Generator> generator_option(const Options& options, at::Device device);
 
 }  // namespace moe::lua

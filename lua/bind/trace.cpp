@@ -1,8 +1,9 @@
 #include "lua/bind/trace.h"
 
 #include "core/metrics/statistics.h"
+#include "core/routing/trace_analysis.h"
+#include "lua/bind/array.h"
 #include "lua/bind/bind.h"
-#include "lua/bind/tensor.h"
 
 #include <ATen/ATen.h>
 
@@ -26,11 +27,6 @@ std::string visible(const std::string& text) {
     }
     return out;
 }
-std::string token_text(const TraceValue& t, int64_t id) {
-    std::string text = t.tokenizer->decode(std::span(&id, 1));
-    return text.empty() ? fmt::format("<{}>", id) : visible(text);
-}
-
 int64_t layer_option(lua_State* L, const Options& o) {
     if (!o.has("layer")) MOE_THROW(usage, running(L) + ": layer", "nothing", "a routed layer", "tr.layers lists them");
     return o.integer("layer", 0);
@@ -38,21 +34,46 @@ int64_t layer_option(lua_State* L, const Options& o) {
 int64_t expert_option(lua_State* L, const Options& o, const routing::Trace& t) {
     if (!o.has("expert")) MOE_THROW(usage, running(L) + ": expert", "nothing", fmt::format("an expert: 0 … {}", t.num_experts() - 1), "");
     int64_t expert = o.integer("expert", 0);
-    MOE_CHECK(expert >= 0 && expert < t.num_experts(), config, running(L) + ": expert", std::to_string(expert), fmt::format("0 … {}", t.num_experts() - 1), "experts are counted from 0");
+    t.check_expert(expert);
     return expert;
 }
 
+std::string by_option(lua_State* L, const Options& o, std::initializer_list<const char*> known) {
+    std::string by = o.string("by", ""), want;
+    for (const char* k : known) {
+        if (by == k) return by;
+        want += '"' + std::string(k) + "\" ";
+    }
+    if (!by.empty()) MOE_THROW(usage, running(L) + ": by", '"' + by + '"', want + "or nothing", "");
+    return by;
+}
+
+Dim layer_dim(const routing::Trace& t) { return {"layer", {}, t.layers()}; }
+Dim domain_dim(const routing::Trace& t) { return {"domain", t.domains(), {}}; }
+
 int load(lua_State* L) {
-    auto& t = trace(L);
-    Options o(L, 2, {"layer", "by"});
-    std::string by = o.string("by", "");
-    MOE_CHECK(by.empty() || by == "domain", usage, "trace:load: by", '"' + by + '"', "\"domain\" or nothing", "");
-    auto of = [&](int64_t layer) { return by.empty() ? t.load(layer).sum(0) : t.load(layer); };
-    if (o.has("layer")) return push_tensor(L, of(o.integer("layer", 0)));
+    auto& value = self<TraceValue>(L);
+    auto& t = *value.trace;
+    Options o(L, 2, {"layer", "by", "min_count", "relative"});
+    std::string by = by_option(L, o, {"domain", "token"});
+    bool relative = o.boolean("relative", false);
+    auto finished = [&](at::Tensor counts) { return relative ? counts / counts.to(at::kDouble).mean(-1, true) : counts; };
+    const char* name = relative ? "load over the mean" : "tokens";
+    if (by == "token") {
+        auto v = routing::vocabulary_load(t, layer_option(L, o), o.integer("min_count", 1));
+        Dim dim{"token", {}, {}};
+        for (int64_t id : v.ids) dim.texts.push_back(token_text(value, id));
+        return push_array(L, finished(v.load_VE), name, {dim, {"expert", {}, {}}});
+    }
+    auto of = [&](int64_t layer) { return finished(by.empty() ? t.load(layer).sum(0) : t.load(layer)); };
+    std::vector<Dim> dims = {{"expert", {}, {}}};
+    if (!by.empty()) dims.insert(dims.begin(), domain_dim(t));
+    if (o.has("layer")) return push_array(L, of(o.integer("layer", 0)), name, dims);
     std::vector<at::Tensor> all;
     for (int64_t layer : t.layers()) all.push_back(of(layer));
     MOE_CHECK(!all.empty(), state, "trace:load", "a trace without layers", "a model with routed layers", "");
-    return push_tensor(L, at::stack(all));
+    dims.insert(dims.begin(), layer_dim(t));
+    return push_array(L, at::stack(all), name, dims);
 }
 
 /// Iterator over the list in upvalue 1 of {text, count, id}; upvalue 2 is the position.
@@ -144,6 +165,15 @@ std::vector<Special> specialists(const routing::Trace& t) {
 
 int specialization(lua_State* L) {
     auto& t = trace(L);
+    Options o(L, 2, {"layer", "relative"});
+    if (o.has("layer")) {
+        int64_t layer = o.integer("layer", 0), D = int64_t(t.domains().size()), E = t.num_experts(), K = t.top_k(layer);
+        at::Tensor load_DE = t.load(layer).contiguous();
+        auto list = metrics::specialisation(values(load_DE), D, K);
+        at::Tensor share = at::tensor(list, at::kDouble).view({D, E});
+        bool relative = o.boolean("relative", false);
+        return push_array(L, relative ? share * (double(E) / double(K)) : share, relative ? "share of the domain's tokens over the uniform share" : "share of the domain's tokens", {domain_dim(t), {"expert", {}, {}}});
+    }
     lua_newtable(L);
     lua_Integer i = 0;
     for (const Special& s : specialists(t)) {
@@ -160,7 +190,7 @@ int specialization(lua_State* L) {
         set_number("lift", s.lift);
         lua_rawseti(L, -2, ++i);
     }
-    return 1;
+    return as_records(L);
 }
 
 int field_layers(lua_State* L) {
@@ -178,6 +208,7 @@ int field_domains(lua_State* L) {
 }
 int field_num_tokens(lua_State* L) { return lua_pushinteger(L, trace(L).num_tokens()), 1; }
 int field_num_experts(lua_State* L) { return lua_pushinteger(L, trace(L).num_experts()), 1; }
+int field_is_complete(lua_State* L) { return lua_pushboolean(L, trace(L).is_complete()), 1; }
 int text(lua_State* L) {
     auto* box = test_box<TraceValue>(L, 1);
     if (!box || !*box) return lua_pushliteral(L, "trace (freed)"), 1;
@@ -186,25 +217,55 @@ int text(lua_State* L) {
     return 1;
 }
 
-const Binding kMethods[] = {
-    {"load", load, "tr:load {layer =, by = \"domain\"}: tokens by expert, int64: [domain, expert] with by, [expert] without; with no layer, stacked over tr.layers."},
+int open_file(lua_State* L) {
+    std::string path = check_string(L, 1, "path");
+    auto t = std::make_shared<routing::Trace>(path);
+    push<TraceValue>(L, {t, data::open_tokenizer(t->facts().tokenizer), t->facts().seq_length});
+    return 1;
+}
+
+const Binding kFunctions[] = {
+    {"trace", open_file, "moe.trace(path): a trace that tr:save, or model:trace and run:trace with file =, wrote. Of a file that is longer than memory one piece at a time is in it."},
+};
+const Binding kOwnMethods[] = {
+    {"load", load, "tr:load {layer =, by = \"domain\" | \"token\", relative = false, min_count = 1}: a labelled array of tokens by expert: [domain, expert] or, of the token ids that occur at least min_count times, [token, expert] with by, [expert] without; "
+                   "with no layer, [layer, …]. relative: over the mean of the experts, 1 is balance."},
     {"tokens", tokens, "for text, n, id in tr:tokens {layer =, expert =, top = 20} do … end: the tokens that came to an expert most often."},
     {"examples", examples, "tr:examples {layer =, expert =, count = 5, width = 24}: texts of up to `width` tokens that end with a token, in brackets, that came to the expert."},
     {"mutual_information", mutual_information, "tr:mutual_information(layer): of expert and domain, in nats; 0 where the domain says nothing about the expert."},
     {"specialization", specialization,
-     "tr:specialization(): a list, most special first, of {layer, expert, domain, share, rate, lift, tokens}: rate is the share of the domain's choices that come to the expert, lift the rate over the uniform one, share the rate over the sum of all domains' rates (the expert's share of that domain if all were equally long)."},
+     "tr:specialization {layer =, relative = false}: with a layer a labelled array [domain, expert] of N_{i,D} / N_D, the share of a domain's tokens that go to an expert (uniform: K / E; relative: over that). Without, records, most special first, of {layer, expert, domain, share, rate, lift, tokens}: rate is the share of the domain's choices that come to the expert, lift the rate over the uniform one, share the rate over the sum of all domains' rates (the expert's share of that domain if all were equally long)."},
 };
 const Binding kFields[] = {
     {"layers", field_layers, "tr.layers: absolute, 0-based indices of the routed layers."},
     {"domains", field_domains, "tr.domains: names of the domains, in the order of load's rows."},
     {"num_tokens", field_num_tokens, "tr.num_tokens: tokens traced, padding included."},
     {"num_experts", field_num_experts, "tr.num_experts: experts a layer."},
+    {"is_complete", field_is_complete, "tr.is_complete: false for a file whose writer did not come to its end; what it wrote is there."},
 };
 const Binding kMeta[] = {{"__tostring", text, "tostring(tr): one line about it."}};
 }  // namespace
 
+std::string token_text(const TraceValue& t, int64_t id) {
+    std::string text = t.tokenizer->decode(std::span(&id, 1));
+    return text.empty() ? fmt::format("<{}>", id) : visible(text);
+}
+
+int64_t layer_argument(lua_State* L, int index, const routing::Trace& t) {
+    int64_t layer = check_integer(L, index, "layer");
+    t.check_layer(layer);
+    return layer;
+}
+
 void open_trace(lua_State* L) {
-    register_type<TraceValue>(L, {.name = nullptr, .help = "trace: what the routers did with a set of tokens. run:trace makes one. Layers and experts are 0-based.",
-                                  .methods = kMethods, .fields = kFields, .meta = kMeta});
+    static const std::vector<Binding> methods = [] {
+        std::vector<Binding> all(std::begin(kOwnMethods), std::end(kOwnMethods));
+        auto more = trace_analysis_methods();
+        all.insert(all.end(), more.begin(), more.end());
+        return all;
+    }();
+    set_functions(L, "moe.", kFunctions);
+    register_type<TraceValue>(L, {.name = nullptr, .help = "trace: what the routers did with a set of tokens. model:trace and run:trace make one, moe.trace reads one. Layers and experts are 0-based. Results are labelled arrays (moe.array) and records (moe.records).",
+                                  .methods = methods, .fields = kFields, .meta = kMeta});
 }
 }  // namespace moe::lua

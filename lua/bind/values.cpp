@@ -71,7 +71,9 @@ void check_table(lua_State* L, int index, const char* name) {
 }
 
 void check_function(lua_State* L, int index, const char* name) {
-    if (!lua_isfunction(L, index)) bad_argument(L, index, name, "a function");
+    if (lua_isfunction(L, index)) return;
+    if (luaL_getmetafield(L, index, "__call") == LUA_TNIL) bad_argument(L, index, name, "a function");
+    lua_pop(L, 1);
 }
 
 std::vector<int64_t> check_integers(lua_State* L, int index, const char* name) {
@@ -80,7 +82,9 @@ std::vector<int64_t> check_integers(lua_State* L, int index, const char* name) {
     std::vector<int64_t> values;
     for (lua_Integer i = 1, n = lua_Integer(lua_rawlen(L, index)); i <= n; ++i) {
         lua_rawgeti(L, index, i);
-        values.push_back(check_integer(L, -1, fmt::format("{}[{}]", name, i).c_str()));
+        int fits = 0;
+        int64_t value = lua_type(L, -1) == LUA_TNUMBER ? lua_tointegerx(L, -1, &fits) : 0;
+        values.push_back(fits ? value : check_integer(L, -1, fmt::format("{}[{}]", name, i).c_str()));
         lua_pop(L, 1);
     }
     return values;
@@ -90,15 +94,16 @@ Options::Options(lua_State* L, int index, std::initializer_list<const char*> kno
     if (lua_isnoneornil(L, index)) return;
     check_table(L, index, "options");
     index_ = lua_absindex(L, index);
-    std::vector<std::string> names(known.begin(), known.end());
     lua_pushnil(L);
     while (lua_next(L, index_)) {
         lua_pop(L, 1);
         bool found = false;
         if (lua_type(L, -1) == LUA_TSTRING) {
-            for (auto& name : names) found |= name == lua_tostring(L, -1);
+            std::string_view key = lua_tostring(L, -1);
+            for (const char* name : known) found |= name == key;
         }
         if (found) continue;
+        std::vector<std::string> names(known.begin(), known.end());
         std::string want = "one of ", got = got_text(L, -1), key = to_string(L, -1);
         for (auto& name : names) want += (&name == &names[0] ? "" : ", ") + name;
         MOE_THROW(usage, running(L) + ": options", got, names.empty() ? "no options" : want, did_you_mean(key, names));

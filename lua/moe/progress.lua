@@ -14,7 +14,7 @@ local function line(self)
   local elapsed = moe.clock() - self.start
   local left = self.count > 0 and self.count < self.total and "  " .. moe.format_secs(elapsed / self.count * (self.total - self.count)) .. " left" or ""
   if self.finished then left = "  " .. moe.format_secs(elapsed) end
-  return ("%s%s %3.0f%%  %d/%d%s%s"):format(self.label, self.terminal and bar(share) or "", 100 * share, self.count, self.total, left, self.text ~= "" and "  " .. self.text or "")
+  return ("%s%s %3.0f%%  %d/%d%s%s"):format(self.label, self.terminal and bar(share) or "", 100 * share, math.floor(self.count), self.total, left, self.text ~= "" and "  " .. self.text or "")
 end
 
 local function show(self, always)
@@ -35,7 +35,7 @@ function Progress:update(count, text)
   show(self, false)
   return self
 end
-moe.document(Progress.update, "progress:update", "p:update(count, text): shows how far it is: on a terminal one line that is rewritten, else a line every 10 s.")
+moe.document(Progress.update, "progress:update", "p:update(count, text): count (parts of one count too) and a text: shows how far it is: on a terminal one line that is rewritten, else a line every 10 s.")
 
 function Progress:done(text)
   if self.finished then return self end
@@ -44,6 +44,9 @@ function Progress:done(text)
   return self
 end
 moe.document(Progress.done, "progress:done", "p:done(text): ends the line with the time it took.")
+
+Progress.__methods = { update = Progress.update, done = Progress.done }
+moe.document(Progress, "progress", "progress: a line that says how far a long job is.")
 
 local function make(total, options)
   if math.type(total) == nil then moe.fail { op = "moe.progress: total", got = tostring(total), want = "a number" } end
@@ -55,4 +58,4 @@ local function make(total, options)
   }, Progress)
 end
 
-return moe.document(make, "moe.progress", "moe.progress(total, {label =}): a progress line with the time left: p:update(count, text), p:done(text).")
+return moe.document(make, "moe.progress", "moe.progress(total, {label =}): a progress line with the time left: p:update(count, text), p:done(text).\nExample: local p = moe.progress(2, { label = \"files\" }); p:update(1, \"a.txt\"); p:done()")

@@ -1,42 +1,26 @@
 #include "lua/session/session.h"
 
-#include "core/base/embedded.h"
 #include "core/base/json.h"
 #include "core/base/log.h"
-#include "core/base/suggest.h"
-#include "lua/bind/bind.h"
+#include "lua/bind/lua.h"
+#include "lua/session/echo.h"
+#include "lua/session/lexer.h"
+#include "lua/session/modules.h"
 
 #include <nlohmann/json.hpp>
 
+#include <pthread.h>
+#include <sys/resource.h>
+
 #include <algorithm>
+#include <chrono>
+#include <csignal>
 #include <cstdio>
 #include <filesystem>
+#include <fstream>
 
 namespace moe::lua {
-/// The files of lua/moe, in a source file that the build writes.
-const std::vector<EmbeddedFile>& embedded_lua();
-
 namespace {
-/// name as require knows it ("moe.plot", "moe.commands.bench"); file for messages ("lua/moe/plot.lua").
-struct EmbeddedModule {
-    std::string name, file;
-    std::string_view text;
-};
-const std::vector<EmbeddedModule>& embedded_modules() {
-    static const std::vector<EmbeddedModule> modules = [] {
-        std::vector<EmbeddedModule> out;
-        for (auto& file : embedded_lua()) {
-            std::string name(file.path.substr(0, file.path.rfind('.')));
-            std::replace(name.begin(), name.end(), '/', '.');
-            out.push_back({name, "lua/" + std::string(file.path), file.text});
-        }
-        return out;
-    }();
-    return modules;
-}
-
-constexpr std::string_view kCommandPrefix = "moe.commands.";
-
 /// Message handler of every evaluation: makes the error object while the stack that raised it is still there.
 int on_error(lua_State* L) {
     if (control(L).ends_with_program && error_parts(L, 1).kind == ErrorKind::interrupted) save_runs_on_interrupt();
@@ -50,98 +34,12 @@ int on_error(lua_State* L) {
         lua_replace(L, 1);
     }
     lua_settop(L, 1);
-    luaL_traceback(L, L, nullptr, 1);
+    // An error that went through C++, out of a function that autograd or a callback called, brings the inner stack's.
+    std::string inner = error_parts(L, 1).traceback;
+    luaL_traceback(L, L, inner.empty() ? nullptr : inner.c_str(), 1);
     lua_setfield(L, 1, "traceback");
     return 1;
 }
-
-int print(lua_State* L) {
-    std::string line;
-    for (int i = 1, n = lua_gettop(L); i <= n; ++i) {
-        if (i > 1) line += '\t';
-        line += to_string(L, i);
-    }
-    line += '\n';
-    if (auto& out = control(L).print) out(line);
-    return 0;
-}
-
-/// ipairs starts at 1: on a userdata with 0-based elements it would leave out the first one in silence.
-int guarded_ipairs(lua_State* L) {
-    if (lua_type(L, 1) == LUA_TUSERDATA) {
-        MOE_THROW(usage, "ipairs", got_text(L, 1), "a table", "tensors and layers are 0-based: for i = 0, #x - 1 do … x[i] … end");
-    }
-    lua_pushvalue(L, upvalue(1));
-    lua_insert(L, 1);
-    lua_call(L, lua_gettop(L) - 1, 3);
-    return 3;
-}
-
-int load_embedded(lua_State* L) {
-    auto* module = static_cast<const EmbeddedModule*>(lua_touserdata(L, lua_upvalueindex(1)));
-    std::string chunk = "@" + module->file;
-    if (luaL_loadbufferx(L, module->text.data(), module->text.size(), chunk.c_str(), "t")) return lua_error(L);
-    push_string(L, module->name);
-    lua_call(L, 1, 1);
-    return 1;
-}
-
-/// __index of the table moe: modules written in Lua are loaded on first use; other unknown names are errors.
-int index_moe(lua_State* L) {
-    std::string key = to_string(L, 2);
-    std::string module = "moe." + key;
-    for (auto& m : embedded_modules()) {
-        if (m.name != module) continue;
-        lua_getglobal(L, "require");
-        push_string(L, module);
-        lua_call(L, 1, 1);
-        lua_pushvalue(L, 2);
-        lua_pushvalue(L, -2);
-        lua_rawset(L, 1);
-        return 1;
-    }
-    std::vector<std::string> known;
-    lua_pushnil(L);
-    while (lua_next(L, 1)) {
-        lua_pop(L, 1);
-        known.push_back(to_string(L, -1));
-    }
-    for (auto& m : embedded_modules()) {
-        if (m.name.find('.', 4) == std::string_view::npos) known.emplace_back(m.name.substr(4));
-    }
-    std::string hint = did_you_mean(key, known);
-    MOE_THROW(usage, module, "no such function or module", "one of those that help(moe) lists", hint);
-}
-
-/// The first comment of a command's file is "-- moelab NAME arguments: what it does."
-int commands_of(lua_State* L) {
-    lua_newtable(L);
-    lua_Integer i = 0;
-    for (auto& m : embedded_modules()) {
-        if (!m.name.starts_with(kCommandPrefix)) continue;
-        std::string_view line = m.text.substr(0, m.text.find('\n'));
-        size_t at = line.find(": ");
-        MOE_CHECK(line.starts_with("-- ") && at != std::string_view::npos, internal, m.file, std::string(line), "-- moelab NAME arguments: what it does.", "");
-        push_ordered_table(L, {"name", "usage", "about"});
-        push_string(L, m.name.substr(kCommandPrefix.size()));
-        lua_setfield(L, -2, "name");
-        push_string(L, line.substr(3, at - 3));
-        lua_setfield(L, -2, "usage");
-        push_string(L, line.substr(at + 2));
-        lua_setfield(L, -2, "about");
-        lua_rawseti(L, -2, ++i);
-    }
-    return 1;
-}
-
-constexpr Binding kCommands = {"commands", commands_of, "moe.commands(): the commands that are written in Lua: a list of {name, usage, about}."};
-
-const Binding kGlobals[] = {
-    {"print", print, "print(…): writes the values as tostring shows them, separated by tabs, and a line end. On several ranks only rank 0 prints."},
-    {"pairs", sorted_pairs, "pairs(t): as in Lua, in a defined order: numbers ascending, then texts in byte order. moe's tables keep their own order."},
-};
-constexpr Binding kIpairs = {"ipairs", guarded_ipairs, "ipairs(t): as in Lua; on tensors and layers, which are 0-based, it is an error."};
-constexpr Binding kIndexMoe = {"__index", index_moe, "moe.name: loads a module of moe on first use."};
 
 void push_converted(lua_State* L, const std::string& text) {
     if (text == "true" || text == "false") {
@@ -149,6 +47,51 @@ void push_converted(lua_State* L, const std::string& text) {
     } else if (text.empty() || lua_stringtonumber(L, text.c_str()) != text.size() + 1) {
         push_string(L, text);
     }
+}
+
+/// The most bytes that were resident since the last forget_peak().
+int64_t peak_bytes() {
+    rusage usage{};
+    getrusage(RUSAGE_SELF, &usage);
+    return int64_t(usage.ru_maxrss) * 1024;
+}
+/// Where the kernel does not do it, the peak is that of the whole process.
+void forget_peak() { std::ofstream("/proc/self/clear_refs") << "5"; }
+
+/// What the results of a call are needed for, and the texts that they gave.
+struct Results {
+    bool echo;
+    std::vector<std::string> texts;
+    bool all_nil = true;
+};
+
+/// A lightuserdata Results, values → nothing. Runs protected and interruptible: a __tostring may raise, or never end.
+int show_results(lua_State* L) {
+    auto& results = *static_cast<Results*>(lua_touserdata(L, 1));
+    for (int i = 2, n = lua_gettop(L); i <= n; ++i) {
+        results.all_nil &= lua_isnil(L, i);
+        results.texts.push_back(results.echo ? echo_text(L, i) : to_string(L, i));
+    }
+    if (results.echo && lua_gettop(L) >= 2 && !lua_isnil(L, 2)) {
+        lua_pushvalue(L, 2);
+        lua_setglobal(L, "_");
+    }
+    return 0;
+}
+
+/// The signal of Session::interrupt needs a handler, or it would end the program; a program's own is left.
+void handle_wake_signal() {
+    struct sigaction action = {};
+    if (sigaction(SIGUSR2, nullptr, &action) != 0 || action.sa_handler != SIG_DFL) return;
+    action = {};
+    action.sa_handler = [](int) {};
+    sigaction(SIGUSR2, &action, nullptr);
+}
+
+/// Lua's own globals are not replaced by a local of the same name: modules need them.
+bool is_global_of_lua(const void* names, std::string_view name) {
+    auto& list = *static_cast<const std::vector<std::string>*>(names);
+    return std::find(list.begin(), list.end(), name) != list.end();
 }
 
 /// require finds modules beside the script.
@@ -183,13 +126,15 @@ Arguments Arguments::parse(const std::vector<std::string>& words) {
     return result;
 }
 
-Session::Session(SessionOptions options) {
+Session::Session(SessionOptions options) : interactive_(options.interactive) {
     control_.command = std::move(options.command);
     control_.device = std::move(options.device);
     control_.json = options.json;
     if (!options.quiet) {
         control_.print = options.print ? std::move(options.print) : [](std::string_view text) { log::print(text); };
+        control_.page = std::move(options.page);
     }
+    handle_wake_signal();
     L_ = luaL_newstate();
     MOE_CHECK(L_, memory, "session", "no memory for a Lua state", "", "");
     control_slot(L_) = &control_;
@@ -206,79 +151,160 @@ Session::Session(SessionOptions options) {
     }
 }
 
-Session::~Session() { lua_close(L_); }
+Session::~Session() {
+    end_background(control_);
+    lua_close(L_);
+}
 
 void Session::open() {
-    luaL_openlibs(L_);
-    open_coroutines(L_);
+    open_globals(L_);
+    if (!interactive_) return;
     lua_pushglobaltable(L_);
-    set_functions(L_, "", kGlobals);
-    lua_getfield(L_, -1, "ipairs");
-    push_function(L_, kIpairs, "ipairs", 1);
-    lua_setfield(L_, -2, "ipairs");
-    luaL_getsubtable(L_, LUA_REGISTRYINDEX, LUA_PRELOAD_TABLE);
-    for (auto& module : embedded_modules()) {
-        lua_pushlightuserdata(L_, const_cast<EmbeddedModule*>(&module));
-        lua_pushcclosure(L_, load_embedded, 1);
-        lua_setfield(L_, -2, module.name.c_str());
-    }
-    lua_pop(L_, 1);
-    push_moe(L_);
-    push_function(L_, kCommands, "moe.commands");
-    lua_setfield(L_, -2, kCommands.name);
-    lua_createtable(L_, 0, 1);
-    push_function(L_, kIndexMoe, "moe.__index");
-    lua_setfield(L_, -2, "__index");
-    lua_setmetatable(L_, -2);
-    luaL_getsubtable(L_, LUA_REGISTRYINDEX, LUA_LOADED_TABLE);
-    lua_pushvalue(L_, -2);
-    lua_setfield(L_, -2, "moe");
-    lua_pop(L_, 1);
-    lua_pushvalue(L_, -1);
-    lua_setfield(L_, -3, "moe");
-    lua_getfield(L_, -1, "help");
-    lua_setfield(L_, -3, "help");
-    lua_getfield(L_, -1, "plot");
-    lua_setfield(L_, -3, "viz");
+    lua_globals_ = ordered_keys(L_, -1);
+    static constexpr Binding kHistory = {"history", history_of, "moe.history(): the inputs of this session so far, a list of texts, the running one last."};
+    static constexpr Binding kExit = {"exit", exit_of, "exit(code): ends the interactive session; code is the program's exit code, default 0. Ctrl-D does it, too."};
+    lua_getfield(L_, -1, "moe");
+    lua_pushlightuserdata(L_, this);
+    push_function(L_, kHistory, "moe.history", 1);
+    lua_setfield(L_, -2, "history");
+    lua_pushlightuserdata(L_, this);
+    push_function(L_, kExit, "exit", 1);
+    lua_setfield(L_, -3, "exit");
     lua_pop(L_, 2);
-    // The order of draws is the same in every process: stock Lua seeds from the clock and an address.
-    luaL_dostring(L_, "math.randomseed(0)");
+}
+
+int Session::history_of(lua_State* L) {
+    auto& self = *static_cast<Session*>(lua_touserdata(L, upvalue(1)));
+    lua_createtable(L, int(self.history_.size()), 0);
+    for (size_t i = 0; i < self.history_.size(); ++i) {
+        push_string(L, self.history_[i].code);
+        lua_rawseti(L, -2, lua_Integer(i + 1));
+    }
+    return 1;
+}
+
+int Session::exit_of(lua_State* L) {
+    auto& self = *static_cast<Session*>(lua_touserdata(L, upvalue(1)));
+    int code = is_nothing(L, 1) ? 0 : lua_isboolean(L, 1) ? !lua_toboolean(L, 1) : int(check_integer(L, 1, "code"));
+    self.exit_code_ = code;
+    self.interrupt();           // so that no pcall around it holds it up
+    throw Error({ErrorKind::interrupted, "exit", "", "", "", "", -1, ""});
 }
 
 bool Session::load(const std::string& code, const std::string& chunk_name, Result& result) {
-    if (luaL_loadbufferx(L_, code.data(), code.size(), chunk_name.c_str(), "t") == LUA_OK) return true;
+    if (luaL_loadbufferx(L_, code.data(), code.size(), chunk_name.c_str(), "t") == LUA_OK) {
+        remember_chunk(control_, chunk_name, code);
+        return true;
+    }
     result.error = error_parts(L_, -1);
     lua_pop(L_, 1);
     return false;
 }
 
 /// Stack: function, arguments → nothing.
-Result Session::call(int num_arguments) {
+Result Session::call(int num_arguments, bool echo) {
     Result result;
     int base = lua_gettop(L_) - num_arguments;
     lua_pushcfunction(L_, on_error);
     lua_insert(L_, base);
+    auto start = std::chrono::steady_clock::now();
+    if (interactive_) forget_peak();
+    thread_ = pthread_self();
+    running_ = true;
+    control_.running = L_;
     int status = lua_pcall(L_, num_arguments, LUA_MULTRET, base);
+    if (status == LUA_OK) {
+        Results results{echo, {}};
+        lua_pushcfunction(L_, show_results);
+        lua_insert(L_, base + 1);
+        lua_pushlightuserdata(L_, &results);
+        lua_insert(L_, base + 2);
+        status = lua_pcall(L_, lua_gettop(L_) - base - 1, 0, base);
+        if (status == LUA_OK && !(echo && results.all_nil && interactive_)) result.values = std::move(results.texts);
+    }
+    running_ = false;
     control_.interrupted = false;
     lua_sethook(L_, nullptr, 0, 0);
-    if (status == LUA_OK) {
-        for (int i = base + 1, n = lua_gettop(L_); i <= n; ++i) result.values.push_back(to_string(L_, i));
-    } else {
+    if (status != LUA_OK) {
         result.error = error_parts(L_, -1);
         if (status == LUA_ERRMEM) result.error->kind = ErrorKind::memory;
     }
     lua_settop(L_, base - 1);
+    result.secs = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    result.peak_bytes = peak_bytes();
     return result;
 }
 
 Result Session::eval(const std::string& code, const std::string& name) {
+    std::lock_guard guard(*control_.lock);
     Result result;
-    std::string chunk = "=" + name;
-    if (luaL_loadbufferx(L_, ("return " + code).data(), code.size() + 7, chunk.c_str(), "t") != LUA_OK) {
-        lua_pop(L_, 1);
-        if (!load(code, chunk, result)) return result;
+    std::string chunk = "=" + name, kept = code;
+    if (interactive_) {
+        kept = with_locals_kept(code, is_global_of_lua, &lua_globals_);
+        history_.push_back({code, name, 0, true});
     }
-    return call(0);
+    if (!load("return " + kept, chunk, result)) {
+        result.error.reset();
+        if (!load(kept, chunk, result)) {
+            if (interactive_) history_.back().ok = false;
+            return result;
+        }
+    }
+    size_t entry = history_.size();             // an input may evaluate others
+    result = call(0, true);
+    if (interactive_) {
+        history_[entry - 1].secs = result.secs;
+        history_[entry - 1].ok = result.ok();
+    }
+    return result;
+}
+
+void Session::interrupt() noexcept {
+    lua::interrupt(control_);
+    // From another thread: a read that blocks comes back, because a signal with a handler and without SA_RESTART arrived.
+    if (running_ && !pthread_equal(thread_, pthread_self())) pthread_kill(thread_, SIGUSR2);
+}
+
+Completion Session::complete(const std::string& code, size_t cursor) {
+    std::lock_guard guard(*control_.lock);
+    Completion out{cursor, cursor, {}};
+    protect([&] { out = lua::complete(L_, code, cursor); });
+    return out;
+}
+
+Inspection Session::inspect(const std::string& code, size_t cursor, bool detail) {
+    std::lock_guard guard(*control_.lock);
+    Inspection out;
+    protect([&] { out = lua::inspect(L_, code, cursor, detail, [this](const std::string& chunk) { return source_of(chunk); }); });
+    return out;
+}
+
+std::string Session::source_of(const std::string& chunk) const {
+    std::string name = chunk.substr(std::min<size_t>(1, chunk.size()));
+    if (chunk.starts_with("=")) {
+        for (auto entry = history_.rbegin(); entry != history_.rend(); ++entry)
+            if (entry->name == name) return entry->code;
+        return {};
+    }
+    if (!chunk.starts_with("@")) return chunk;              // of load(text)
+    if (std::string text = module_text(name); !text.empty()) return text;
+    try {
+        return read_text(name);
+    } catch (const Error&) {
+        return {};
+    }
+}
+
+/// Runs what may raise Lua's errors; they end it, and the stack is as it was.
+void Session::protect(const std::function<void()>& f) {
+    int top = lua_gettop(L_);
+    lua_pushcfunction(L_, [](lua_State* L) {
+        (*static_cast<const std::function<void()>*>(lua_touserdata(L, 1)))();
+        return 0;
+    });
+    lua_pushlightuserdata(L_, const_cast<std::function<void()>*>(&f));
+    lua_pcall(L_, 1, 0, 0);
+    lua_settop(L_, top);
 }
 
 void Session::push_arguments(const Arguments& arguments, const std::string& script) {
@@ -299,6 +325,7 @@ void Session::push_arguments(const Arguments& arguments, const std::string& scri
 }
 
 Result Session::run_file(const std::string& path, const Arguments& arguments) {
+    std::lock_guard guard(*control_.lock);
     Result result;
     std::string text;
     try {
@@ -321,6 +348,7 @@ Result Session::run_file(const std::string& path, const Arguments& arguments) {
 }
 
 Result Session::run_command(const std::string& name, const Arguments& arguments) {
+    std::lock_guard guard(*control_.lock);
     Result result;
     lua_getglobal(L_, "require");
     push_string(L_, std::string(kCommandPrefix) + name);
@@ -348,25 +376,20 @@ Result Session::run_command(const std::string& name, const Arguments& arguments)
     return result;
 }
 
-std::vector<std::string> Session::commands() {
-    std::vector<std::string> names;
-    for (auto& module : embedded_modules()) {
-        if (module.name.starts_with(kCommandPrefix)) names.emplace_back(module.name.substr(kCommandPrefix.size()));
-    }
-    std::sort(names.begin(), names.end());
-    return names;
-}
+std::vector<std::string> Session::commands() { return command_names(); }
 
 bool Session::is_complete(const std::string& code) {
-    Result result;
+    std::lock_guard guard(*control_.lock);
     for (const char* start : {"return ", ""}) {
         // A line end is appended: an open quoted string cannot be completed by more lines, an open long one can.
-        if (load(start + code + "\n", "=input", result)) {
-            lua_pop(L_, 1);
-            return true;
-        }
+        std::string text = start + code + "\n";
+        bool loads = luaL_loadbufferx(L_, text.data(), text.size(), "=input", "t") == LUA_OK;
+        std::string message = loads ? "" : error_parts(L_, -1).op;
+        lua_pop(L_, 1);
+        if (loads) return true;
+        if (!*start) return !message.ends_with("<eof>");
     }
-    return !result.error->op.ends_with("<eof>");
+    return true;
 }
 
 std::string describe(const ErrorParts& error, bool colour) {

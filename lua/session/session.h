@@ -2,7 +2,11 @@
 #pragma once
 #include "core/base/error.h"
 #include "lua/bind/control.h"
+#include "lua/session/complete.h"
 
+#include <pthread.h>
+
+#include <atomic>
 #include <functional>
 #include <optional>
 #include <string>
@@ -18,12 +22,16 @@ struct SessionOptions {
     std::string command;                           ///< command line, for env.json of runs
     std::string device;                            ///< cpu, cuda; "": what the configuration says
     bool json = false;                             ///< runs log JSON lines
+    bool interactive = false;                      ///< inputs follow each other: exit() is there, history is kept, an input's locals stay for the next
+    std::function<void(std::string_view)> page;    ///< gets long texts that are there at once, such as help; unset: as print
 };
 
-/// What an evaluation gave: the values as tostring shows them, or the error.
+/// What an evaluation gave: the values as texts, or the error.
 struct Result {
-    std::vector<std::string> values;
+    std::vector<std::string> values;               ///< eval: as echo_text shows them, in an interactive session none where all are nil
     std::optional<ErrorParts> error;
+    double secs = 0;
+    int64_t peak_bytes = 0;                        ///< the most that was resident; in an interactive session since the start of the input
     bool ok() const { return !error; }
     /// Process exit code: 0, or that of the error's kind.
     int exit_code() const { return error ? Error(*error).exit_code() : 0; }
@@ -38,6 +46,13 @@ struct Arguments {
     static Arguments parse(const std::vector<std::string>& words);
 };
 
+/// An input of an interactive session; `name` is what its errors and functions show as their file.
+struct HistoryEntry {
+    std::string code, name;
+    double secs = 0;
+    bool ok = true;
+};
+
 /// Not thread safe, but for interrupt().
 class Session {
 public:
@@ -45,7 +60,7 @@ public:
     ~Session();
     Session(const Session&) = delete;
 
-    /// Runs an expression or statements. `name` is what errors show in place of a file.
+    /// Runs an expression or statements. `name` is what errors show in place of a file. The first result is also the global `_`.
     Result eval(const std::string& code, const std::string& name = "input");
     /// Runs a file with the global `arg`: positional arguments, arg[0] the path, arg.options the key=value ones, numbers and
     /// true/false converted.
@@ -58,19 +73,38 @@ public:
     /// False where the code ends in the middle of something and more lines could complete it.
     bool is_complete(const std::string& code);
 
-    /// What runs now raises an error of kind `interrupted`: Lua at its next instruction, training at its next step. May be called
-    /// from a signal handler or another thread.
-    void interrupt() noexcept { lua::interrupt(control_); }
+    /// What TAB offers at byte `cursor`. Runs no Lua function.
+    Completion complete(const std::string& code, size_t cursor);
+    /// Explains the name at byte `cursor`, or the function whose arguments the cursor is in; with `detail` a Lua function's source, too.
+    Inspection inspect(const std::string& code, size_t cursor, bool detail);
+    /// The inputs so far; none where the session is not interactive.
+    const std::vector<HistoryEntry>& history() const { return history_; }
+    /// Set once exit() was called.
+    std::optional<int> exit_code() const { return exit_code_; }
+
+    /// What runs now raises an error of kind `interrupted`: Lua at its next instruction, training at its next step, a read that waits
+    /// for input at once. May be called from a signal handler or another thread (which sends SIGUSR2 to the one that evaluates).
+    void interrupt() noexcept;
     lua_State* state() { return L_; }
 
 private:
     void open();
     bool load(const std::string& code, const std::string& chunk_name, Result& result);
-    Result call(int num_arguments);
+    Result call(int num_arguments, bool echo = false);
     void push_arguments(const Arguments& arguments, const std::string& script);
+    void protect(const std::function<void()>& f);
+    std::string source_of(const std::string& chunk) const;
+    static int history_of(lua_State* L);
+    static int exit_of(lua_State* L);
 
     Control control_;
     lua_State* L_ = nullptr;
+    bool interactive_;
+    std::atomic<bool> running_ = false;
+    std::atomic<pthread_t> thread_{};               ///< the one that evaluates
+    std::vector<std::string> lua_globals_;          ///< names that a fresh state has
+    std::vector<HistoryEntry> history_;
+    std::optional<int> exit_code_;
 };
 
 /// An error as a person reads it: "error: op: got …, want … (hint)", the place, and Lua's traceback where it says more.

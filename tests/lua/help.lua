@@ -1,13 +1,16 @@
 local check = dofile(arg[0]:match("^(.*)/") .. "/lib/check.lua")
 local test, equal, near, is, raises = check.test, check.equal, check.near, check.is, check.raises
+local contains = check.contains
 
-test("help: every binding and every function of moe has a text", function()
-  local texts, seen, missing = 0, {}, {}
+-- Modules written in Lua load on first use.
+for _, module in ipairs(moe.modules()) do local _ = moe[module] end
+
+-- Names of all functions that moe, its modules and its types have, with whether each has a text.
+local function all_functions()
+  local found, seen = {}, {}
   local function visit(value, name)
     if type(value) == "function" then
-      texts = texts + 1
-      local text = moe.help_text(value)
-      if not text or #text < 12 or text:find("^a function") then missing[#missing + 1] = name end
+      found[name] = moe.help_text(value)
     elseif type(value) == "table" and not seen[value] then
       seen[value] = true
       for key, inner in pairs(value) do
@@ -15,18 +18,65 @@ test("help: every binding and every function of moe has a text", function()
       end
     end
   end
-  -- Modules written in Lua load on first use.
-  for _, module in ipairs { "plot", "table", "progress", "benchmarks", "json", "fs" } do local _ = moe[module] end
   visit(moe, "moe")
-  for _, name in ipairs { "tensor", "sort plan", "config", "config section", "model", "trace", "run" } do
-    local type_table = moe.documented()[name]
-    is(type_table, "no help for the type " .. name)
-    for _, list in ipairs { "__methods", "__fields" } do
-      for key, f in pairs(type_table[list]) do visit(f, name .. ":" .. key) end
+  for name, value in pairs(moe.documented()) do
+    if type(value) == "table" then
+      for _, list in ipairs { "__methods", "__fields" } do
+        for key, f in pairs(rawget(value, list) or {}) do visit(f, name .. ":" .. key) end
+      end
     end
   end
+  return found
+end
+
+test("help: every binding and every function of moe has a text", function()
+  local texts, missing = 0, {}
+  for name, text in pairs(all_functions()) do
+    texts = texts + 1
+    if not text or #text < 12 or text:find("^a function") then missing[#missing + 1] = name end
+  end
   equal(table.concat(missing, ", "), "")
-  is(texts > 100, "only " .. texts .. " functions were seen")
+  is(texts > 200, "only " .. texts .. " functions were seen")
+  for _, name in ipairs { "tensor", "generator", "operator", "cuda kernel", "cuda stream", "sort plan", "config", "config section", "model", "trace", "run", "data", "process", "table", "sweep", "progress" } do is(moe.documented()[name], "no help for the type " .. name) end
+end)
+
+test("help: every type's methods are seen, a hidden one would be missing", function()
+  local Type = { __methods = { grow = function() end } }
+  moe.document(Type, "test type", "test type: one whose method has no text.")
+  contains(all_functions()["test type:grow"], "a function")
+  moe.documented()["test type"].__methods = nil
+end)
+
+test("help: every example of a text runs by itself", function()
+  local count, wrong = 0, {}
+  for name, value in pairs(moe.documented()) do
+    local text = moe.help_text(value)
+    local at = type(value) == "table" and text:match("^[^\n]*\nExample: ([^\n]*)") or text:match("\nExample: ([^\n]*)$")
+    if text:find("Example:", 1, true) and type(value) ~= "table" and not at then wrong[#wrong + 1] = name .. ": the example is not the last line" end
+    if at then
+      count = count + 1
+      local printed = 0
+      local env = setmetatable({ print = function(...) printed = printed + select("#", ...) end, help = function(...) printed = printed + #moe.help_text(...) end }, { __index = _G })
+      local code, problem = load(at, name, "t", env)
+      local start, ok, err = moe.clock(), false, problem
+      if code then ok, err = pcall(code) end
+      if not ok then wrong[#wrong + 1] = ("%s: %s"):format(name, tostring(err)) end
+      if moe.clock() - start > 2 then wrong[#wrong + 1] = name .. ": takes seconds" end
+    end
+  end
+  equal(table.concat(wrong, "\n"), "")
+  is(count > 50, "only " .. count .. " examples")
+end)
+
+test("help: an example runs in a fresh session as it stands", function()
+  for _, name in ipairs { "moe.table", "moe.sweep", "moe.json.decode", "config:with" } do
+    local code = moe.help_text(name):match("\nExample: ([^\n]*)$")
+    is(code, name .. " has no example")
+    is(not code:find("'", 1, true) or name == "moe.json.decode")
+    local out, exit = check.moelab(("-e '%s'"):format(code:gsub("'", "'\\''")))
+    equal(exit, 0, code .. ": " .. out)
+    is(#out > 0, code .. " prints nothing")
+  end
 end)
 
 test("help: a function without a text is noticed", function()
@@ -43,6 +93,43 @@ test("help: functions, methods, types, modules and names", function()
   check.contains(moe.help_text(moe.zeros { 1 }), "matmul")
   check.contains(moe.help_text(viz), "viz.heatmap")
   raises("usage", function() return moe.help_text(moe.zeros { 1 }, "summ") end)
+end)
+
+test("help: objects of types written in Lua list their methods", function()
+  local t = moe.table { { a = 1 } }
+  contains(moe.help_text(t), "t:sort")
+  contains(moe.help_text(t, "sort"), "descending")
+  contains(moe.help_text "sweep:run", "jobs")
+end)
+
+test("docs: one page of Markdown or HTML with every function, command and key", function()
+  local folder = check.folder()
+  local out, code = check.moelab("docs -o '" .. folder .. "/reference.html' --json")
+  equal(code, 0, out)
+  local made = moe.json.decode(out)
+  local html, n = moe.fs.read(made.file), 0
+  local md = check.moelab "docs"
+  for name in pairs(all_functions()) do
+    local short = name:match("[^.:]+$")
+    is(html:find(short, 1, true), name .. " is not in the page")
+    n = n + 1
+  end
+  is(made.entries > 200, made.entries .. " entries")
+  for _, part in ipairs { "## Contents", "### moe.run", "### tensor:sum", "`moe.sweep {name =", "```lua", "\n| model.moe.num_experts [", "moelab sweep FILE.lua" } do is(md:find(part, 1, true), part .. " is not in the Markdown") end
+  for _, part in ipairs { '<h3 id="f-moe-run">', '<a href="#f-tensor-sum">', '<tr id="k-model-moe-num-experts">', "moelab sweep FILE.lua" } do is(html:find(part, 1, true), part .. " is not in the page") end
+  -- Every link leads somewhere, and tags are balanced.
+  for _, page in ipairs { { html, 'href="#([^"]*)"' }, { md, "%]%(#([^)]*)%)" } } do
+    for id in page[1]:gmatch(page[2]) do is(page[1]:find(('id="%s"'):format(id), 1, true), "no place for the link " .. id) end
+  end
+  for _, tag in ipairs { "table", "tr", "td", "code", "pre", "ul", "li", "details", "p", "main" } do
+    local opened, closed = select(2, html:gsub("<" .. tag .. "[ >]", "")), select(2, html:gsub("</" .. tag .. ">", ""))
+    equal(opened, closed, tag)
+  end
+  equal(select(2, check.moelab "docs --html --markdown"), 2)
+  equal(select(2, check.moelab "docs x"), 2)
+  out, code = check.moelab("docs -o /proc/none/x.md")
+  equal(code, 1)
+  contains(out, "/proc/none")
 end)
 
 check.done()

@@ -28,6 +28,11 @@ check.test("sketch: a run, stepped, watched and looked into", function()
   viz.heatmap(tr:load { layer = layer, by = "domain" }, { rows = tr.domains, col_label = "expert" }):save(folder .. "/load.svg")
   for token, n in tr:tokens { layer = layer, expert = 7, top = 3 } do print(token, n) end
   check.is(tr:specialization()[1].domain)
+  local text = run.model:trace(moe.data("local_corpus", { seq_length = 64, batch_size = 2 }), { tokens = 512 })
+  viz.heatmap(text:load { by = "domain" }:select("layer", layer)):save(folder .. "/local.png")
+  print(text:specialization { layer = layer })
+  text:coactivation(layer):plot():save(folder .. "/coactivation.svg")
+  print(text:statistics())
   check.is(run.model:bias(layer):is_finite())
   run:save "mid"
   local again = moe.resume("mid", { training = { learning_rate = 1e-4, min_learning_rate = 1e-5 } })

@@ -20,9 +20,10 @@ core/data: core/tensor core/config
 core/plan: core/config
 core/store: core/param core/config
 core/metrics: core/base
+core/draw: core/base
 core/infer: core/model core/store
 core/train: core/model core/data core/store core/metrics core/plan
-lua/bind: core/train core/infer
+lua/bind: core/train core/infer core/draw
 lua/session= lua/bind core/base core/config
 shell= lua/session core/base core/config
 jupyter= lua/session core/base core/config

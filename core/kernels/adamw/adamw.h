@@ -1,5 +1,8 @@
 #pragma once
+#include "core/kernels/quantize/quantize.h"
 #include "core/tensor/master.h"
+
+#include <vector>
 
 namespace moe::kernels {
 
@@ -16,6 +19,16 @@ struct AdamWOptions {
 /// grad, m and v may be bf16: arithmetic is in the master's dtype, and what is stored is rounded to nearest, not stochastically.
 /// Source: Loshchilov and Hutter, "Decoupled weight decay regularization", 2019; Kingma and Ba, "Adam", 2015.
 void adamw(const Master& master, const Tensor& grad, Tensor m, Tensor v, const AdamWOptions& options);
+
+/// A matrix [O, I], or one for each of E experts, whose products read E4M3: ranges as in adamw of E · O · I elements, and the copies to fill.
+struct AdamWMatrix {
+    Master master;
+    Tensor grad, m, v;
+    QuantizedWeight copy;
+};
+/// adamw of each, and into its copies what quantize_weight makes of its new compute weights, bit for bit. On CUDA, where masters are split, gradients all of one dtype (fp32 or bf16) and moments too,
+/// it is one pass over all of them, which writes the copies' 2 bytes more a parameter; O and I are multiples of 16 there.
+void adamw_quantized(const std::vector<AdamWMatrix>& matrices, const AdamWOptions& options);
 
 struct SgdOptions {
     double lr = 0, momentum = 0, weight_decay = 0;

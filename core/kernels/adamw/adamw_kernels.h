@@ -7,6 +7,11 @@ namespace moe::kernels {
 void adamw_cpu(const Master& master, const Tensor& grad, Tensor m, Tensor v, const AdamWOptions& options);
 void adamw_cuda(const Master& master, const Tensor& grad, Tensor m, Tensor v, const AdamWOptions& options);
 
+void adamw_quantized_cpu(const std::vector<AdamWMatrix>& matrices, const AdamWOptions& options);
+void adamw_quantized_cuda(const std::vector<AdamWMatrix>& matrices, const AdamWOptions& options);
+/// The same as two passes: for what the one pass does not take.
+void adamw_quantized_apart(const AdamWMatrix& matrix, const AdamWOptions& options);
+
 void sgd_cpu(const Master& master, const Tensor& grad, Tensor buffer, const SgdOptions& options);
 void sgd_cuda(const Master& master, const Tensor& grad, Tensor buffer, const SgdOptions& options);
 

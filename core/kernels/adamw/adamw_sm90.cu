@@ -1,8 +1,6 @@
 // Grid-stride loops over groups of four elements. The dtypes of grad, moments and value are switched on inside the kernel: the
 // branch is the same for the whole grid and the passes are bound by memory.
-#include "core/kernels/adamw/adamw_sm90.h"
-
-#include "core/kernels/common/device_sm90.cuh"
+#include "core/kernels/adamw/adamw_step_sm90.cuh"
 
 namespace moe::kernels::sm90 {
 namespace {
@@ -36,23 +34,18 @@ template <int N, class T> __device__ inline void read(const Weights& w, int64_t 
         if (w.split) {
             auto high = load<N>(static_cast<const unsigned short*>(w.value.data) + i);
             auto rest = load<N>(static_cast<const short*>(w.master.data) + i);
-            for (int k = 0; k < N; ++k) x[k] = __uint_as_float((unsigned(high.at[k]) << 16) + unsigned(int(rest.at[k])));
+            for (int k = 0; k < N; ++k) x[k] = joined_master(high.at[k], rest.at[k]);
             return;
         }
     }
     read<N>(w.master, i, x);
 }
-/// As core/tensor/master.h rounds.
 template <int N, class T> __device__ inline void write(const Weights& w, int64_t i, const T (&x)[N]) {
     if constexpr (std::is_same_v<T, float>) {
         if (w.split) {
             Vector<unsigned short, N> high;
             Vector<short, N> rest;
-            for (int k = 0; k < N; ++k) {
-                const unsigned bits = isnan(x[k]) ? 0x7FC00000u : __float_as_uint(x[k]);
-                high.at[k] = (unsigned short)((bits + 0x8000u) >> 16);
-                rest.at[k] = short(bits & 0xFFFFu);
-            }
+            for (int k = 0; k < N; ++k) split_master(x[k], high.at[k], rest.at[k]);
             store<N>(static_cast<unsigned short*>(w.value.data) + i, high);
             store<N>(static_cast<short*>(w.master.data) + i, rest);
             return;
@@ -62,22 +55,13 @@ template <int N, class T> __device__ inline void write(const Weights& w, int64_t
     write<N>(w.value, i, x);
 }
 
-__device__ inline float root(float x) { return sqrtf(x); }
-__device__ inline double root(double x) { return sqrt(x); }
-
-template <class T, int N> __device__ inline void adamw_at(const AdamW& p, int64_t i) {
+template <class T, int N> __device__ inline void adamw_at(const AdamW& p, const AdamWFactors<T>& f, int64_t i) {
     T w[N], g[N], m[N], v[N];
     read<N>(p.weights, i, w);
     read<N>(p.grad, i, g);
     read<N>(p.m, i, m);
     read<N>(p.v, i, v);
-    const T scale = T(p.scale), pull = T(p.pull), beta1 = T(p.beta1), beta2 = T(p.beta2), keep = T(p.keep), rate = T(p.rate), over = T(p.root), eps = T(p.eps);
-    for (int k = 0; k < N; ++k) {
-        const T grad = g[k] * scale + w[k] * pull;
-        m[k] = beta1 * m[k] + (1 - beta1) * grad;
-        v[k] = beta2 * v[k] + (1 - beta2) * grad * grad;
-        w[k] = w[k] * keep - rate * m[k] / (root(v[k]) * over + eps);
-    }
+    for (int k = 0; k < N; ++k) adamw_step(f, g[k], w[k], m[k], v[k]);
     write<N>(p.weights, i, w);
     write<N>(p.m, i, m);
     write<N>(p.v, i, v);
@@ -97,11 +81,11 @@ template <class T, int N> __device__ inline void sgd_at(const Sgd& p, int64_t i)
 }
 
 /// Groups of four where all ranges allow it, then what is left one by one.
-template <class T> __global__ void adamw_kernel(AdamW p, bool wide) {
+template <class T> __global__ void adamw_kernel(AdamW p, AdamWFactors<T> f, bool wide) {
     const int64_t thread = int64_t(blockIdx.x) * blockDim.x + threadIdx.x, threads = int64_t(gridDim.x) * blockDim.x;
     const int64_t groups = wide ? p.n / 4 : 0;
-    for (int64_t i = thread; i < groups; i += threads) adamw_at<T, 4>(p, i * 4);
-    for (int64_t i = groups * 4 + thread; i < p.n; i += threads) adamw_at<T, 1>(p, i);
+    for (int64_t i = thread; i < groups; i += threads) adamw_at<T, 4>(p, f, i * 4);
+    for (int64_t i = groups * 4 + thread; i < p.n; i += threads) adamw_at<T, 1>(p, f, i);
 }
 template <class T> __global__ void sgd_kernel(Sgd p, bool wide) {
     const int64_t thread = int64_t(blockIdx.x) * blockDim.x + threadIdx.x, threads = int64_t(gridDim.x) * blockDim.x;
@@ -146,7 +130,8 @@ cudaError_t adamw(const AdamW& p, cudaStream_t stream) {
     if (p.n == 0) return cudaSuccess;
     const bool wide = by_four(p.weights) && by_four(p.grad) && by_four(p.m) && by_four(p.v);
     by_wide_dtype(p.weights.master.dtype, [&](auto zero) {
-        adamw_kernel<decltype(zero)><<<loop_blocks((p.n + 3) / 4, kThreads), kThreads, 0, stream>>>(p, wide);
+        using T = decltype(zero);
+        adamw_kernel<T><<<loop_blocks((p.n + 3) / 4, kThreads), kThreads, 0, stream>>>(p, AdamWFactors<T>(p.rule), wide);
     });
     return cudaGetLastError();
 }

@@ -14,14 +14,38 @@ struct Weights {
     Range master, value;
     bool split;
 };
-/// Factors of one step, as doubles; the kernel works in master's dtype.
+/// Factors of one step, as doubles; the kernels work in master's dtype. pull: decay of Adam; keep: 1 − lr · decay of AdamW; rate: lr / (1 − β1^t); root: 1 / sqrt(1 − β2^t).
+struct AdamWRule { double scale, pull, beta1, beta2, keep, rate, root, eps; };
 struct AdamW {
     int64_t n;
     Weights weights;
     Range grad, m, v;
-    double scale, pull, beta1, beta2, keep, rate, root, eps;   ///< pull: decay of Adam; keep: 1 − lr · decay of AdamW; rate: lr / (1 − β1^t); root: 1 / sqrt(1 − β2^t)
+    AdamWRule rule;
 };
 cudaError_t adamw(const AdamW& p, cudaStream_t stream);
+
+/// Matrices [E, O, I], split masters, with the E4M3 copies that quantize_weight makes: q [E, O, I], transposed [E, I, O], scales [E, ceil(O / 128), ceil(I / 128)]. O and I are multiples of 16,
+/// everything starts at a multiple of 16 bytes. Gradients and moments are fp32 or bf16, all matrices' alike.
+struct AdamWTiles {
+    void *value, *rest, *m, *v, *q, *transposed;
+    const void* grad;
+    float* scales;
+    int out, in;
+    int64_t first;                                          ///< set by adamw_tiles: tiles of 128 x 128 before it
+};
+constexpr int kAdamWTiles = 44;                             ///< matrices of one launch: what fits into a kernel's parameters
+struct AdamWTileList {
+    int count = 0;
+    int64_t tiles = 0;
+    AdamWTiles at[kAdamWTiles];
+    /// Experts of a matrix follow each other. Not more than kAdamWTiles.
+    void add(AdamWTiles matrix, int64_t experts) {
+        matrix.first = tiles;
+        tiles += experts * ((matrix.out + 127) / 128) * ((matrix.in + 127) / 128);
+        at[count++] = matrix;
+    }
+};
+cudaError_t adamw_tiles(const AdamWTileList& list, const AdamWRule& rule, Dtype grad, Dtype moments, cudaStream_t stream);
 
 struct Sgd {
     int64_t n;

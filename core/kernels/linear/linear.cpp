@@ -44,14 +44,14 @@ bool takes_fp8(const Tensor& x, const WeightPtr& w) { return w->is_fp8 && x.scal
 QuantizedWeight fp8_weight(const WeightPtr& w) {
     Fp8Copy& c = w->fp8;
     const Tensor& value = w->value;
-    if (c.version != int64_t(value._version()) || c.data != value.const_data_ptr() || !c.q.defined()) {
+    if (!c.are_of(value)) {
         const int64_t E = value.dim() == 3 ? value.size(0) : 1, O = value.size(-2), I = value.size(-1);
         if (!c.q.defined()) {
             auto made = empty_quantized_weight(E, O, I, value);
             c.q = made.q_EOI, c.transposed = made.q_EIO, c.scale = made.scale_EOI;
         }
         quantize_weight(value, {c.q, c.transposed, c.scale});
-        c.version = int64_t(value._version()), c.data = value.const_data_ptr();
+        c.made_of(value);
     }
     return {c.q, c.transposed, c.scale};
 }
@@ -201,6 +201,10 @@ void check_groups(const RowGroups& groups, const Tensor& x_RI, int64_t experts) 
     }
 }
 }  // namespace
+
+void refresh_fp8(const WeightPtr& w) {
+    if (w->fp8.q.defined() && w->value.defined()) fp8_weight(w);
+}
 
 Tensor linear(const Tensor& x_TI, const WeightPtr& w_OI) {
     check_weight("linear", x_TI, w_OI, 2);

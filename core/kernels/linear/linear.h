@@ -30,6 +30,9 @@ Tensor linear_fp64(const Tensor& x_TI, const WeightPtr& w_OI);
 /// Throws moe::Error: shape, dtype, device.
 Tensor grouped_linear(const Tensor& x_RI, const RowGroups& groups, const WeightPtr& w_EOI);
 
+/// Makes the E4M3 copies that products with w read anew where w's values have changed since. What no such product has read yet has none and gets none.
+void refresh_fp8(const WeightPtr& w);
+
 /// The alignment that grouped_linear is quickest with on this device and dtype: what sort_by_expert is given. 1 on a CPU.
 int64_t grouped_alignment(at::Device device, at::ScalarType dtype);
 

@@ -109,7 +109,8 @@ Tensor mla_attention(const Tensor& q, const Tensor& kv, const Tensor& k_rope, co
     MlaInputs in{q.contiguous(), kv.contiguous(), k_rope.defined() ? k_rope.contiguous() : k_rope, {}, shape, {}};
     if (shape.rope > 0) in.table = table_for(table, q);
     if (doc_start_BS.defined()) in.doc_start_BS = doc_start_BS.contiguous();
-    if (shape.window > 0 && shape.window < shape.S) in.doc_start_BS = windowed(in.doc_start_BS, shape.B, shape.S, shape.window, q.device());
+    // The CPU's loops take each token's first position; CUDA's ways know windows.
+    if (shape.window > 0 && shape.window < shape.S && q.is_cpu()) in.doc_start_BS = windowed(in.doc_start_BS, shape.B, shape.S, shape.window, q.device());
     bool wanted = wants_grad(in.q) || wants_grad(in.kv) || (in.k_rope.defined() && wants_grad(in.k_rope));
     if (!wanted) {
         Tensor out = at::empty({q.size(0), shape.H * shape.v}, q.options());

@@ -11,19 +11,20 @@
 namespace moe::kernels {
 namespace {
 /// {y, rstd}
-std::pair<Tensor, Tensor> rms_forward(const Tensor& x_TD, const Tensor& gamma_D, double eps, int fp8_readers) {
+std::pair<Tensor, Tensor> rms_forward(const Tensor& x_TD, const Tensor& gamma_D, double eps, NormReaders readers) {
     Tensor y_TD = at::empty_like(x_TD), rstd_T = at::empty({x_TD.size(0)}, x_TD.options().dtype(wide_dtype(x_TD)));
-    auto copy = copy_to_fill(x_TD.size(0), x_TD.size(1), x_TD, fp8_readers > 0);
+    auto copy = copy_to_fill(x_TD.size(0), x_TD.size(1), x_TD, readers.y > 0);
     MOE_BY_DEVICE("rmsnorm", x_TD, rmsnorm_forward, x_TD, gamma_D, eps, y_TD, rstd_T, copy);
-    attach_rows(y_TD, copy, fp8_readers);
+    attach_rows(y_TD, copy, readers.y);
     return {y_TD, rstd_T};
 }
 
 /// y, with what backward reads kept in ctx.
-Tensor keep_forward(AutogradContext* ctx, const Tensor& x_TD, const WeightPtr& gamma, double eps, int fp8_readers) {
-    auto [y_TD, rstd_T] = rms_forward(x_TD, gamma->value, eps, fp8_readers);
+Tensor keep_forward(AutogradContext* ctx, const Tensor& x_TD, const WeightPtr& gamma, double eps, NormReaders readers) {
+    auto [y_TD, rstd_T] = rms_forward(x_TD, gamma->value, eps, readers);
     ctx->save_for_backward({x_TD, rstd_T});
     hold_weight(ctx, gamma);
+    ctx->saved_data["dx_readers"] = readers.dx;
     return y_TD;
 }
 
@@ -32,19 +33,22 @@ Tensor rms_backward(AutogradContext* ctx, const Tensor& dy_TD, const Tensor& mor
     WeightPtr gamma = held_weight(ctx);
     auto saved = ctx->get_saved_variables();
     Tensor x_TD = saved[0], rstd_T = saved[1], dx_TD = at::empty_like(x_TD);
-    MOE_BY_DEVICE("rmsnorm", x_TD, rmsnorm_backward, dy_TD.contiguous(), x_TD, gamma->value, rstd_T, more_TD.defined() ? more_TD.contiguous() : more_TD, dx_TD, gamma->grad);
+    const int readers = int(ctx->saved_data["dx_readers"].toInt());
+    auto copy = copy_to_fill(x_TD.size(0), x_TD.size(1), x_TD, readers > 0);
+    MOE_BY_DEVICE("rmsnorm", x_TD, rmsnorm_backward, dy_TD.contiguous(), x_TD, gamma->value, rstd_T, more_TD.defined() ? more_TD.contiguous() : more_TD, dx_TD, gamma->grad, copy);
+    attach_rows(dx_TD, copy, readers);
     return dx_TD;
 }
 
 struct RmsNormFunction : Function<RmsNormFunction> {
-    static Tensor forward(AutogradContext* ctx, const Tensor& x_TD, const WeightPtr& gamma, double eps, int fp8_readers) { return keep_forward(ctx, x_TD, gamma, eps, fp8_readers); }
+    static Tensor forward(AutogradContext* ctx, const Tensor& x_TD, const WeightPtr& gamma, double eps, NormReaders readers) { return keep_forward(ctx, x_TD, gamma, eps, readers); }
     static Grads backward(AutogradContext* ctx, Grads grads) { return {rms_backward(ctx, grads[0], {}), Tensor(), Tensor(), Tensor()}; }
 };
 
 struct RmsNormAndInputFunction : Function<RmsNormAndInputFunction> {
-    static Grads forward(AutogradContext* ctx, const Tensor& x_TD, const WeightPtr& gamma, double eps, int fp8_readers) {
+    static Grads forward(AutogradContext* ctx, const Tensor& x_TD, const WeightPtr& gamma, double eps, NormReaders readers) {
         ctx->set_materialize_grads(false);
-        return {keep_forward(ctx, x_TD, gamma, eps, fp8_readers), x_TD};
+        return {keep_forward(ctx, x_TD, gamma, eps, readers), x_TD};
     }
     static Grads backward(AutogradContext* ctx, Grads grads) { return {grads[0].defined() ? rms_backward(ctx, grads[0], grads[1]) : grads[1], Tensor(), Tensor(), Tensor()}; }
 };
@@ -62,15 +66,15 @@ Tensor checked(const Tensor& x_TD, const WeightPtr& gamma_D) {
 }
 }  // namespace
 
-Tensor rmsnorm(const Tensor& x_TD, const WeightPtr& gamma_D, double eps, int fp8_readers) {
+Tensor rmsnorm(const Tensor& x_TD, const WeightPtr& gamma_D, double eps, NormReaders readers) {
     Tensor x = checked(x_TD, gamma_D);
-    return wants_grad(x) ? RmsNormFunction::apply(x, gamma_D, eps, fp8_readers) : rms_forward(x, gamma_D->value, eps, fp8_readers).first;
+    return wants_grad(x) ? RmsNormFunction::apply(x, gamma_D, eps, readers) : rms_forward(x, gamma_D->value, eps, readers).first;
 }
 
-std::pair<Tensor, Tensor> rmsnorm_and_input(const Tensor& x_TD, const WeightPtr& gamma_D, double eps, int fp8_readers) {
+std::pair<Tensor, Tensor> rmsnorm_and_input(const Tensor& x_TD, const WeightPtr& gamma_D, double eps, NormReaders readers) {
     Tensor x = checked(x_TD, gamma_D);
-    if (!wants_grad(x)) return {rms_forward(x, gamma_D->value, eps, fp8_readers).first, x};
-    auto out = RmsNormAndInputFunction::apply(x, gamma_D, eps, fp8_readers);
+    if (!wants_grad(x)) return {rms_forward(x, gamma_D->value, eps, readers).first, x};
+    auto out = RmsNormAndInputFunction::apply(x, gamma_D, eps, readers);
     return {out[0], out[1]};
 }
 }  // namespace moe::kernels

@@ -68,7 +68,8 @@ void rmsnorm_forward_cpu(const Tensor& x_TD, const Tensor& gamma_D, double eps, 
     fill_copy_cpu(y_TD, copy);
 }
 
-void rmsnorm_backward_cpu(const Tensor& dy_TD, const Tensor& x_TD, const Tensor& gamma_D, const Tensor& rstd_T, const Tensor& more_TD, Tensor dx_TD, Tensor dgamma_D) {
+void rmsnorm_backward_cpu(const Tensor& dy_TD, const Tensor& x_TD, const Tensor& gamma_D, const Tensor& rstd_T, const Tensor& more_TD, Tensor dx_TD, Tensor dgamma_D,
+                          const QuantizedRows& copy) {
     int64_t T_ = x_TD.size(0), D = x_TD.size(1), blocks = (T_ + kRowBlock - 1) / kRowBlock;
     Tensor partial = at::zeros({blocks, D}, rstd_T.options());
     by_dtype("rmsnorm", x_TD, [&](auto zero) {
@@ -85,6 +86,7 @@ void rmsnorm_backward_cpu(const Tensor& dy_TD, const Tensor& x_TD, const Tensor&
                 }
         });
     });
+    fill_copy_cpu(dx_TD, copy);
     if (!dgamma_D.defined() || blocks == 0) return;
     by_main_dtype("rmsnorm", dgamma_D, [&](auto gradient) {
         by_wide_dtype("rmsnorm", partial, [&](auto part) { add_parts(data<decltype(part)>(partial), blocks, D, mutable_data<decltype(gradient)>(dgamma_D)); });

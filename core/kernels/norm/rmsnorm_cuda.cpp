@@ -19,7 +19,8 @@ void rmsnorm_forward_cuda(const Tensor& x_TD, const Tensor& gamma_D, double eps,
     if (!p.copy.q) fill_copy_cuda(y_TD, copy);
 }
 
-void rmsnorm_backward_cuda(const Tensor& dy_TD, const Tensor& x_TD, const Tensor& gamma_D, const Tensor& rstd_T, const Tensor& more_TD, Tensor dx_TD, Tensor dgamma_D) {
+void rmsnorm_backward_cuda(const Tensor& dy_TD, const Tensor& x_TD, const Tensor& gamma_D, const Tensor& rstd_T, const Tensor& more_TD, Tensor dx_TD, Tensor dgamma_D,
+                           const QuantizedRows& copy) {
     OnDevice on(x_TD);
     sm90::RmsNorm p{};
     p.dtype = sm90_dtype("rmsnorm", x_TD), p.T = x_TD.size(0), p.D = x_TD.size(1);
@@ -30,7 +31,9 @@ void rmsnorm_backward_cuda(const Tensor& dy_TD, const Tensor& x_TD, const Tensor
         partial = at::empty({sm90::rmsnorm_parts(p.T), p.D}, rstd_T.options());
         p.partial = out_pointer(partial), p.dgamma = out_pointer(dgamma_D), p.dgamma_dtype = sm90_dtype("rmsnorm", dgamma_D);
     }
+    p.copy = fused_copy(copy, {dy_TD, x_TD, gamma_D, dx_TD, more_TD.defined() ? more_TD : dx_TD});
     MOE_CUDA_CHECK(sm90::rmsnorm_backward(p, on.stream));
+    if (!p.copy.q) fill_copy_cuda(dx_TD, copy);
 }
 }  // namespace moe::kernels
 #endif

@@ -11,7 +11,7 @@ void rmsnorm_forward_cpu(const Tensor& x_TD, const Tensor& gamma_D, double eps, 
 void rmsnorm_forward_cuda(const Tensor& x_TD, const Tensor& gamma_D, double eps, Tensor y_TD, Tensor rstd_T, const QuantizedRows& copy = {});
 
 /// dx [T, D] in x's dtype, more [T, D] of that dtype added to it where it is defined; dgamma [D] fp64, fp32 or bf16 is added to (rounded once), or undefined: none. The order of dgamma's sum depends on T
-/// and D only.
-void rmsnorm_backward_cpu(const Tensor& dy_TD, const Tensor& x_TD, const Tensor& gamma_D, const Tensor& rstd_T, const Tensor& more_TD, Tensor dx_TD, Tensor dgamma_D);
-void rmsnorm_backward_cuda(const Tensor& dy_TD, const Tensor& x_TD, const Tensor& gamma_D, const Tensor& rstd_T, const Tensor& more_TD, Tensor dx_TD, Tensor dgamma_D);
+/// and D only. copy: dx's in E4M3, or undefined.
+void rmsnorm_backward_cpu(const Tensor& dy_TD, const Tensor& x_TD, const Tensor& gamma_D, const Tensor& rstd_T, const Tensor& more_TD, Tensor dx_TD, Tensor dgamma_D, const QuantizedRows& copy = {});
+void rmsnorm_backward_cuda(const Tensor& dy_TD, const Tensor& x_TD, const Tensor& gamma_D, const Tensor& rstd_T, const Tensor& more_TD, Tensor dx_TD, Tensor dgamma_D, const QuantizedRows& copy = {});
 }  // namespace moe::kernels

@@ -36,8 +36,8 @@ __global__ void forward_kernel(const T* x, const T* gamma, int64_t D, double eps
 /// dx = rstd · (dy · gamma − x · rstd² · mean(dy · gamma · x)) + more, where there is more. Block p takes rows p, p + P, …; each thread adds to columns of
 /// its own in shared memory, so gamma's gradient needs no barrier and no atomics. Column i + k lies at k · D/N + i/N: neighbours
 /// in a warp are neighbours in a bank row.
-template <class T, int N>
-__global__ void backward_kernel(const T* dy, const T* x, const T* gamma, const Wide<T>* rstd, const T* more, int64_t rows, int64_t D, T* dx, Wide<T>* partial) {
+template <class T, int N, bool copied>
+__global__ void backward_kernel(const T* dy, const T* x, const T* gamma, const Wide<T>* rstd, const T* more, int64_t rows, int64_t D, T* dx, Wide<T>* partial, RowsCopy copy) {
     using W = Wide<T>;
     extern __shared__ double shared[];
     W* sums = reinterpret_cast<W*>(shared);
@@ -54,16 +54,22 @@ __global__ void backward_kernel(const T* dy, const T* x, const T* gamma, const W
             for (int k = 0; k < N; ++k) dot += widen(d.at[k]) * widen(g.at[k]) * widen(a.at[k]);
         }
         const W scale = block_sum(dot) / W(D) * r * r;
-        for (int64_t i = first; i < D; i += step) {
-            auto d = load<N>(dy_row + i), a = load<N>(x_row + i), g = load<N>(gamma + i);
-            Vector<T, N> m{};
-            if (more) m = load<N>(more + row * D + i);
-            for (int k = 0; k < N; ++k) {
-                const W dw = widen(d.at[k]), aw = widen(a.at[k]);
-                if (partial) sums[k * groups + i / N] += dw * aw * r;
-                d.at[k] = narrow<T>(r * (dw * widen(g.at[k]) - aw * scale) + (more ? widen(m.at[k]) : W(0)));
+        for (int64_t i = first; i < end_of_row<copied, N>(D); i += step) {
+            Vector<T, N> d{};
+            const bool inside = !copied || i < D;
+            if (inside) {
+                auto a = load<N>(x_row + i), g = load<N>(gamma + i);
+                d = load<N>(dy_row + i);
+                Vector<T, N> m{};
+                if (more) m = load<N>(more + row * D + i);
+                for (int k = 0; k < N; ++k) {
+                    const W dw = widen(d.at[k]), aw = widen(a.at[k]);
+                    if (partial) sums[k * groups + i / N] += dw * aw * r;
+                    d.at[k] = narrow<T>(r * (dw * widen(g.at[k]) - aw * scale) + (more ? widen(m.at[k]) : W(0)));
+                }
+                store<N>(dx + row * D + i, d);
             }
-            store<N>(dx + row * D + i, d);
+            if constexpr (copied) copy_part(d, inside, row, i, D, copy);
         }
     }
     if (partial)
@@ -101,12 +107,20 @@ template <class T, int N> cudaError_t launch_backward(const RmsNorm& p, cudaStre
     using W = Wide<T>;
     const int parts = rmsnorm_parts(p.T);
     const size_t shared = p.partial ? p.D * sizeof(W) : 0;
-    if (shared > 40 * 1024)
-        if (auto error = cudaFuncSetAttribute(backward_kernel<T, N>, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared)); error != cudaSuccess) return error;
-    backward_kernel<T, N><<<parts, row_threads(p.D / N, kMostThreads), shared, stream>>>(
-        static_cast<const T*>(p.dy), static_cast<const T*>(p.x), static_cast<const T*>(p.gamma), static_cast<const W*>(p.rstd), static_cast<const T*>(p.more), p.T, p.D,
-        static_cast<T*>(p.dx), static_cast<W*>(p.partial));
-    if (auto error = cudaGetLastError(); error != cudaSuccess || !p.partial) return error;
+    auto launch = [&](auto kernel) {
+        if (shared > 40 * 1024)
+            if (auto error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared)); error != cudaSuccess) return error;
+        kernel<<<parts, row_threads(p.D / N, kMostThreads), shared, stream>>>(
+            static_cast<const T*>(p.dy), static_cast<const T*>(p.x), static_cast<const T*>(p.gamma), static_cast<const W*>(p.rstd), static_cast<const T*>(p.more), p.T, p.D,
+            static_cast<T*>(p.dx), static_cast<W*>(p.partial), p.copy);
+        return cudaGetLastError();
+    };
+    auto launched = [&] {
+        if constexpr (kCanCopy<T, N>)
+            if (p.copy.q) return launch(backward_kernel<T, N, true>);
+        return launch(backward_kernel<T, N, false>);
+    };
+    if (auto error = launched(); error != cudaSuccess || !p.partial) return error;
     const unsigned blocks = unsigned((p.D + 31) / 32);
     by_main_dtype(p.dgamma_dtype, [&](auto zero) {
         sum_parts_kernel<<<blocks, dim3(32, 8), 0, stream>>>(static_cast<const W*>(p.partial), parts, p.D, static_cast<decltype(zero)*>(p.dgamma));

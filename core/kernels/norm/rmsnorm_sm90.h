@@ -12,7 +12,7 @@ struct RmsNorm {
     const void* x;            ///< [T, D]
     const void* gamma;        ///< [D]
     void* y;                  ///< [T, D]
-    RowsCopy copy;            ///< of y, bf16 by 16 bytes only
+    RowsCopy copy;            ///< of y, or of dx in backward; bf16 by 16 bytes only
     void* rstd;               ///< [T] fp64 for fp64, else fp32
     const void* dy;           ///< [T, D]
     const void* more;         ///< [T, D] that dx also gets, or null

@@ -39,6 +39,12 @@ void check_output(std::string_view op, Named q, std::initializer_list<int64_t> s
 }
 }  // namespace
 
+void check_quantized_weight(std::string_view op, Named w, int64_t E, int64_t O, int64_t I, const QuantizedWeight& into) {
+    check_output(op, {"q", into.q_EOI}, {E, O, I}, at::kFloat8_e4m3fn, w);
+    check_output(op, {"transposed q", into.q_EIO}, {E, I, O}, at::kFloat8_e4m3fn, w);
+    check_output(op, {"scale", into.scale_EOI}, {E, blocks_of(O), blocks_of(I)}, at::kFloat, w);
+}
+
 QuantizedRows empty_quantized_rows(int64_t rows, int64_t columns, const Tensor& like) {
     auto options = at::TensorOptions().device(like.device());
     return {at::empty({rows, columns}, options.dtype(at::kFloat8_e4m3fn)), at::empty({blocks_of(columns), (rows + 3) / 4 * 4}, options.dtype(at::kFloat))};
@@ -113,9 +119,7 @@ void quantize_weight(const Tensor& w_EOI, QuantizedWeight into) {
     MOE_CHECK(w_EOI.defined() && (w_EOI.dim() == 2 || w_EOI.dim() == 3), shape, "quantize_weight: w", w_EOI.defined() ? shape_text(w_EOI.sizes()) : "undefined", "[E, O, I] or [O, I]", "");
     check_input("quantize_weight", {"w", w_EOI});
     const int64_t E = w_EOI.dim() == 3 ? w_EOI.size(0) : 1, O = w_EOI.size(-2), I = w_EOI.size(-1);
-    check_output("quantize_weight", {"q", into.q_EOI}, {E, O, I}, at::kFloat8_e4m3fn, {"w", w_EOI});
-    check_output("quantize_weight", {"transposed q", into.q_EIO}, {E, I, O}, at::kFloat8_e4m3fn, {"w", w_EOI});
-    check_output("quantize_weight", {"scale", into.scale_EOI}, {E, blocks_of(O), blocks_of(I)}, at::kFloat, {"w", w_EOI});
+    check_quantized_weight("quantize_weight", {"w", w_EOI}, E, O, I, into);
     if (w_EOI.is_cuda()) quantize_weight_cuda(w_EOI, into);
     else quantize_weight_cpu(w_EOI, into);
 }

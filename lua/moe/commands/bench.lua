@@ -1,4 +1,4 @@
--- moelab bench NAME [steps=12] [warmup=3] [batch=] [seq=] [dtype=bf16|fp8|fp32] [--json] [--profile]: the speed of one named job.
+-- moelab bench NAME [steps=12] [warmup=3] [batch=] [seq=] [dtype=bf16|fp8|fp32] [--json] [--profile]: the speed of one named job; lua: the cost of bindings.
 local function median(values)
   table.sort(values)
   local n = #values
@@ -51,9 +51,18 @@ local function train(name, b, options, profiled)
   }
 end
 
+local function bench_lua(options, given)
+  local r = moe.bench_lua(options)
+  if given.json then return print(moe.json.encode(r)) end
+  print(("lua: %.0f ns an empty bound call (%.0f ns a call of Lua's), a + b of 4 numbers %.0f ns, %.2f x its %.0f ns in C++; a[1] %.0f ns, a.dtype %.0f ns, a:dim() %.0f ns"):format(1e9 * r.empty_call_secs,
+    1e9 * r.lua_call_secs, 1e9 * r.add_secs, r.add_ratio, 1e9 * r.add_cpp_secs, 1e9 * r.index_secs, 1e9 * r.field_secs, 1e9 * r.method_secs))
+end
+
 return function(words, options, given)
+  if words[1] == "lua" then return bench_lua(options, given) end
   local names, by_name = {}, {}
   for i, b in ipairs(moe.benchmarks) do names[i], by_name[b.name] = b.name, b end
+  names[#names + 1] = "lua"
   if not words[1] then moe.fail { op = "bench", got = "no name", want = table.concat(names, " or ") } end
   moe.check_keys({ [words[1]] = true }, names, "bench: name")
   moe.check_keys(options, { "steps", "warmup", "batch", "seq", "dtype" }, "bench: options")

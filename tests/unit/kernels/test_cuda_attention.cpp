@@ -68,15 +68,36 @@ TEST_CASE("cuda mla_attention: bf16 and fp16 with packed documents", "[gpu][kern
     if (!has_gpu()) return;
     compare("documents 192/128", attention_op({.B = 2, .S = 300, .H = 4, .G = 4, .nope = 128, .rope = 64, .v = 128}, true, true), 1.5e-2, half());
     compare("documents 48/32", attention_op({.B = 3, .S = 77, .H = 4, .G = 2, .nope = 32, .rope = 16, .v = 32}, false, true), 1.5e-2, half());
+    compare("documents 192/128 S1100", attention_op({.B = 2, .S = 1100, .H = 2, .G = 2, .nope = 128, .rope = 64, .v = 128}, true, true), 1.5e-2, half());
+    compare("documents 16/16 S1025, v packed anew", attention_op({.B = 1, .S = 1025, .H = 2, .G = 1, .nope = 12, .rope = 4, .v = 16}, false, true), 1.5e-2, half());
     compare("documents one token", attention_op({.B = 3, .S = 1, .H = 4, .G = 2, .nope = 32, .rope = 16, .v = 32}, true, true), 1.5e-2, half());
+}
+
+TEST_CASE("cuda mla_attention: bf16 and fp16 with a sliding window, with and without documents, in order too", "[gpu][kernels]") {
+    if (!has_gpu()) return;
+    struct Deterministic {
+        explicit Deterministic(bool on) { at::globalContext().setDeterministicAlgorithms(on, false); }
+        ~Deterministic() { at::globalContext().setDeterministicAlgorithms(false, false); }
+    };
+    for (bool in_order : {false, true}) {
+        Deterministic mode(in_order);
+        for (bool packed : {false, true}) {
+            compare("window 5 192/128", attention_op({.B = 2, .S = 300, .H = 4, .G = 4, .nope = 128, .rope = 64, .v = 128, .window = 5}, true, packed), 1.5e-2, half());
+            compare("window 200 192/128", attention_op({.B = 1, .S = 1100, .H = 2, .G = 2, .nope = 128, .rope = 64, .v = 128, .window = 200}, true, packed), 1.5e-2, half());
+            compare("window 1 48/32", attention_op({.B = 3, .S = 77, .H = 4, .G = 2, .nope = 32, .rope = 16, .v = 32, .window = 1}, false, packed), 1.5e-2, half());
+            compare("window 9 56/40", attention_op({.B = 1, .S = 40, .H = 2, .G = 2, .nope = 48, .rope = 8, .v = 200, .window = 9}, true, packed), 1.5e-2, half());
+        }
+    }
+    compare("window fp32", attention_op({.B = 2, .S = 70, .H = 4, .G = 2, .nope = 9, .rope = 6, .v = 11, .window = 12}, true, true), 0, {at::kFloat});
 }
 
 TEST_CASE("cuda mla_attention: no gradient wanted gives the same output", "[gpu][kernels]") {
     if (!has_gpu()) return;
-    const MlaShape m{.B = 2, .S = 100, .H = 4, .G = 4, .nope = 128, .rope = 64, .v = 128, .softmax_scale = 0.07};
+    const int64_t S = GENERATE(100, 1100);
+    const MlaShape m{.B = 2, .S = S, .H = 4, .G = 4, .nope = 128, .rope = 64, .v = 128, .softmax_scale = 0.07};
     Place p{at::Device(at::kCUDA, 0), at::kBFloat16, at::kBFloat16};
     auto table = kernels::rope_table(m.S, m.rope, 1e4, true, {}, at::kFloat, p.device);
-    Tensor q = p.leaf({200, 4 * 192}, 1), kv = p.leaf({200, 4 * 256}, 2), k_rope = p.leaf({200, 64}, 3);
+    Tensor q = p.leaf({2 * S, 4 * 192}, 1), kv = p.leaf({2 * S, 4 * 256}, 2), k_rope = p.leaf({2 * S, 64}, 3);
     for (bool packed : {false, true}) {
         Tensor doc = packed ? on(p, documents(m)) : Tensor();
         Tensor with = kernels::mla_attention(q, kv, k_rope, table, m, doc), without = kernels::mla_attention(q.detach(), kv.detach(), k_rope.detach(), table, m, doc);

@@ -67,10 +67,20 @@ WeightPtr weight_on(at::Device device, const Tensor& value, bool fp8 = false) {
 void check_rmsnorm(at::Device device, int64_t T, int64_t D) {
     auto gamma = weight_on(device, randn("gamma", {D}));
     Tensor x = awkward_rows("x", T, D, device);
-    check_copy(fmt::format("rmsnorm {}x{}", T, D), rmsnorm(x, gamma, 1e-6, 1));
-    check_copy("rmsnorm with a graph", rmsnorm(x.detach().requires_grad_(true), gamma, 1e-6, 1));
-    check_copy("rmsnorm of unaligned rows", rmsnorm(unaligned(x), gamma, 1e-6, 1));
+    check_copy(fmt::format("rmsnorm {}x{}", T, D), rmsnorm(x, gamma, 1e-6, {1, 0}));
+    check_copy("rmsnorm with a graph", rmsnorm(x.detach().requires_grad_(true), gamma, 1e-6, {1, 0}));
+    check_copy("rmsnorm of unaligned rows", rmsnorm(unaligned(x), gamma, 1e-6, {1, 0}));
     CHECK(!take_rows(rmsnorm(x, gamma, 1e-6)));
+    Tensor leaf_x = x.detach().requires_grad_(true), dy = bf16("dy", {T, D}, device), more = awkward_rows("more", T, D, device);
+    Tensor dx = backward(rmsnorm(leaf_x, gamma, 1e-6, {0, 1}), {leaf_x}, dy)[0];
+    check_copy("rmsnorm's gradient", dx);
+    CHECK(dx.nan_to_num(7).equal(backward(rmsnorm(leaf_x, gamma, 1e-6), {leaf_x}, dy)[0].nan_to_num(7)));
+    auto both = [&](const Tensor& added) {
+        auto [y, same] = rmsnorm_and_input(leaf_x, gamma, 1e-6, {0, 1});
+        return torch::autograd::grad({y, same}, {leaf_x}, {dy, added})[0];
+    };
+    check_copy("rmsnorm's gradient with another", both(more));
+    check_copy("rmsnorm's gradient with an unaligned one", both(unaligned(more)));
 }
 
 void check_swiglu(at::Device device, int64_t R, int64_t F, bool weighted) {
@@ -123,7 +133,7 @@ std::vector<Tensor> layer(at::Device device, bool copies) {
     auto dense = weight_on(device, randn("dense", {D, F}) * 0.1, true), up = weight_on(device, randn("up", {E, 2 * F, D}) * 0.1, true), down = weight_on(device, randn("down", {E, D, F}) * 0.1, true);
     Tensor x = bf16("x", {T, D}, device).requires_grad_(true);
     auto plan = sort_by_expert(at::arange(2 * T, at::kLong).remainder(E).view({T, 2}).to(device), E, 128);
-    Tensor h = rmsnorm(x, gamma, 1e-6, copies ? 2 : 0);
+    Tensor h = rmsnorm(x, gamma, 1e-6, {copies ? 2 : 0, 0});
     Tensor a = linear(h, one), b = linear(swiglu(linear(h, two), {}, copies), dense);
     auto [rows, weights] = permute(a, at::full({T, 2}, 0.5, at::TensorOptions().dtype(at::kFloat).device(device)), plan, copies);
     Tensor made = grouped_linear(swiglu(grouped_linear(rows, plan.groups, up), weights, copies), plan.groups, down);
@@ -218,7 +228,7 @@ TEST_CASE("fp8 copies: what makes rows gives them the copy that quantize_rows ma
     check_attention(at::kCPU, {.B = 2, .S = 5, .H = 4, .G = 2, .nope = 8, .rope = 4, .v = 6, .softmax_scale = 0.3});
     Tensor wide = randn("x", {3, 16});
     auto gamma = weight(randn("gamma", {16}));
-    CHECK(!take_rows(rmsnorm(wide, gamma, 1e-6, 1)));      // only bf16 rows meet E4M3 weights
+    CHECK(!take_rows(rmsnorm(wide, gamma, 1e-6, {1, 0})));      // only bf16 rows meet E4M3 weights
     CHECK(!take_rows(swiglu(wide, {}, true)));
 }
 

@@ -78,6 +78,19 @@ TEST_CASE("statistics: specialisation and relative load by domain", "[metrics]")
     for (size_t i = 8; i < 12; ++i) REQUIRE((std::isnan(s[i]) && std::isnan(r[i])));
 }
 
+TEST_CASE("statistics: Jensen-Shannon divergence of two loads", "[metrics]") {
+    std::vector<int64_t> a = {6, 2, 0, 4}, twice = {12, 4, 0, 8}, apart = {0, 0, 5, 0}, b = {1, 1, 1, 1}, none(4, 0);
+    REQUIRE(near(js_divergence(a, twice), 0));
+    REQUIRE(near(js_divergence(a, apart), std::log(2.0)));
+    double want = 0, p[] = {0.5, 1.0 / 6, 0, 1.0 / 3};
+    for (double x : p) want += 0.5 * (x > 0 ? x * std::log(x / ((x + 0.25) / 2)) : 0) + 0.5 * 0.25 * std::log(0.25 / ((x + 0.25) / 2));
+    REQUIRE(near(js_divergence(a, b), want));
+    REQUIRE(near(js_divergence(b, a), want));
+    REQUIRE(std::isnan(js_divergence(a, none)));
+    std::vector<int64_t> shorter = {1, 2};
+    REQUIRE(kind_of([&] { js_divergence(a, shorter); }) == ErrorKind::shape);
+}
+
 TEST_CASE("statistics: wrong tables are errors", "[metrics]") {
     std::vector<int64_t> table = {1, 2, 3}, negative = {1, -1};
     REQUIRE(kind_of([&] { load_statistics({}); }) == ErrorKind::shape);

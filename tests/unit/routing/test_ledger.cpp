@@ -2,9 +2,14 @@
 #include "core/routing/balance.h"
 #include "core/routing/ledger.h"
 #include "core/routing/trace.h"
+#include "core/routing/trace_analysis.h"
 #include "tests/catch.h"
 
 #include <ATen/ATen.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
 
 using namespace moe;
 using namespace moe::routing;
@@ -52,4 +57,61 @@ TEST_CASE("trace: load, tokens and examples come from the same raw record", "[ro
     REQUIRE_THROWS_AS(trace.load(0), Error);
     REQUIRE_THROWS_AS(trace.tokens(2, 3, 1), Error);
     REQUIRE_THROWS_AS(Trace(3, {"a"}).ids(), Error);
+}
+
+TEST_CASE("trace: a small limit streams to disk, and margins, entropies and changes by the bias are those of a plain loop", "[routing]") {
+    const int64_t T = 5, E = 6, K = 2, B = 7;
+    kernels::RouteOptions options;
+    options.top_k = K;
+    at::Tensor bias = at::tensor({0.3, -0.2, 0.0, 0.1, -0.4, 0.2}, at::kDouble);
+    Trace whole({E, 1, T, {"a", "b"}, "bytes"}), streamed({E, 1, T, {"a", "b"}, "bytes"}, {true, 1, ""});
+    std::vector<double> margins, entropies, changes;
+    at::manual_seed(5);
+    at::Tensor mean = at::zeros({E}, at::kDouble);
+    for (int64_t b = 0; b < B; ++b) {
+        at::Tensor logits = at::randn({T, E}, at::kDouble), domain = at::tensor({0, 1, -1, 0, 1}, at::kInt);
+        kernels::Route route = kernels::route(logits, bias, options);
+        for (Trace* trace : {&whole, &streamed}) {
+            trace->begin(at::arange(T, at::kLong) + b, domain, T);
+            trace->add(3, route.ids_TK);
+            trace->add_details(3, logits, bias, route, options);
+        }
+        for (int64_t t = 0; t < T; ++t) {
+            std::vector<double> score(E), chosen(E);
+            double sum = 0, h = 0;
+            for (int64_t e = 0; e < E; ++e) {
+                score[size_t(e)] = 1 / (1 + std::exp(-logits[t][e].item<double>()));
+                chosen[size_t(e)] = score[size_t(e)] + bias[e].item<double>();
+                sum += score[size_t(e)];
+            }
+            for (double x : score) h -= x / sum * std::log(x / sum);
+            auto sorted = chosen, plain = score;
+            std::sort(sorted.rbegin(), sorted.rend());
+            std::sort(plain.rbegin(), plain.rend());
+            int64_t changed = 0;
+            for (int64_t e = 0; e < E; ++e) changed += chosen[size_t(e)] >= sorted[K - 1] && score[size_t(e)] < plain[K - 1];
+            if (t == 2) continue;
+            margins.push_back(sorted[K - 1] - sorted[K]);
+            entropies.push_back(h / std::log(double(E)));
+            changes.push_back(double(changed));
+            for (int64_t e = 0; e < E; ++e) mean[e] += score[size_t(e)] / sum;
+        }
+    }
+    streamed.finish();
+    REQUIRE(at::equal(whole.experts(3), streamed.experts(3)));
+    REQUIRE(at::equal(whole.weights(3), streamed.weights(3)));
+    REQUIRE(at::equal(whole.position(), streamed.position()));
+    auto mean_of = [](const std::vector<double>& x) { return std::accumulate(x.begin(), x.end(), 0.0) / double(x.size()); };
+    mean /= mean.sum();
+    double information = -(mean * mean.log()).sum().item<double>() - mean_of(entropies) * std::log(double(E));
+    for (const Trace* trace : {&whole, &streamed}) {
+        DecisionStatistics s = decision_statistics(*trace, 3);
+        REQUIRE(s.num_tokens == 4 * B);
+        REQUIRE(std::abs(s.gate_margin - mean_of(margins)) < 1e-3);
+        REQUIRE(std::abs(s.token_entropy - mean_of(entropies)) < 1e-3);
+        REQUIRE(std::abs(s.changed_by_bias - mean_of(changes) / K) < 1e-12);
+        REQUIRE(std::abs(s.token_information - information) < 2e-3);
+        REQUIRE(s.groups_hit == 1);
+    }
+    REQUIRE_THROWS_AS(streamed.begin(at::zeros({1}, at::kLong), at::zeros({1}, at::kInt)), Error);
 }

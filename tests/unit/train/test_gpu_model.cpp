@@ -45,7 +45,7 @@ Outcome step(const Config& c, const char* precision, at::Device device) {
     out.num_known = model.store().grad_norm_parts().known.size();
     out.grad_norm = train::grad_norm(model.store(), model.mesh().world);
     for (auto& name : model.store().names()) out.grads[name] = model.store().grad(name).to(at::kCPU, at::kDouble, false, true);
-    out.counts = ledger.counts();
+    out.counts = ledger.counts().cpu();
     return out;
 }
 

@@ -1,6 +1,8 @@
 // What a step on a GPU does besides mathematics: waits, allocations, recorded steps.
 #include "core/base/error.h"
+#include "core/kernels/quantize/quantize.h"
 #include "core/train/hardware.h"
+#include "core/train/optimizer.h"
 #include "core/train/profile.h"
 #include "core/train/run.h"
 #include "core/train/step_graph.h"
@@ -40,8 +42,8 @@ struct Trainer {
     Model model;
     routing::Ledger ledger;
     train::Executor executor;
-    explicit Trainer(const Config& c)
-        : config(c), model(c, {}, {Precision::named("bf16"), at::kCUDA, true}), ledger(c.model.num_layers + c.training.mtp_depth(), c.model.moe.num_experts, kDomains, at::kCUDA), executor(model) {}
+    explicit Trainer(const Config& c, const std::string& precision = "bf16")
+        : config(c), model(c, {}, {Precision::named(precision), at::kCUDA, true}), ledger(c.model.num_layers + c.training.mtp_depth(), c.model.moe.num_experts, kDomains, at::kCUDA), executor(model) {}
 
     /// Micro-batches of one step, other ones for every seed: data, documents and number of targets.
     std::vector<MicroBatch> batches(uint64_t seed, bool documents) {
@@ -117,6 +119,38 @@ TEST_CASE("a step recorded as a CUDA graph and replayed on other data gives the 
                 at::Tensor want = plain.model.store().grad(name).to(at::kDouble), got = recorded.model.store().grad(name).to(at::kDouble);
                 CHECK((got - want).norm().item<double>() <= 2e-2 * want.norm().item<double>() + 1e-9);
             }
+        }
+    }
+}
+
+TEST_CASE("a recorded step in fp8 reads copies of the weights as they are, after updates and after weights were set", "[gpu]") {
+    if (!test::has_gpu()) return;
+    Trainer plain(even_config(), "fp8"), recorded(even_config(), "fp8");
+    train::StepGraph graph(recorded.executor, recorded.model);
+    const std::string name = "model.layers.0.mlp.down_proj.weight";
+    for (uint64_t step = 0; step < 9; ++step) {
+        INFO("step " << step);
+        auto a = plain.batches(step, false), b = recorded.batches(step, false);
+        for (Trainer* t : {&plain, &recorded}) t->model.store().begin_grads();
+        plain.executor.execute(plain.program(), a);
+        graph.run(recorded.program(), b);
+        CHECK(graph.is_recorded() == (step >= 3));
+        CHECK(std::abs(recorded.loss(b) - plain.loss(a)) < 1e-2 * plain.loss(a));
+        int copies = 0;
+        for (auto& w : recorded.model.weights()) {
+            if (!w->fp8.q.defined()) continue;
+            INFO(w->name);
+            ++copies;
+            auto want = kernels::empty_quantized_weight(w->fp8.q.size(0), w->fp8.q.size(1), w->fp8.q.size(2), w->value);
+            kernels::quantize_weight(w->value, want);
+            CHECK(at::equal(w->fp8.q.view(at::kByte), want.q_EOI.view(at::kByte)));
+            CHECK(at::equal(w->fp8.transposed.view(at::kByte), want.q_EIO.view(at::kByte)));
+            CHECK(at::equal(w->fp8.scale, want.scale_EOI));
+        }
+        CHECK(copies > 8);
+        for (Trainer* t : {&plain, &recorded}) {
+            if (step != 4) train::update(t->model.store(), t->config.training, 1e-3, 1, int64_t(step) + 1);
+            if (step == 5) t->model.store().set(name, t->model.store().master(name).mul(-3));
         }
     }
 }

@@ -1,4 +1,6 @@
 #include "core/base/error.h"
+#include "core/kernels/linear/linear.h"
+#include "core/kernels/quantize/quantize.h"
 #include "core/train/optimizer.h"
 #include "tests/catch.h"
 #include "tests/muon_reference.h"
@@ -65,6 +67,69 @@ TEST_CASE("adamw: under bf16 the compute weights are the fp32 master rounded", "
     REQUIRE(f.store.value("matrix").scalar_type() == at::kBFloat16);
     REQUIRE(f.store.grad("matrix").scalar_type() == at::kFloat);
     REQUIRE(at::equal(f.store.value("matrix"), f.store.master("matrix").to(at::kBFloat16)));
+}
+
+TEST_CASE("update: weights that products read in E4M3 have their copies from AdamW's pass, until something else writes weights", "[train]") {
+    dist::Mesh mesh;
+    ParamStore store(mesh, {Precision::named("fp8"), at::kCPU, 0, 3, 2, true});
+    auto declare = [&](const std::string& name, std::vector<int64_t> shape, bool frozen = false) {
+        auto w = store.declare({name, BucketKind::dense, {{name, shape, 0.5, 0, shape.size() > 1, frozen}}, shape});
+        w->is_fp8 = shape.size() > 1;
+        return w;
+    };
+    std::vector<WeightPtr> weights = {declare("first", {32, 48}), declare("norm", {48}), declare("unread", {16, 48}), declare("experts", {2, 16, 32}), declare("frozen", {16, 48}, true), declare("plain", {16, 48})};
+    weights.back()->is_fp8 = false;
+    store.build();
+    const WeightPtr &first = weights[0], &unread = weights[2], &experts = weights[3], &frozen = weights[4], &plain = weights[5];
+    at::Tensor x = at::randn({4, 48}).to(at::kBFloat16), rows = at::randn({4, 32}).to(at::kBFloat16), offsets = at::tensor({0, 1, 4}, at::kLong);
+    auto read = [&] {
+        at::NoGradGuard no_grad;
+        kernels::linear(x, first), kernels::linear(x, frozen), kernels::linear(x, plain), kernels::grouped_linear(rows, {offsets}, experts);
+    };
+    auto check_copies = [&](const WeightPtr& w) {
+        INFO(w->name);
+        REQUIRE(w->fp8.are_of(w->value));
+        auto want = kernels::empty_quantized_weight(w->fp8.q.size(0), w->fp8.q.size(1), w->fp8.q.size(2), w->value);
+        kernels::quantize_weight(w->value, want);
+        CHECK(at::equal(w->fp8.q.view(at::kByte), want.q_EOI.view(at::kByte)));
+        CHECK(at::equal(w->fp8.transposed.view(at::kByte), want.q_EIO.view(at::kByte)));
+        CHECK(at::equal(w->fp8.scale, want.scale_EOI));
+    };
+    read();
+    TrainingConfig c;
+    ParamStore wide(mesh, {Precision::named("bf16"), at::kCPU, 0, 3, 2, true});                    // the same without copies
+    for (auto& w : weights) wide.declare({w->name, BucketKind::dense, {store.spec(w->name)}, store.spec(w->name).shape});
+    wide.build();
+    for (int step = 1; step <= 3; ++step) {
+        for (auto& name : store.names()) {
+            store.grad(name).copy_(at::randn(store.grad(name).sizes()));
+            wide.grad(name).copy_(store.grad(name));
+        }
+        const auto before = experts->value.clone();
+        update(store, c, 1e-2, 1, step);
+        update(wide, c, 1e-2, 1, step);
+        for (auto& name : store.names()) CHECK(at::equal(store.master(name), wide.master(name)));
+        CHECK_FALSE(at::equal(experts->value, before));
+        check_copies(first);
+        check_copies(experts);
+        CHECK_FALSE(unread->fp8.q.defined());
+        CHECK_FALSE(plain->fp8.q.defined());
+        CHECK_FALSE(frozen->fp8.are_of(frozen->value));                                           // of the same values, which nobody can know: made again
+        read();
+        check_copies(frozen);
+    }
+    store.set("first", at::randn({32, 48}));
+    CHECK_FALSE(first->fp8.are_of(first->value));
+    read();
+    check_copies(first);
+    kernels::refresh_fp8(unread);
+    CHECK_FALSE(unread->fp8.q.defined());
+    c.optimizer = "sgd";                                                                           // writes weights without copies
+    c.momentum = 0;
+    update(store, c, 1e-2, 1, 4);
+    CHECK_FALSE(first->fp8.are_of(first->value));
+    kernels::refresh_fp8(first);
+    check_copies(first);
 }
 
 TEST_CASE("sgd: without momentum it keeps no moments and takes the plain step", "[train]") {

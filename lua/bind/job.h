@@ -1,0 +1,57 @@
+// Training in a thread of its own, while the session takes other inputs.
+#pragma once
+#include "lua/bind/control.h"
+#include "lua/bind/run.h"
+
+#include <condition_variable>
+#include <mutex>
+#include <thread>
+
+namespace moe::lua {
+
+/// A thread that trains a run step by step. It holds the run's step edge in a step and the state's lock in callbacks and hooks.
+class Job : public Background, public std::enable_shared_from_this<Job> {
+public:
+    enum class Status { running, paused, done, stopped, failed };
+    /// Of the run at index on L, which stays alive as long as the job; `num_steps` more.
+    Job(lua_State* L, int run_index, int64_t num_steps);
+    ~Job() override;
+    void begin();
+    void pause();
+    void resume();
+    /// Ends it at the next step edge, or `now` at the next segment of the step, which is undone.
+    void stop(bool now);
+    void end() override;
+    /// Until it is no longer running. False where `give_up`, asked every 20 ms, was true before. Without the state's lock.
+    bool wait(const std::function<bool()>& give_up);
+    Status status() const;
+    /// A thread is at work, or a step of it may still end.
+    bool is_training() const;
+    bool is_own_thread() const { return std::this_thread::get_id() == thread_id_; }
+    int64_t step() const { return step_; }
+    int64_t steps_left() const { return left_; }
+    std::optional<ErrorParts> error() const;
+    std::optional<train::StepMetrics> last() const;
+    int interrupts = 0;                   ///< how often an interrupt ended a wait
+
+private:
+    void work();
+    void train();
+    void call_back(const train::StepMetrics& m, bool spikes);
+
+    Control control_;                     ///< of this thread's callbacks: an interrupt of its own
+    RunValue value_;
+    lua_State* co_ = nullptr;             ///< index 1 the run, index 2 the function that calls back
+    int threads_ = 1;
+    std::thread thread_;
+    std::atomic<std::thread::id> thread_id_{};
+    std::atomic<int64_t> step_ = 0, left_ = 0;
+    mutable std::mutex mutex_;            ///< of what follows
+    std::condition_variable changed_;
+    bool paused_ = false, stops_ = false, ended_ = false, in_step_ = false;
+    Status result_ = Status::running;
+    std::optional<ErrorParts> error_;
+    std::optional<train::StepMetrics> last_;
+};
+
+}  // namespace moe::lua

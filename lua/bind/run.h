@@ -1,0 +1,69 @@
+// A run in Lua: what run.cpp, run_control.cpp and job.cpp share.
+#pragma once
+#include "core/train/run.h"
+#include "lua/bind/model.h"
+
+#include <atomic>
+#include <deque>
+#include <memory>
+
+namespace moe::lua {
+
+class Job;
+
+/// What the Lua side keeps of a run besides the callbacks, which are in the userdata's user value.
+struct RunState {
+    std::atomic<int> num_callbacks = 0;   ///< none: a background thread need not take the state's lock
+    std::deque<double> losses;            ///< of the last steps, for "spike"
+    std::weak_ptr<Job> job;               ///< the latest
+};
+struct RunValue {
+    std::shared_ptr<train::Run> run;
+    std::shared_ptr<RunState> state = std::make_shared<RunState>();
+};
+template <>
+struct TypeName<RunValue> {
+    static constexpr const char* value = "run";
+};
+
+/// The run at index 1 between two steps: no other thread touches it while this lives.
+struct LiveRun {
+    std::shared_ptr<train::Run> run;
+    HeldEdge edge;
+    train::Run* operator->() const { return run.get(); }
+    train::Run& operator*() const { return *run; }
+};
+LiveRun live_run(lua_State* L);
+/// The same without the edge, for what may be asked during a step.
+std::shared_ptr<train::Run> run_of(lua_State* L);
+
+/// Steps that spike: the loss is above mean + sigma · deviation of up to 50 steps before it, 10 at least. Remembers the loss.
+bool is_spike(RunState& state, double loss, double sigma);
+
+void push_metrics(lua_State* L, const train::StepMetrics& m);
+/// Calls an event's functions with the value on the stack's top, which is popped. `step`: those of run:every look at it.
+void fire(lua_State* L, int run_index, const std::string& event, int64_t step);
+/// The callbacks of a step: step, skip, spike.
+void fire_step(lua_State* L, int run_index, const train::StepMetrics& m, bool spikes);
+/// Throws moe::Error (state) while a job trains the run.
+void check_no_job(lua_State* L, const RunValue& value, const std::string& op);
+
+/// run:start(n).
+int start_job(lua_State* L);
+void open_job(lua_State* L);
+
+/// Methods and fields that change a run (run_control.cpp).
+std::span<const Binding> control_methods();
+std::span<const Binding> control_fields();
+int assign_to_run(lua_State* L);
+int replay_run(lua_State* L);
+
+/// Makes a run and pushes it.
+int push_run(lua_State* L, const Config& config, const train::RunOptions& options);
+/// The options that every new run has: name, console, log.
+class Options;
+train::RunOptions run_options(lua_State* L, const Options& o);
+/// The checkpoint that a name means: of this session's runs first.
+std::string find_saved(const std::string& what);
+
+}  // namespace moe::lua

@@ -1,0 +1,45 @@
+// Functions of a script that C++ calls: hooks, rules, schedules. Each runs on a coroutine of its own, under the state's lock, whichever thread calls.
+#pragma once
+#include "core/train/script.h"
+#include "lua/bind/control.h"
+#include "lua/bind/lua.h"
+
+#include <functional>
+#include <memory>
+
+namespace moe::lua {
+
+/// A Lua function that any thread may call.
+class Callable {
+public:
+    /// Of the function on L's top, which is popped.
+    explicit Callable(lua_State* L);
+    ~Callable();
+    Callable(const Callable&) = delete;
+    /// Calls it: `push` pushes arguments onto the coroutine and gives their number, `take` reads `num_results` results from stack index 1 on. Draws of moe's and
+    /// Lua's generators inside follow from `seed` alone, and those outside do not notice. What it raises is thrown as moe::Error with its traceback.
+    void call(uint64_t seed, const std::function<int(lua_State*)>& push, int num_results, const std::function<void(lua_State*)>& take);
+
+private:
+    Control* control_;
+    std::shared_ptr<std::atomic<bool>> alive_;
+    std::shared_ptr<StateLock> lock_;
+    lua_State* co_ = nullptr;
+};
+
+/// While it lives, this thread is a background one whose control, with an interrupt of its own, this is.
+class InBackground {
+public:
+    explicit InBackground(Control& control);
+    ~InBackground();
+};
+
+/// A protected call on a coroutine: function and arguments are on its stack. Throws what it raised as moe::Error with its traceback.
+void call_protected(lua_State* co, int num_arguments, int num_results);
+
+/// Compiles what script_of() stored; made for the state's main thread.
+train::ScriptCompiler script_compiler(lua_State* L);
+/// The function at index as an intervention's argument: its source, or with replay = false a reference into this state.
+train::Values script_of(lua_State* L, int index, bool replay);
+
+}  // namespace moe::lua

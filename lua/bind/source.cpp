@@ -1,0 +1,285 @@
+#include "lua/bind/source.h"
+
+#include "core/base/json.h"
+#include "core/train/interventions.h"
+#include "lua/bind/control.h"
+#include "lua/bind/tensor.h"
+
+#include <cmath>
+#include <filesystem>
+#include <regex>
+
+namespace moe::lua {
+namespace {
+using Json = nlohmann::ordered_json;
+constexpr int kMaxDepth = 20;
+
+// --- bytecode: to make sure that a text is the function ---
+
+int append(lua_State*, const void* data, size_t size, void* out) {
+    static_cast<std::string*>(out)->append(static_cast<const char*>(data), size);
+    return 0;
+}
+
+/// The dump of the function on top, without what depends on where its upvalues lived. Source: Lua 5.4's ldump.c.
+std::string dump_of(lua_State* L) {
+    std::string dump;
+    lua_dump(L, append, &dump, /*strip=*/1);
+    size_t at = 4 + 1 + 1 + 6 + 3 + sizeof(lua_Integer) + sizeof(lua_Number) + 1;       // header, number of upvalues
+    auto number = [&] {
+        size_t x = 0;
+        for (uint8_t byte = 0; at < dump.size() && !(byte & 0x80);) {
+            byte = uint8_t(dump[at++]);
+            x = x << 7 | (byte & 0x7f);
+        }
+        return x;
+    };
+    number();                                                  // source, stripped
+    size_t begin = at;
+    number(), number();                                        // first and last line
+    at += 3;                                                   // parameters, vararg, stack
+    at += number() * 4;                                        // instructions
+    for (size_t n = number(); n > 0 && at < dump.size(); --n) {
+        int type = uint8_t(dump[at++]);
+        if (type == (LUA_TNUMBER | 1 << 4) || type == LUA_TNUMBER) at += 8;
+        else if (type == LUA_TSTRING || type == (LUA_TSTRING | 1 << 4)) at += number() - 1;
+    }
+    size_t end = at, count = number();
+    if (at > dump.size()) return dump;
+    return dump.substr(begin, end - begin) + dump.substr(std::min(dump.size(), at + 3 * count));
+}
+
+bool is_word(char c) { return std::isalnum(uint8_t(c)) || c == '_'; }
+
+/// Places of a word in text[from, to).
+std::vector<size_t> places_of(const std::string& text, const std::string& word, size_t from, size_t to) {
+    std::vector<size_t> out;
+    for (size_t at = text.find(word, from); at != std::string::npos && at < to; at = text.find(word, at + 1))
+        if ((at == 0 || !is_word(text[at - 1])) && (at + word.size() >= text.size() || !is_word(text[at + word.size()]))) out.push_back(at);
+    return out;
+}
+
+/// "function name.a:b(" as "function(self, ".
+std::string nameless(const std::string& source) {
+    static const std::regex named(R"(^function\s+[\w.]+(:\w+)?\s*\()");
+    std::smatch m;
+    if (!std::regex_search(source, m, named)) return source;
+    std::string rest = source.substr(size_t(m.length()));
+    if (!m[1].matched) return "function(" + rest;
+    size_t next = rest.find_first_not_of(" \t\r\n");
+    return "function(self" + std::string(next != std::string::npos && rest[next] == ')' ? "" : ", ") + rest;
+}
+
+/// A chunk that returns the function, with locals for its upvalues; lines count as in the original.
+std::string chunk_of(const std::string& source, const std::vector<std::string>& upvalues, int line) {
+    std::string locals;
+    for (auto& name : upvalues)
+        if (name != "_ENV") locals += (locals.empty() ? "" : ", ") + name;
+    return std::string(size_t(std::max(0, line - 1)), '\n') + (locals.empty() ? "" : "local " + locals + " = ...; ") + "return " + source;
+}
+
+/// The texts that a chunk of this name may have come from, likely ones first.
+std::vector<std::string> texts_of(lua_State* L, const std::string& chunk) {
+    std::vector<std::string> texts;
+    if (chunk.empty()) return texts;
+    if (chunk[0] != '@' && chunk[0] != '=') return {chunk};
+    for (auto& [name, text] : session_control(L).chunks)
+        if (name == chunk) texts.push_back(text);
+    std::error_code error;
+    if (chunk[0] == '@' && std::filesystem::is_regular_file(chunk.substr(1), error)) {
+        std::string text = read_text(chunk.substr(1));
+        if (!text.empty() && text[0] == '#') text = "--" + text;
+        texts.push_back(std::move(text));
+    }
+    return texts;
+}
+
+struct Found {
+    std::string source;
+    int line = 0;
+};
+
+std::optional<Found> find_source(lua_State* L, int index, const std::vector<std::string>& upvalues) {
+    lua_Debug d;
+    lua_pushvalue(L, index);
+    lua_getinfo(L, ">S", &d);
+    lua_pushvalue(L, index);
+    std::string want = dump_of(L);
+    lua_pop(L, 1);
+    for (const std::string& text : texts_of(L, d.source)) {
+        auto line_start = [&](int line) {
+            size_t at = 0;
+            for (int i = 1; i < line && at != std::string::npos; ++i) {
+                at = text.find('\n', at);
+                if (at != std::string::npos) ++at;
+            }
+            return at;
+        };
+        size_t first = line_start(d.linedefined), first_end = line_start(d.linedefined + 1), last = line_start(d.lastlinedefined), last_end = line_start(d.lastlinedefined + 1);
+        if (first == std::string::npos || last == std::string::npos) continue;
+        for (size_t begin : places_of(text, "function", first, std::min(first_end, text.size())))
+            for (size_t end : places_of(text, "end", std::max(begin, last), std::min(last_end, text.size()))) {
+                Found found{nameless(text.substr(begin, end + 3 - begin)), d.linedefined};
+                std::string chunk = chunk_of(found.source, upvalues, d.linedefined);
+                bool same = false;
+                if (luaL_loadbufferx(L, chunk.data(), chunk.size(), "=hook", "t") == LUA_OK) {
+                    for (size_t i = 0; i < upvalues.size(); ++i) lua_pushnil(L);
+                    same = lua_pcall(L, int(upvalues.size()), 1, 0) == LUA_OK && lua_isfunction(L, -1) && !lua_iscfunction(L, -1) && dump_of(L) == want;
+                }
+                lua_pop(L, 1);
+                if (same) return found;
+            }
+    }
+    return std::nullopt;
+}
+
+/// {module =, name =} of a function or module of Lua or moe; null for another value.
+Json builtin_of(lua_State* L, int index) {
+    index = lua_absindex(L, index);
+    lua_getfield(L, LUA_REGISTRYINDEX, LUA_LOADED_TABLE);
+    int loaded = lua_gettop(L);
+    Json out;
+    for (lua_pushnil(L); out.is_null() && lua_next(L, loaded); lua_pop(L, 1)) {
+        if (lua_type(L, -2) != LUA_TSTRING) continue;
+        std::string module = lua_tostring(L, -2);
+        if (lua_rawequal(L, -1, index)) out = {{"module", module}};
+        if (!lua_istable(L, -1) || !out.is_null()) continue;
+        int table = lua_gettop(L);
+        for (lua_pushnil(L); out.is_null() && lua_next(L, table); lua_pop(L, 1))
+            if (lua_type(L, -2) == LUA_TSTRING && lua_rawequal(L, -1, index)) out = {{"module", module}, {"name", lua_tostring(L, -2)}};
+    }
+    lua_settop(L, loaded - 1);
+    return out;
+}
+
+Json value_of(lua_State* L, int index, const std::string& path, int depth);
+
+Json function_of(lua_State* L, int index, int depth) {
+    index = lua_absindex(L, index);
+    MOE_CHECK(depth < kMaxDepth, usage, "a hook", "functions that hold each other", "plain upvalues", "");
+    std::vector<std::string> names;
+    Json upvalues = Json::array();
+    for (int i = 1; const char* name = lua_getupvalue(L, index, i); ++i) {
+        names.emplace_back(name);
+        lua_pop(L, 1);
+    }
+    std::string place = function_place(L, index);
+    auto found = find_source(L, index, names);
+    MOE_CHECK(found, usage, "a hook", "the function of " + place, "one whose source is known",
+              "write it as function(…) … end in the script or input itself, without <const> locals and not through a file that has changed since; or { replay = false }");
+    for (size_t i = 0; i < names.size(); ++i) {
+        lua_getupvalue(L, index, int(i) + 1);
+        Json value;
+        if (names[i] != "_ENV") value = value_of(L, -1, names[i], depth + 1);
+        lua_pop(L, 1);
+        if (names[i] != "_ENV") upvalues.push_back({names[i], value});
+        else upvalues.push_back({names[i], nullptr});
+    }
+    return {{"source", found->source}, {"name", place}, {"line", found->line}, {"upvalues", upvalues}};
+}
+
+Json value_of(lua_State* L, int index, const std::string& path, int depth) {
+    index = lua_absindex(L, index);
+    MOE_CHECK(depth < kMaxDepth, usage, "a hook: upvalue " + path, "a table that contains itself, or a deep one", "a tree of plain values", "");
+    luaL_checkstack(L, 8, "a value");
+    switch (lua_type(L, index)) {
+        case LUA_TNIL: return nullptr;
+        case LUA_TBOOLEAN: return bool(lua_toboolean(L, index));
+        case LUA_TNUMBER:
+            if (lua_isinteger(L, index)) return int64_t(lua_tointeger(L, index));
+            if (double x = lua_tonumber(L, index); !std::isfinite(x)) return {{"number", std::isnan(x) ? "nan" : x > 0 ? "inf" : "-inf"}};
+            return lua_tonumber(L, index);
+        case LUA_TSTRING: return std::string(lua_tostring(L, index), lua_rawlen(L, index));
+        case LUA_TUSERDATA:
+            if (test_box<at::Tensor>(L, index)) return train::tensor_to_values(check_tensor(L, index, path.c_str()));
+            break;
+        case LUA_TFUNCTION:
+            if (Json builtin = builtin_of(L, index); !builtin.is_null()) return {{"builtin", builtin}};
+            if (!lua_iscfunction(L, index)) return {{"function", function_of(L, index, depth)}};
+            break;
+        case LUA_TTABLE: {
+            if (Json builtin = builtin_of(L, index); !builtin.is_null()) return {{"builtin", builtin}};
+            if (lua_getmetatable(L, index)) {
+                lua_pop(L, 1);
+                break;
+            }
+            Json list = Json::array();
+            for (lua_pushnil(L); lua_next(L, index); lua_pop(L, 1)) {
+                Json key = value_of(L, -2, path, depth + 1);
+                list.push_back(Json::array({key, value_of(L, -1, path + "." + to_string(L, -2), depth + 1)}));
+            }
+            return {{"table", list}};
+        }
+        default: break;
+    }
+    MOE_THROW(usage, "a hook: upvalue " + path, got_text(L, index), "a plain value: nil, boolean, number, text, tensor, a table of them, or a function of Lua or moe",
+              "make it inside of the function, or give { replay = false }: the run then cannot be replayed or resumed with it");
+}
+}  // namespace
+
+std::string function_place(lua_State* L, int index) {
+    lua_Debug d;
+    lua_pushvalue(L, index);
+    lua_getinfo(L, ">S", &d);
+    return d.linedefined > 0 ? fmt::format("{}:{}", d.short_src, d.linedefined) : d.short_src;
+}
+
+Json to_values(lua_State* L, int index, const std::string& path) { return value_of(L, index, path, 0); }
+
+Json function_to_values(lua_State* L, int index) {
+    if (Json builtin = builtin_of(L, index); !builtin.is_null()) return {{"builtin", builtin}, {"name", builtin.value("module", "") + "." + builtin.value("name", "")}};
+    MOE_CHECK(!lua_iscfunction(L, index), usage, "a hook", "a function that is not Lua's", "function(…) … end", "");
+    return function_of(L, index, 0);
+}
+
+void push_values(lua_State* L, const Json& v) {
+    luaL_checkstack(L, 8, "a value");
+    if (v.is_null()) lua_pushnil(L);
+    else if (v.is_boolean()) lua_pushboolean(L, v.get<bool>());
+    else if (v.is_number_integer()) lua_pushinteger(L, v.get<int64_t>());
+    else if (v.is_number()) lua_pushnumber(L, v.get<double>());
+    else if (v.is_string()) push_string(L, v.get<std::string>());
+    else if (v.contains("number")) lua_pushnumber(L, v["number"] == "nan" ? std::nan("") : v["number"] == "inf" ? HUGE_VAL : -HUGE_VAL);
+    else if (train::is_tensor_values(v)) push_tensor(L, train::tensor_from_values(v));
+    else if (v.contains("function")) push_function_of(L, v["function"]);
+    else if (v.contains("builtin")) {
+        lua_getfield(L, LUA_REGISTRYINDEX, LUA_LOADED_TABLE);
+        lua_getfield(L, -1, v["builtin"].at("module").get<std::string>().c_str());
+        lua_remove(L, -2);
+        if (v["builtin"].contains("name")) {
+            MOE_CHECK(lua_istable(L, -1), data, "a stored function", v["builtin"].dump(), "a function of this program", "");
+            lua_getfield(L, -1, v["builtin"]["name"].get<std::string>().c_str());
+            lua_remove(L, -2);
+        }
+    } else if (v.contains("table")) {
+        lua_newtable(L);
+        for (auto& pair : v["table"]) {
+            push_values(L, pair.at(0));
+            push_values(L, pair.at(1));
+            lua_rawset(L, -3);
+        }
+    } else MOE_THROW(data, "a stored value", brief(nlohmann::json(v)), "a plain value", "");
+}
+
+void push_function_of(lua_State* L, const Json& values) {
+    luaL_checkstack(L, 8, "a function");
+    if (values.contains("builtin")) return push_values(L, {{"builtin", values["builtin"]}});
+    try {
+        std::vector<std::string> names;
+        for (auto& up : values.at("upvalues")) names.push_back(up.at(0));
+        std::string chunk = chunk_of(values.at("source"), names, values.value("line", 1)), name = "=" + values.value("name", "hook");
+        if (size_t colon = name.rfind(':'); colon != std::string::npos) name.resize(colon);         // the line is counted anyway
+        if (luaL_loadbufferx(L, chunk.data(), chunk.size(), name.c_str(), "t") != LUA_OK) {
+            std::string message = to_string(L, -1);
+            lua_pop(L, 1);
+            MOE_THROW(data, "a stored function", message, "Lua", "");
+        }
+        int count = 0;
+        for (auto& up : values["upvalues"])
+            if (up.at(0) != "_ENV") push_values(L, up.at(1)), ++count;
+        lua_call(L, count, 1);
+    } catch (const Json::exception& e) {
+        MOE_THROW(data, "a stored function", e.what(), "{source, name, upvalues}", "");
+    }
+}
+}  // namespace moe::lua

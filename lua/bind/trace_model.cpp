@@ -1,0 +1,146 @@
+// Tokens through a model, watched: model:trace, and what experts put out.
+#include "core/routing/trace.h"
+#include "core/tensor/check.h"
+#include "lua/bind/control.h"
+#include "lua/bind/data.h"
+#include "lua/bind/model.h"
+#include "lua/bind/tensor.h"
+#include "lua/bind/trace.h"
+
+#include <ATen/ATen.h>
+
+namespace moe::lua {
+
+routing::TraceOptions trace_options(const Options& o) {
+    routing::TraceOptions out;
+    out.weights = o.boolean("weights", true);
+    out.file = o.string("file", "");
+    out.memory_bytes = o.integer("memory", out.memory_bytes);
+    MOE_CHECK(out.memory_bytes > 0, usage, "trace: memory", std::to_string(out.memory_bytes), "bytes, 1 or more", "");
+    return out;
+}
+
+namespace {
+/// Micro-batches of argument 2: a data object (or what moe.data takes), or ids [batch, time] as tensor or lists.
+struct Source {
+    DataValue* data = nullptr;
+    at::Tensor ids;
+    int64_t left = 0;                 ///< tokens; −1: up to the data's end
+
+    Source(lua_State* L, const Options& o) {
+        MOE_CHECK(!(o.has("batches") && o.has("tokens")), usage, running(L), "batches and tokens", "one of them", "");
+        bool is_list = lua_istable(L, 2) && lua_rawlen(L, 2) > 0;
+        if (is_list || test_box<at::Tensor>(L, 2)) {
+            ids = is_list ? tensor_from_table(L, 2, at::kLong) : check_tensor(L, 2, "ids");
+            if (ids.dim() == 1) ids = ids.unsqueeze(0);
+            MOE_CHECK(ids.dim() == 2 && ids.numel() > 0, shape, running(L) + ": ids", shape_text(ids.sizes()), "[batch, time]", "");
+            MOE_CHECK(at::isIntegralType(ids.scalar_type(), false), dtype, running(L) + ": ids", dtype_text(ids.scalar_type()), "int64", "");
+            MOE_CHECK(!o.has("batches") && !o.has("tokens"), usage, running(L), "tokens or batches of given ids", "ids alone: all of them are taken", "");
+            ids = ids.to(at::kCPU, at::kLong).contiguous();
+            return;
+        }
+        data = &check_data(L, 2);
+        data->reset();
+        int64_t per_batch = data->batch_size * data->config->training.seq_length;
+        left = o.has("batches") ? o.integer("batches", 0) * per_batch : o.integer("tokens", data->num_tokens > 0 ? -1 : 1 << 16);
+        MOE_CHECK(left == -1 || left > 0, usage, running(L) + (o.has("batches") ? ": batches" : ": tokens"), std::to_string(left), "1 or more", "");
+    }
+    int64_t seq_length() const { return data ? data->config->training.seq_length : ids.size(1); }
+    std::optional<MicroBatch> next(const Model& m) {
+        if (!data) {
+            if (!ids.defined()) return {};
+            MicroBatch batch = m.micro_batch(ids, {}, {}, {});
+            ids = at::Tensor();
+            return batch;
+        }
+        if (left == 0) return {};
+        auto b = data->next();
+        if (!b) return {};
+        if (left > 0) left = std::max<int64_t>(0, left - b->ids.numel());
+        return m.micro_batch(b->ids, b->targets, b->domain, b->doc_start, data->hides_documents());
+    }
+};
+
+Model& whole_model(lua_State* L) {
+    Model& m = *self<ModelValue>(L).model;
+    MOE_CHECK(m.mesh().world.size() == 1, state, running(L), fmt::format("{} ranks", m.mesh().world.size()), "one rank", "each rank sees its own tokens and layers only; load the checkpoint in one process");
+    return m;
+}
+
+std::map<std::string, at::Tensor> first_slots(const Model& m) {
+    return {{"anchor", at::zeros({1}, at::TensorOptions().dtype(m.options().precision.compute).device(m.options().device))}};
+}
+
+/// Losses need targets and cost time: heads are left out.
+bool is_loss(const Segment& s) { return s.writes.size() == 1 && s.writes[0] == "loss"; }
+}  // namespace
+
+int model_trace(lua_State* L) {
+    lua_settop(L, 3);
+    Model& m = whole_model(L);
+    Options o(L, 3, {"tokens", "batches", "weights", "file", "memory"});
+    Source source(L, o);
+    routing::TraceFacts facts{m.config().model.moe.num_experts, m.config().model.moe.n_group, source.seq_length(), {"all"}, m.config().data.tokenizer};
+    if (source.data) facts.domains = source.data->loader->domains();
+    auto trace = std::make_shared<routing::Trace>(facts, trace_options(o));
+    at::NoGradGuard no_grad;
+    while (true) {
+        throw_if_interrupted(L);
+        auto batch = source.next(m);
+        if (!batch) break;
+        batch->trace = trace.get();
+        trace->begin(batch->ids_T, batch->domain_T, batch->S);
+        auto slots = first_slots(m);
+        for (size_t s = 0; s < m.segments().size(); ++s) {
+            if (s % 16 == 0) throw_if_interrupted(L);
+            if (!is_loss(m.segments()[s])) m.run_segments(*batch, s, s + 1, slots);
+        }
+    }
+    trace->finish();
+    push<TraceValue>(L, {trace, data::open_tokenizer(facts.tokenizer), facts.seq_length});
+    return 1;
+}
+
+/// Sums over the rows of each expert. The rows that experts put out are w · E(x), w the gate weight.
+int model_expert_outputs(lua_State* L) {
+    lua_settop(L, 3);
+    Model& m = whole_model(L);
+    Options o(L, 3, {"layer", "tokens", "batches"});
+    int64_t layer = o.integer("layer", m.routed_layers().empty() ? 0 : m.routed_layers()[0]), E = m.config().model.moe.num_experts, D = m.config().model.mla.d_model;
+    size_t experts = 0, all = m.segments().size();
+    while (experts < all && m.segments()[experts].name != fmt::format("layers.{}.experts", layer)) ++experts;
+    MOE_CHECK(experts < all, config, "model:expert_outputs: layer", std::to_string(layer), "a layer with experts", "m.routed_layers lists them");
+    Source source(L, o);
+    at::Tensor sum_ED = at::zeros({E, D}, at::kDouble), weight_E = at::zeros({E}, at::kDouble), norm_E = at::zeros({E}, at::kDouble), output_E = at::zeros({E}, at::kDouble), count_E = at::zeros({E}, at::kLong);
+    at::NoGradGuard no_grad;
+    while (true) {
+        throw_if_interrupted(L);
+        auto batch = source.next(m);
+        if (!batch) break;
+        auto slots = first_slots(m);
+        m.run_segments(*batch, 0, experts + 1, slots);
+        const Routed& routed = batch->routed.at(layer);
+        at::Tensor token = routed.by_expert.token_R.to(at::kCPU, at::kLong), counted = batch->domain_T.to(at::kCPU).ge(0);
+        at::Tensor row = token.ge(0).logical_and(counted.index({token.clamp_min(0)})).nonzero().flatten();
+        at::Tensor y = slots.at("expert_rows").to(at::kCPU, at::kDouble).index_select(0, row), w = slots.at("row_weights").to(at::kCPU, at::kDouble).flatten().index_select(0, row);
+        at::Tensor expert = at::searchsorted(routed.groups.offsets_E1.to(at::kCPU, at::kLong), row, false, true).sub(1);
+        at::Tensor norm = y.square().sum(1).sqrt();
+        sum_ED.index_add_(0, expert, y);
+        weight_E.index_add_(0, expert, w);
+        norm_E.index_add_(0, expert, norm);
+        output_E.index_add_(0, expert, norm / w.clamp_min(1e-30));
+        count_E.index_add_(0, expert, at::ones_like(expert));
+    }
+    push_ordered_table(L, {"layer", "mean", "norm", "weighted_norm", "tokens"});
+    at::Tensor n = count_E.to(at::kDouble);
+    lua_pushinteger(L, layer);
+    lua_setfield(L, -2, "layer");
+    auto set = [&](const char* name, const at::Tensor& t) { push_tensor(L, t), lua_setfield(L, -2, name); };
+    set("mean", sum_ED / weight_E.unsqueeze(1));
+    set("norm", output_E / n);
+    set("weighted_norm", norm_E / n);
+    set("tokens", count_E);
+    return 1;
+}
+
+}  // namespace moe::lua

@@ -1,0 +1,156 @@
+#include "lua/session/echo.h"
+
+#include "lua/bind/lua.h"
+#include "lua/session/lexer.h"
+
+#include <algorithm>
+#include <vector>
+
+namespace moe::lua {
+namespace {
+constexpr int kDepth = 4;
+constexpr size_t kItems = 100, kWidth = 100, kTextBytes = 200;
+
+std::string quoted(std::string_view text) {
+    std::string out = "\"";
+    for (char c : text.substr(0, kTextBytes)) {
+        auto byte = static_cast<unsigned char>(c);
+        if (c == '"' || c == '\\') out += {'\\', c};
+        else if (c == '\n') out += "\\n";
+        else if (byte < 32 || byte == 127) out += fmt::format("\\{:03d}", byte);
+        else out += c;
+    }
+    if (text.size() <= kTextBytes) return out + "\"";
+    while (!out.empty() && (static_cast<unsigned char>(out.back()) & 0xc0) == 0x80) out.pop_back();      // not half a character
+    return out + "…\"";
+}
+
+bool has_meta(lua_State* L, int index, const char* name) {
+    if (luaL_getmetafield(L, index, name) == LUA_TNIL) return false;
+    lua_pop(L, 1);
+    return true;
+}
+
+/// A table that a literal shows best: without an idea of its own how it looks, or one of push_ordered_table.
+bool is_plain(lua_State* L, int index) {
+    return lua_istable(L, index) && (has_meta(L, index, "__keys") || !(has_meta(L, index, "__tostring") || has_meta(L, index, "__name")));
+}
+
+std::string first_line(const std::string& text) {
+    size_t end = text.find('\n');
+    return end == std::string::npos ? text : text.substr(0, end) + " …";
+}
+
+struct Items {
+    std::vector<std::string> texts;
+    bool keyless = true;
+    size_t left_out = 0;
+};
+
+std::string literal(lua_State* L, int index, size_t indent, std::vector<const void*>& above);
+
+std::string value_text(lua_State* L, int index, size_t indent, std::vector<const void*>& above) {
+    if (lua_type(L, index) == LUA_TSTRING) {
+        size_t size = 0;
+        const char* data = lua_tolstring(L, index, &size);
+        return quoted({data, size});
+    }
+    return is_plain(L, index) ? literal(L, index, indent, above) : first_line(to_string(L, index));
+}
+
+std::string key_text(lua_State* L, int index) {
+    if (lua_type(L, index) != LUA_TSTRING) return "[" + (is_plain(L, index) ? "table" : first_line(to_string(L, index))) + "]";
+    std::string key = lua_tostring(L, index);
+    return is_identifier(key) ? key : "[" + quoted(key) + "]";
+}
+
+/// Pushes a copy of the table without the items 1 to n.
+void push_without_list(lua_State* L, int index, lua_Integer n) {
+    lua_newtable(L);
+    lua_pushnil(L);
+    while (lua_next(L, index)) {
+        lua_Integer i = lua_isinteger(L, -2) ? lua_tointeger(L, -2) : 0;
+        if (i >= 1 && i <= n) {
+            lua_pop(L, 1);
+            continue;
+        }
+        lua_pushvalue(L, -2);
+        lua_insert(L, -2);
+        lua_rawset(L, -4);
+    }
+}
+
+/// The items in pairs' order: the list first, without keys. The table is at the absolute `index`.
+Items items_of(lua_State* L, int index, size_t indent, std::vector<const void*>& above) {
+    Items items;
+    auto n = lua_Integer(lua_rawlen(L, index));
+    auto add = [&](const std::string& key) {
+        if (items.texts.size() >= kItems) ++items.left_out;
+        else items.texts.push_back(key + value_text(L, -1, indent, above));
+    };
+    for (lua_Integer i = 1; i <= std::min(n, lua_Integer(kItems)); ++i) {
+        lua_rawgeti(L, index, i);
+        add("");
+        lua_pop(L, 1);
+    }
+    items.left_out = size_t(std::max<lua_Integer>(0, n - lua_Integer(kItems)));
+    lua_pushcfunction(L, sorted_pairs);
+    if (has_meta(L, index, "__pairs")) lua_pushvalue(L, index);
+    else push_without_list(L, index, n);
+    lua_call(L, 1, 3);
+    int iterate = lua_absindex(L, -3);
+    for (;;) {
+        lua_pushvalue(L, iterate);
+        lua_pushvalue(L, iterate + 1);
+        lua_pushvalue(L, iterate + 2);
+        lua_call(L, 2, 2);
+        if (lua_isnil(L, -2)) break;
+        lua_Integer i = lua_isinteger(L, -2) ? lua_tointeger(L, -2) : 0;
+        if (i < 1 || i > n) {
+            items.keyless = false;
+            add(key_text(L, lua_absindex(L, -2)) + " = ");
+        }
+        lua_pop(L, 1);
+        lua_replace(L, iterate + 2);
+    }
+    lua_settop(L, iterate - 1);
+    if (items.left_out) items.texts.push_back(fmt::format("… {} more", items.left_out));
+    return items;
+}
+
+std::string literal(lua_State* L, int index, size_t indent, std::vector<const void*>& above) {
+    index = lua_absindex(L, index);
+    luaL_checkstack(L, 12, "echo");
+    const void* self = lua_topointer(L, index);
+    if (above.size() >= size_t(kDepth) || std::find(above.begin(), above.end(), self) != above.end()) return "{…}";
+    above.push_back(self);
+    Items items = items_of(L, index, indent + 2, above);
+    above.pop_back();
+    size_t length = indent + 2;
+    bool one_line = true, deep = false;
+    for (auto& text : items.texts) {
+        length += text.size() + 2;
+        if (text.find('\n') != std::string::npos) deep = true;
+    }
+    one_line = !deep && length <= kWidth;
+    std::string out = "{", pad(indent + 2, ' ');
+    size_t column = kWidth;             // where the next item would start; a list of short values shares lines
+    for (size_t i = 0; i < items.texts.size(); ++i) {
+        const std::string& text = items.texts[i];
+        bool shares = items.keyless && !deep && column + text.size() + 2 <= kWidth;
+        if (one_line) out += i ? ", " : "";
+        else if (shares) out += ", ";
+        else out += (i ? ",\n" : "\n") + pad;
+        column = one_line || shares ? column + text.size() + 2 : pad.size() + text.size() + 1;
+        out += text;
+    }
+    return out + (one_line ? "}" : "\n" + std::string(indent, ' ') + "}");
+}
+}  // namespace
+
+std::string echo_text(lua_State* L, int index) {
+    if (!is_plain(L, index)) return to_string(L, index);
+    std::vector<const void*> above;
+    return literal(L, index, 0, above);
+}
+}  // namespace moe::lua

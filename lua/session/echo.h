@@ -1,0 +1,13 @@
+// How an interactive session shows a value.
+#pragma once
+#include <lua.hpp>
+
+#include <string>
+
+namespace moe::lua {
+
+/// A result as text: plain tables as an indented literal with sorted keys (moe's own in their order), four levels deep and a hundred
+/// items each; texts as they are; all else as tostring shows it. May raise Lua's errors (a __tostring of the caller's).
+std::string echo_text(lua_State* L, int index);
+
+}  // namespace moe::lua

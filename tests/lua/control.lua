@@ -1,0 +1,277 @@
+-- A run under control: keys, callbacks, restore, jobs.
+local check = dofile(arg[0]:match("^(.*)/") .. "/lib/check.lua")
+local test, equal, near, is, raises, contains = check.test, check.equal, check.near, check.is, check.raises, check.contains
+
+local folder = check.folder()
+local SMALL = {
+  output_dir = folder, experiment_name = "small", deterministic = true,
+  model = { num_layers = 3, vocab_size = 264, first_k_dense_replace = 1, dense_intermediate_size = 64, init_method_std = 0.06,
+    mla = { d_model = 32, d_latent = 16, num_heads = 2, qk_nope_head_dim = 8, qk_rope_head_dim = 8, v_head_dim = 8 },
+    moe = { num_experts = 6, num_experts_per_token = 2, expert_intermediate_size = 16, num_shared_experts = 1, bias_update_speed = 0.01 } },
+  training = { global_batch_size = 4, micro_batch_size = 2, seq_length = 32, train_steps = 40, learning_rate = 3e-3 },
+  data = { dataset_type = "synthetic", synthetic = { domains = 3 } },
+  validation = { enabled = false, max_batches = 2 },
+  checkpointing = { save_on_exit = false },
+}
+local cfg = moe.config(SMALL)
+local function fresh(options)
+  options = options or {}
+  return moe.run { config = options.config or cfg, console = false, log = options.log or false, name = options.name }
+end
+local function weights(run)
+  local list = {}
+  for name, value in pairs(run.model:parameters()) do list[name] = value:clone() end
+  for _, layer in ipairs(run.model.routed_layers) do
+    local b = run.model:bias(layer)
+    if b then list["bias " .. layer] = b:clone() end
+  end
+  return list
+end
+local function same(a, b)
+  for name, value in pairs(a) do
+    if not (b[name] and (value - b[name]):abs():max():item() == 0) then return false, name end
+  end
+  return true
+end
+local function must_equal(a, b)
+  local ok, name = same(weights(a), weights(b))
+  is(ok, "differs: " .. tostring(name))
+end
+local function counts(run, layer, expert) return run:counts()[layer][expert]:item() end
+
+test("run: keys change between steps, by name, path and section", function()
+  local run = fresh()
+  local h = run:set { learning_rate = 1e-5 }
+  run:set { ["training.grad_clip"] = 0.5, training = { global_batch_size = 2 } }
+  equal(run.config.training.learning_rate, 1e-5)
+  equal(run.config.training.grad_clip, 0.5)
+  run:train(1)
+  equal(run:counts()[1]:sum():item(), 2 * 32 * 2)
+  h:undo()
+  equal(run.config.training.learning_rate, 3e-3)
+  raises("usage", function() run:set { learnin_rate = 1 } end, "learnin_rate")
+  raises("usage", function() run:set { model = { num_layers = 4 } } end, "model.num_layers")
+  raises("config", function() run:set { learning_rate = -1 } end)
+  raises("config", function() run:set { global_batch_size = 3 } end)
+  raises("usage", function() run:set {} end)
+  run:train(1)
+  equal(run.step, 2)
+end)
+
+test("run: the learning rate is held, scheduled, and given back", function()
+  local run = fresh()
+  local own = run.lr
+  run.lr = 1e-4
+  near(run.lr, 1e-4)
+  near(run:train(1).lr, 1e-4)
+  run.lr = nil
+  run.schedule = function(step) return step * 1e-5 end
+  near(run:train(1).lr, 2e-5, 1e-12)
+  is(run.schedule:find("control"))
+  run.schedule = nil
+  near(run:train(1).lr, 3e-3, 1e-9)
+  raises("usage", function() run.lr = "x" end)
+  raises("usage", function() run.lr = -1 end)
+  raises("usage", function() run.learning_rate = 1 end)
+  run.schedule = function(step) return nil end
+  raises("usage", function() run:train(1) end)
+  equal(run.step, 3)
+  run:undo()
+  run:train(1)
+end)
+
+test("run: an error in a callback ends training at a step edge, and the run goes on", function()
+  local a, b = fresh(), fresh()
+  a:every(2, function(m) if m.step == 2 then error("enough") end end)
+  local err = raises("lua", function() a:train(5) end, "enough")
+  is(err.traceback)
+  equal(a.step, 2)
+  a:train(2) b:train(4)
+  must_equal(a, b)
+end)
+
+test("run: spike, intervention and save are events", function()
+  local run = fresh()
+  local spikes, saves, changes = {}, {}, 0
+  run:on("spike", function(m) spikes[#spikes + 1] = m.step end)
+  run:on("save", function(s) saves[#saves + 1] = s.step end)
+  run:on("intervention", function(h) changes = changes + 1 is(h.active) end)
+  run:train(14)
+  equal(#spikes, 0)
+  run.model:set("lm_head.weight", run.model:parameters()["lm_head.weight"] * 0 + moe.randn { 264, 32 } * 20)
+  run:train(1)
+  equal(spikes[1], 15)
+  run.lr = 0
+  equal(changes, 1)
+  local path = folder .. "/there"
+  run:save(path)
+  equal(saves[1], 15)
+  raises("usage", function() run:on("spikes", print) end, "spikes")
+end)
+
+test("run: restored in place it is what it was, interventions and keys included", function()
+  local run, other = fresh { log = true, name = "restored" }, fresh()
+  run.model.router:mask { layer = 1, expert = 2 } other.model.router:mask { layer = 1, expert = 2 }
+  run:train(2) other:train(4)
+  run:save("two")
+  run:set { learning_rate = 1, global_batch_size = 8 }
+  run.model.router:swap { layer = 1, experts = { 0, 1 } }
+  run:undo()
+  run:undo()
+  run.model.router:ablate { layer = 2, expert = 1 }
+  run:train(3)
+  run:restore("two")
+  equal(run.step, 2)
+  equal(run.config.training.learning_rate, 3e-3)
+  is(not tostring(run.model.router):find("ablate"))
+  run:train(2)
+  must_equal(run, other)
+  equal(run.events[#run.events].event, "restore")
+  raises("io", function() run:restore("three") end)
+  run:train(1)
+end)
+
+test("run: the mixture's weights change for what comes", function()
+  for _, name in ipairs { "a", "b" } do
+    moe.fs.mkdir(folder .. "/text/" .. name)
+    local f = io.open(folder .. "/text/" .. name .. "/x.txt", "w")
+    f:write((name:rep(60) .. "\n"):rep(400))
+    f:close()
+  end
+  local run = fresh { config = cfg:with { data = { dataset_type = "text", sources = { { name = "a", path = folder .. "/text/a", weight = 0.5 }, { name = "b", path = folder .. "/text/b", weight = 0.5 } } } } }
+  run:train(4)
+  run:set { data = { a = 1, b = 0 } }
+  run:train(1)
+  local c = run:counts { by = "domain" }
+  equal(c[1][1]:sum():item(), 0)
+  raises("usage", function() run:set { data = { c = 1 } } end, "c")
+  run:undo()
+  run:train(2)
+  is(run:counts { by = "domain" }[1][1]:sum():item() > 0)
+end)
+
+-- --- jobs ---
+
+test("job: trains in the background to the same weights", function()
+  local a, b = fresh(), fresh()
+  local job = a:start(6)
+  local sum = 0
+  for i = 1, 1e5 do sum = sum + i end
+  local m = job:wait()
+  equal(m.step, 6)
+  equal(job:status(), "done")
+  equal(job.step, 6) equal(job.steps_left, 0) equal(job.error, nil)
+  b:train(6)
+  must_equal(a, b)
+end)
+
+test("job: pauses, goes on, stops; meanwhile the run is trained by nobody else", function()
+  local run = fresh()
+  local job = run:start(10000)
+  raises("state", function() run:train(1) end, "job")
+  raises("state", function() run:start(1) end, "job")
+  job:pause()
+  equal(job:status(), "paused")
+  raises("state", function() job:wait() end, "paused")
+  while not pcall(run.train, run, 1) do end
+  local at = run.step
+  run:train(2)
+  equal(run.step, at + 2)
+  job:resume()
+  equal(job:wait { timeout = 0.05 }, nil)
+  job:stop()
+  equal(job:status(), "stopped")
+  is(job.steps_left > 0)
+  run:train(1)
+end)
+
+test("job: interventions wait for the step edge, callbacks are called between inputs", function()
+  local run = fresh()
+  local steps, on = {}, true
+  run:on("step", function(m) steps[#steps + 1] = m.step end)
+  local job = run:start(2000)
+  while job.step < 3 do local _ = run.model:bias(1) end
+  local h = run.model.router:mask { layer = 1, expert = 0 }
+  local from = run.step
+  while job.step < from + 3 do local _ <close> = run.model.router:override { layer = 2, top_k = 1 } end
+  equal(run:counts()[1][0]:item(), 0)
+  h:undo()
+  job:stop { now = true }
+  for i, step in ipairs(steps) do equal(step, i) end
+  must_equal(run, moe.replay(run, { console = false, log = false }))
+end)
+
+test("job: hooks and an error in one; the run goes on", function()
+  local run = fresh()
+  local h = run.model.router:hook("pre_topk", function(s) if s.step == 3 then error("in the job") end return s.scores end)
+  local job = run:start(10)
+  local err = raises("lua", function() job:wait() end, "in the job")
+  equal(job:status(), "failed")
+  equal(run.step, 3)
+  is(job.error.traceback)
+  h:undo()
+  run:train(1)
+  run:on("step", function(m) if m.step == 6 then error("a callback") end end)
+  raises("lua", function() run:start(10):wait() end, "a callback")
+  equal(run.step, 6)
+  run:train(1)
+end)
+
+test("job: is ended with its run freed, or the session closed", function()
+  local run = fresh()
+  local job = run:start(5)
+  run:free()
+  job:wait()
+  equal(job.step, 5)
+  fresh():start(100000)      -- goes on until the end of this script
+end)
+
+-- --- parts in Lua ---
+
+test("parts: a router's score", function()
+  local a, b = fresh { config = cfg:with { model = { moe = { scoring_func = "softmax" } } } }, fresh()
+  b.model.router.score = function(logits) return logits:softmax(-1) end
+  local x = moe.randn { 7, 32 }
+  near((a.model.layers[1].router:forward(x).weights - b.model.layers[1].router:forward(x).weights):abs():max():item(), 0, 1e-6)
+  near(a:train(3).loss, b:train(3).loss, 1e-4)
+  b.model.router.score = nil
+  b:train(1)
+  b.model.router.score = function(logits) return logits[0] end
+  raises("shape", function() b:train(1) end, "router.score")
+end)
+
+test("parts: a data source", function()
+  local run = moe.run { config = cfg, console = false, log = false, data = function(m)
+    return moe.randint(0, 8, { m.sequences, m.seq_length })
+  end }
+  local first = run:train(10).loss
+  is(run:train(20).loss < first)
+  equal(run:counts { by = "domain" }[1][1]:sum():item(), 0)
+  must_equal(run, moe.replay(run, { console = false, log = false }))
+  run.data = function(m) return moe.zeros({ 1, 1 }):to("int64") end
+  raises("shape", function() run:train(1) end, "run.data")
+  run.data = nil
+  run:train(1)
+end)
+
+test("parts: an optimizer's step, its state saved with the run", function()
+  local plain = cfg:with { training = { optimizer = "sgd", momentum = 0.9, weight_decay = 0, learning_rate = 0.1, lr_warmup_steps = 0 } }
+  local a, b = fresh { config = plain }, fresh { config = plain, log = true, name = "sgd" }
+  b.optimizer = function(name, value, grad, state, m)
+    state[1]:copy_(0.9 * state[1] + grad)
+    return value - m.lr * state[1]
+  end
+  a:train(4) b:train(2)
+  b:save("two")
+  b = moe.resume("two", nil, { console = false })
+  b:train(2)
+  for name, value in pairs(weights(a)) do near((value - weights(b)[name]):abs():max():item(), 0, 1e-5, name) end
+  b.optimizer = function() error "no" end
+  local before = weights(b)
+  raises("lua", function() b:train(1) end, "no")
+  is(same(before, weights(b)))
+  b.optimizer = nil
+  b:train(1)
+end)
+
+check.done()

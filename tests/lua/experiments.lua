@@ -1,0 +1,38 @@
+-- The experiments over sweeps: their points are valid, and one of them runs to its report in two steps a point.
+local check = dofile(arg[0]:match("^(.*)/") .. "/lib/check.lua")
+local test, equal, is, contains = check.test, check.equal, check.is, check.contains
+
+local experiments = arg[0]:match("^(.*)/") .. "/../../experiments"
+local folder = check.folder()
+
+test("experiments: every sweep's points are valid and can be shown without a run", function()
+  for name, points in pairs { bias_rate = 12, aux_or_bias = 18, num_experts = 15, shared_experts = 9, ablate_expert = 3 } do
+    local out, code = check.moelab(("sweep '%s/%s/run.lua' --dry-run --json output_dir='%s'"):format(experiments, name, folder))
+    equal(code, 0, name .. ": " .. out)
+    local answer = moe.json.decode(out)
+    equal(answer.sweep, name)
+    equal(#answer.points, points, name)
+    is(moe.fs.exists(("%s/%s/README.md"):format(experiments, name)))
+  end
+  equal(#moe.fs.list(folder), 0)
+end)
+
+test("experiments: what is compared in shared_experts has equal weights and work", function()
+  local out = check.moelab(("sweep '%s/shared_experts/run.lua' --dry-run output_dir='%s'"):format(experiments, folder))
+  local seen = {}
+  for parameters in out:gmatch("waiting.-%s%d+%s+(%d+)%s+300") do seen[parameters] = true end
+  local different = {}
+  for parameters in pairs(seen) do different[#different + 1] = tonumber(parameters) end
+  is(#different >= 1, out)
+  table.sort(different)
+  is(different[#different] - different[1] <= 3 * 2 * 96, "routers of 16 to 18 rows of 96 weights in three layers are all that may differ: " .. table.concat(different, ", "))
+end)
+
+test("experiments: shared_experts runs to its report", function()
+  local out, code = check.moelab(("run '%s/shared_experts/run.lua' steps=2 seeds=1 output_dir='%s'"):format(experiments, folder))
+  equal(code, 0, out)
+  contains(out, "validation_loss")
+  contains(moe.fs.read(folder .. "/shared_experts/report.md"), "4 of 18, none shared")
+end)
+
+check.done()
