@@ -14,11 +14,12 @@
 //
 // Lanes: g = lane / 4 is a row of a fragment, q = lane % 4 a pair of the other dim.
 #pragma once
-#include "core/kernels/mla_decode/mma_sm90.cuh"
+#include "core/kernels/mla_decode/cache_sm90.cuh"
+
+#include <cuda_fp16.h>
 
 namespace moe::kernels::sm90 {
-template <int ROWS_, int STAGES_, bool COPIES_ONLY_ = false> struct Fp8Shape {
-    static constexpr bool COPIES_ONLY = COPIES_ONLY_;
+template <int ROWS_, int STAGES_> struct Fp8Shape {
     static constexpr int ROWS = ROWS_, STAGES = STAGES_, TOKENS = 64;
     static constexpr int kGroups = kLatent / 128;                // columns that share a scale
     static constexpr bool kMoveRegisters = ROWS > 16;            // a warpgroup for the copies then, whose registers the others take
@@ -26,9 +27,8 @@ template <int ROWS_, int STAGES_, bool COPIES_ONLY_ = false> struct Fp8Shape {
     static constexpr int kTileBytes = TOKENS * kRowBytesFp8, kStepBytes = ROWS * 32;      // of 16 contracted numbers of all rows
     static constexpr int kSums = ROWS / 2, kColumns = ROWS / 4;  // of a lane: numbers of a product [64, ROWS]; rows of the queries
     static constexpr int kBatches = ROWS / 16;                   // in which a value group converts its part of a tile
-    static constexpr int kApart = ROWS > 32 ? 1 : 2;             // sums over 128 columns under way
     static constexpr int kLaunch = 512;      // 16 rows: 128 registers a thread, which leaves room for combine_sm90.cuh's blocks beside
-    static_assert(ROWS == 16 || ROWS == 32 || ROWS == 64);
+    static_assert(ROWS == 16 || ROWS == 32);
 };
 
 template <class S> struct Fp8Shared {
@@ -42,6 +42,16 @@ template <class S> struct Fp8Shared {
     uint64_t full[S::STAGES], empty[S::STAGES];
     uint64_t ready[2], taken[2];              // a tile's probabilities, or a piece's last factors, are there; both value groups are done with them
 };
+
+__device__ inline uint32_t fp16_of(float a, float b) {
+    __half2 x = __floats2half2_rn(a, b);
+    return *reinterpret_cast<uint32_t*>(&x);
+}
+/// The power of two at or below x > 0; at least 2^−126.
+__device__ inline float power_below(float x) { return __uint_as_float(max(__float_as_uint(x) & 0x7f800000u, 0x00800000u)); }
+
+/// 1 / x for such a power; 0 for the largest.
+__device__ inline float inverse_power(float x) { return __uint_as_float(0x7f000000u - __float_as_uint(x)); }
 
 /// Byte of number k of row n within a step of 16.
 __device__ inline int step_byte(int n, int k) { return n / 8 * 256 + k / 8 * 128 + n % 8 * 16 + k % 8 * 2; }
@@ -89,7 +99,7 @@ template <class S> struct Fp8Block {
                 barrier_expect(bar, bytes);
                 bulk_load(to, from, bytes, bar);
             }
-            if (begins) Copies::prefetch_queries(p, ahead.sequence(), row0, S::ROWS);
+            if (begins) prefetch_queries(p, ahead.sequence(), row0, S::ROWS);
         }
     }
 
@@ -134,7 +144,7 @@ template <class S> struct Fp8Block {
     __device__ void scores(const uint8_t* low, const uint8_t* high, float (&s)[S::kSums], float4 (&scales)[2]) const {
         constexpr int kBatches = kSteps / 4;                     // of four products; the last is the rotated part
         uint32_t a[2][4][4];
-        float c[S::kApart][S::kSums];
+        float c[2][S::kSums];                                    // of two groups of 128 columns in turn
         const uint64_t queries = plain_descriptor(shared_address(shared.queries));
         scales[0] = *reinterpret_cast<const float4*>(low + kLatent), scales[1] = *reinterpret_cast<const float4*>(high + kLatent);
         auto fold = [&](int group, float (&x)[S::kSums]) {       // the sums over 128 columns
@@ -148,13 +158,8 @@ template <class S> struct Fp8Block {
             const int offset = batch == kBatches - 1 ? kLatent + S::kGroups * 4 + q * 32 : batch / 2 * 128 + q * 32 + batch % 2 * 16;
             const uint4 x = *reinterpret_cast<const uint4*>(low + offset), y = *reinterpret_cast<const uint4*>(high + offset);
             uint32_t (&to)[4][4] = a[batch % 2];
-            if constexpr (S::kApart == 2) {
-                if (batch >= 2) wgmma_wait<1>();                 // for those whose operands lay there
-                if (batch >= 3 && batch % 2) fold((batch - 3) / 2, c[(batch - 3) / 2 % S::kApart]);
-            } else if (batch >= 2) {
-                batch % 2 ? wgmma_wait<1>() : wgmma_wait<0>();
-                if (batch % 2 == 0) fold(batch / 2 - 1, c[0]);
-            }
+            if (batch >= 2) wgmma_wait<1>();                     // for those whose operands lay there
+            if (batch >= 3 && batch % 2) fold((batch - 3) / 2, c[(batch - 3) / 2 % 2]);
             if (batch < kBatches - 1) {
                 const uint32_t xs[4] = {x.x, x.y, x.z, x.w}, ys[4] = {y.x, y.y, y.z, y.w};
 #pragma unroll
@@ -167,11 +172,11 @@ template <class S> struct Fp8Block {
             }
             wgmma_begin();
 #pragma unroll
-            for (int i = 0; i < 4; ++i) wgmma_64<S::ROWS>(c[batch / 2 % S::kApart], to[i], queries + (batch * 4 + i) * (S::kStepBytes / 16), batch % 2 || i, batch < kBatches - 1);
+            for (int i = 0; i < 4; ++i) wgmma_64<S::ROWS>(c[batch / 2 % 2], to[i], queries + (batch * 4 + i) * (S::kStepBytes / 16), batch % 2 || i, batch < kBatches - 1);
             wgmma_commit();
         }
         wgmma_wait<0>();
-        if constexpr (S::kApart == 2) fold(S::kGroups - 1, c[(S::kGroups - 1) % 2]);
+        fold(S::kGroups - 1, c[(S::kGroups - 1) % 2]);
         sums_there(c[0]);                                        // the rotated part
 #pragma unroll
         for (int i = 0; i < S::kSums; i += 2) {
@@ -205,7 +210,6 @@ template <class S> struct Fp8Block {
                 float s[S::kSums];
                 float4 scales[2];
                 barrier_wait(shared_address(&shared.full[ring.stage]), ring.parity);
-                if constexpr (S::COPIES_ONLY) { warp_arrive(shared.empty[ring.stage]); ring.step(); continue; }
                 // Past the last token any row will do: its probability is 0.
                 scores(tile + min(first, left - 1) * kRowBytesFp8, tile + min(first + 8, left - 1) * kRowBytesFp8, s, scales);
                 warp_arrive(shared.empty[ring.stage]);
@@ -275,7 +279,6 @@ template <class S> struct Fp8Block {
                 ++given;
                 ring.step();
             }
-            if constexpr (S::COPIES_ONLY) continue;
             // The rows' sums over all tokens, then what the value groups must multiply by.
             const int slot = given & 1;
 #pragma unroll
@@ -329,7 +332,6 @@ template <class S> struct Fp8Block {
             for (int t = piece.first; t < piece.end; ++t, ++done, ring.step()) {
                 const int left = piece.length - t * S::TOKENS, slot = done & 1;
                 barrier_wait(shared_address(&shared.full[ring.stage]), ring.parity);
-                if constexpr (S::COPIES_ONLY) { warp_arrive(shared.empty[ring.stage]); continue; }
                 if (left < S::TOKENS) clear_rest(shared.tiles[ring.stage], left, half);
                 const uint32_t from = shared_address(shared.tiles[ring.stage]) + lane % 16 * kRowBytesFp8 + half * 256 + lane / 16 * 64 + warp * 16;
                 const uint64_t probabilities = plain_descriptor(shared_address(shared.probabilities[slot][half * 2]));
@@ -364,7 +366,6 @@ template <class S> struct Fp8Block {
                 }
                 warp_arrive(shared.taken[slot]);
             }
-            if constexpr (S::COPIES_ONLY) continue;
             const int slot = done & 1;
             barrier_wait(shared_address(&shared.ready[slot]), done / 2 & 1);
             write(piece, shared.factors[slot], o, half);

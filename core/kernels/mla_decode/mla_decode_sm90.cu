@@ -4,6 +4,7 @@
 #include "core/kernels/mla_decode/combine_sm90.cuh"
 #include "core/kernels/mla_decode/fp8_sm90.cuh"
 #include "core/kernels/mla_decode/general_sm90.cuh"
+#include "core/kernels/mla_decode/mma_sm90.cuh"
 #include "core/kernels/mla_decode/wgmma_sm90.cuh"
 
 #include <cudaTypedefs.h>
@@ -24,17 +25,14 @@ struct Plan {
     int workers(const MlaDecode& p) const { return std::max(1, multiprocessors() / groups(p)); }
 };
 
-using Bf16Rows16 = MmaShape<false, 1, 3, 176, 80>;
-
 bool fits(const MlaDecode& p) {
     auto strided = [](const void* x, int64_t a, int64_t b) { return aligned({x}) && a % 8 == 0 && b % 8 == 0; };
     return p.variant >= 0 && p.dtype == Dtype::bf16 && p.L == kLatent && p.R == kRope && p.N > 0 && aligned({p.rows, p.out}) && strided(p.q_latent, p.latent_token, p.latent_head) && strided(p.q_rope, p.rope_token, p.rope_head);
 }
 Plan choose(const MlaDecode& p) {
     const int rows = p.Q * p.H;
-    int variant = p.variant;
-    if (variant == 0) variant = p.fp8 ? (rows <= 16 ? 2 : rows <= 32 ? 3 : 4) : (rows <= 16 ? 1 : 5);
-    const int taken[] = {0, 16, 16, 32, 64, 64, 16};
+    const int variant = p.variant ? p.variant : p.fp8 ? (rows <= 16 ? 3 : 4) : (rows <= 16 ? 1 : 2);
+    const int taken[] = {0, 16, 64, 16, 32};
     return {variant, taken[variant]};
 }
 
@@ -68,10 +66,9 @@ struct Launch {
         config.gridDim = grid, config.blockDim = dim3(threads), config.dynamicSmemBytes = shared, config.stream = stream, config.attrs = &overlap, config.numAttrs = 1;
         return cudaLaunchKernelEx(&config, kernel, args...);
     }
-    template <class Kernel> cudaError_t both(Kernel kernel, int threads, int shared) const {
+    template <class Kernel> cudaError_t plain(Kernel kernel, int threads, int shared) const {
         CUtensorMap map{};
-        if (!p.fp8)
-            if (auto error = make_map(p, map); error != cudaSuccess) return error;
+        if (auto error = make_map(p, map); error != cudaSuccess) return error;
         return parts_then_whole(kernel, threads, shared, map, p);
     }
     template <class Kernel, class... Args> cudaError_t parts_then_whole(Kernel kernel, int threads, int shared, Args... args) const {
@@ -85,7 +82,6 @@ struct Launch {
         static_assert(sizeof(Fp8Shared<S>) <= 232448);
         return parts_then_whole(fp8_kernel<S>, S::kThreads, int(sizeof(Fp8Shared<S>)), p);
     }
-    template <class S> cudaError_t mma() const { return both(mma_kernel<S>, S::kThreads, int(sizeof(MmaShared<S>))); }
 };
 }  // namespace
 
@@ -98,15 +94,13 @@ cudaError_t mla_decode(const MlaDecode& given, cudaStream_t stream) {
     p.scale_log2 = float(p.scale * 1.4426950408889634);
     const Launch launch{p, choose(p), stream};
     switch (launch.plan.variant) {
-        case 1: return launch.mma<Bf16Rows16>();
-        case 2: return launch.fp8<Fp8Shape<16, 4>>();
-        case 3: return launch.fp8<Fp8Shape<32, 3>>();
-        case 4: return launch.fp8<Fp8Shape<64, 2>>();
-        case 6: return launch.fp8<Fp8Shape<16, 4, true>>();
-        default: return launch.both(wgmma_kernel, WgmmaShape::kThreads, int(sizeof(WgmmaShared)));
+        case 1: return launch.plain(mma_kernel, MmaShape::kThreads, int(sizeof(MmaShared)));
+        case 3: return launch.fp8<Fp8Shape<16, 4>>();
+        case 4: return launch.fp8<Fp8Shape<32, 3>>();
+        default: return launch.plain(wgmma_kernel, WgmmaShape::kThreads, int(sizeof(WgmmaShared)));
     }
 }
-static_assert(sizeof(WgmmaShared) <= 232448 && sizeof(MmaShared<Bf16Rows16>) <= 232448);
+static_assert(sizeof(WgmmaShared) <= 232448 && sizeof(MmaShared) <= 232448);
 
 cudaError_t append_latent(const AppendLatent& p, cudaStream_t stream) {
     if (p.T == 0) return cudaSuccess;

@@ -2,13 +2,12 @@
 // arithmetic costs as much time as the bytes.
 //
 // Three warpgroups. The first computes scores and probabilities, with its queries in registers (so that shared memory holds three tiles); the other two own
-// half of the value columns each. Orders as in mma_sm90.cuh. The scores of a tile are computed while the values of the tile before are.
+// half of the value columns each. Orders: cache_sm90.cuh. The scores of a tile are computed while the values of the tile before are.
 #pragma once
-#include "core/kernels/mla_decode/mma_sm90.cuh"
+#include "core/kernels/mla_decode/cache_sm90.cuh"
 
 namespace moe::kernels::sm90 {
 struct WgmmaShape {
-    static constexpr bool FP8 = false;
     static constexpr int TOKENS = 64, STAGES = 3, kThreads = 384, kRows = 64;
     static constexpr int kTileBytes = TOKENS * kRowBytesPlain, kSub = TOKENS * 128;      // kSub: 64 columns of a tile
     static constexpr int kProbabilities = kLatent / 64 * kSub;                            // place in a tile
