@@ -2,6 +2,8 @@
 # The [gpu] cases of test_kernels under compute-sanitizer: memory, races in shared memory, memory that nobody wrote. Only errors in our kernels count: those of libraries are
 # left out by name. Every tool runs the cases in several processes at once, since each of them mostly waits for its own launches. Needs minutes on one GPU, so it is no part
 # of ./moelab test: run it by hand.  SANITIZE_TOOLS, SANITIZE_SECS and SANITIZE_CASES (a regular expression over names) narrow it.
+# racecheck follows an arrival at an mbarrier only for the lane that executes it: run it on a build configured with -DCMAKE_CUDA_FLAGS=-DMOE_RACECHECK, in which all lanes arrive
+# (core/kernels/mla_decode/README.md); MOELAB_TEST_KERNELS names its test_kernels.
 set -u
 root=${MOELAB_ROOT:-$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)}
 program=${MOELAB_TEST_KERNELS:-${MOELAB_BUILD:-$root/build/${MOELAB_PRESET:-release}}/bin/test_kernels}

@@ -1,6 +1,6 @@
 // Puts the partial results of cut sequences together, in a fixed order; also writes what a sequence of length 0 gives.
 #pragma once
-#include "core/kernels/mla_decode/mma_sm90.cuh"
+#include "core/kernels/mla_decode/cache_sm90.cuh"
 
 namespace moe::kernels::sm90 {
 constexpr int kCombineWarps = 8;

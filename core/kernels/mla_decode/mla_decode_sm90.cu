@@ -2,7 +2,9 @@
 
 #include "core/kernels/common/device_sm90.cuh"
 #include "core/kernels/mla_decode/combine_sm90.cuh"
+#include "core/kernels/mla_decode/fp8_sm90.cuh"
 #include "core/kernels/mla_decode/general_sm90.cuh"
+#include "core/kernels/mla_decode/mma_sm90.cuh"
 #include "core/kernels/mla_decode/wgmma_sm90.cuh"
 
 #include <cudaTypedefs.h>
@@ -23,20 +25,14 @@ struct Plan {
     int workers(const MlaDecode& p) const { return std::max(1, multiprocessors() / groups(p)); }
 };
 
-using Bf16Rows16 = MmaShape<false, 1, 3, 176, 80>;
-using Fp8Rows16 = MmaShape<true, 1, 5, 176, 80>;
-using Fp8Rows32 = MmaShape<true, 2, 4, 136, 120>;
-using Fp8Rows64 = MmaShape<true, 4, 3, 80, 176>;
-
 bool fits(const MlaDecode& p) {
     auto strided = [](const void* x, int64_t a, int64_t b) { return aligned({x}) && a % 8 == 0 && b % 8 == 0; };
     return p.variant >= 0 && p.dtype == Dtype::bf16 && p.L == kLatent && p.R == kRope && p.N > 0 && aligned({p.rows, p.out}) && strided(p.q_latent, p.latent_token, p.latent_head) && strided(p.q_rope, p.rope_token, p.rope_head);
 }
 Plan choose(const MlaDecode& p) {
     const int rows = p.Q * p.H;
-    int variant = p.variant;
-    if (variant == 0) variant = p.fp8 ? (rows <= 16 ? 2 : rows <= 32 ? 3 : 4) : (rows <= 16 ? 1 : 5);
-    const int taken[] = {0, 16, 16, 32, 64, 64};
+    const int variant = p.variant ? p.variant : p.fp8 ? (rows <= 16 ? 3 : 4) : (rows <= 16 ? 1 : 2);
+    const int taken[] = {0, 16, 64, 16, 32};
     return {variant, taken[variant]};
 }
 
@@ -70,17 +66,22 @@ struct Launch {
         config.gridDim = grid, config.blockDim = dim3(threads), config.dynamicSmemBytes = shared, config.stream = stream, config.attrs = &overlap, config.numAttrs = 1;
         return cudaLaunchKernelEx(&config, kernel, args...);
     }
-    template <class Kernel> cudaError_t both(Kernel kernel, int threads, int shared) const {
+    template <class Kernel> cudaError_t plain(Kernel kernel, int threads, int shared) const {
         CUtensorMap map{};
-        if (!p.fp8)
-            if (auto error = make_map(p, map); error != cudaSuccess) return error;
+        if (auto error = make_map(p, map); error != cudaSuccess) return error;
+        return parts_then_whole(kernel, threads, shared, map, p);
+    }
+    template <class Kernel, class... Args> cudaError_t parts_then_whole(Kernel kernel, int threads, int shared, Args... args) const {
         if (auto error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared); error != cudaSuccess) return error;
         const int workers = plan.workers(p), rows = p.Q * p.H;
-        if (auto error = start(kernel, dim3(workers * plan.groups(p)), threads, shared, map, p, workers); error != cudaSuccess) return error;
+        if (auto error = start(kernel, dim3(workers * plan.groups(p)), threads, shared, args..., workers); error != cudaSuccess) return error;
         if (workers >= 8 * p.B) return start(combine_kernel<kCombineWarps>, dim3(rows, p.B), kCombineWarps * 32, 0, p, workers);      // many parts of few sequences
         return start(combine_kernel<1>, dim3((rows + kCombineWarps - 1) / kCombineWarps, p.B), kCombineWarps * 32, 0, p, workers);
     }
-    template <class S> cudaError_t mma() const { return both(mma_kernel<S>, S::kThreads, int(sizeof(MmaShared<S>))); }
+    template <class S> cudaError_t fp8() const {
+        static_assert(sizeof(Fp8Shared<S>) <= 232448);
+        return parts_then_whole(fp8_kernel<S>, S::kThreads, int(sizeof(Fp8Shared<S>)), p);
+    }
 };
 }  // namespace
 
@@ -93,15 +94,13 @@ cudaError_t mla_decode(const MlaDecode& given, cudaStream_t stream) {
     p.scale_log2 = float(p.scale * 1.4426950408889634);
     const Launch launch{p, choose(p), stream};
     switch (launch.plan.variant) {
-        case 1: return launch.mma<Bf16Rows16>();
-        case 2: return launch.mma<Fp8Rows16>();
-        case 3: return launch.mma<Fp8Rows32>();
-        case 4: return launch.mma<Fp8Rows64>();
-        default: return launch.both(wgmma_kernel, WgmmaShape::kThreads, int(sizeof(WgmmaShared)));
+        case 1: return launch.plain(mma_kernel, MmaShape::kThreads, int(sizeof(MmaShared)));
+        case 3: return launch.fp8<Fp8Shape<16, 4>>();
+        case 4: return launch.fp8<Fp8Shape<32, 3>>();
+        default: return launch.plain(wgmma_kernel, WgmmaShape::kThreads, int(sizeof(WgmmaShared)));
     }
 }
-static_assert(sizeof(WgmmaShared) <= 232448 && sizeof(MmaShared<Bf16Rows16>) <= 232448 && sizeof(MmaShared<Fp8Rows16>) <= 232448 && sizeof(MmaShared<Fp8Rows32>) <= 232448 &&
-              sizeof(MmaShared<Fp8Rows64>) <= 232448);
+static_assert(sizeof(WgmmaShared) <= 232448 && sizeof(MmaShared) <= 232448);
 
 cudaError_t append_latent(const AppendLatent& p, cudaStream_t stream) {
     if (p.T == 0) return cudaSuccess;

@@ -2,13 +2,12 @@
 // arithmetic costs as much time as the bytes.
 //
 // Three warpgroups. The first computes scores and probabilities, with its queries in registers (so that shared memory holds three tiles); the other two own
-// half of the value columns each. Orders as in mma_sm90.cuh. The scores of a tile are computed while the values of the tile before are.
+// half of the value columns each. Orders: cache_sm90.cuh. The scores of a tile are computed while the values of the tile before are.
 #pragma once
-#include "core/kernels/mla_decode/mma_sm90.cuh"
+#include "core/kernels/mla_decode/cache_sm90.cuh"
 
 namespace moe::kernels::sm90 {
 struct WgmmaShape {
-    static constexpr bool FP8 = false;
     static constexpr int TOKENS = 64, STAGES = 3, kThreads = 384, kRows = 64;
     static constexpr int kTileBytes = TOKENS * kRowBytesPlain, kSub = TOKENS * 128;      // kSub: 64 columns of a tile
     static constexpr int kProbabilities = kLatent / 64 * kSub;                            // place in a tile
@@ -42,8 +41,7 @@ struct WgmmaOrders {
     __device__ void give(Order order) {
         if (threadIdx.x == 0) shared.order[slot()] = order;
         fence_for_engines();
-        __syncwarp();
-        if (threadIdx.x % 32 == 0) barrier_arrive(shared_address(&shared.ready[slot()]));
+        warp_arrive(shared.ready[slot()]);
         ++given;
     }
 };
@@ -105,12 +103,12 @@ struct WgmmaScores {
     __device__ void begin(int stage, float (&s)[32]) const {
         wgmma_begin();
 #pragma unroll
-        for (int k = 0; k < kBegun; ++k) wgmma_64x64(s, queries.at[k], keys(stage, k), k > 0);
+        for (int k = 0; k < kBegun; ++k) wgmma_64<64>(s, queries.at[k], keys(stage, k), k > 0, false);
     }
     __device__ void finish(int stage, float (&s)[32]) const {
         wgmma_begin();
 #pragma unroll
-        for (int k = kBegun; k < WgmmaQueries::kHeld; ++k) wgmma_64x64(s, queries.at[k], keys(stage, k), true);
+        for (int k = kBegun; k < WgmmaQueries::kHeld; ++k) wgmma_64<64>(s, queries.at[k], keys(stage, k), true, false);
         wgmma_64x64_shared(s, plain_descriptor(shared_address(shared.query_last)), keys(stage, WgmmaQueries::kHeld));
         const uint64_t rope = rows_descriptor(shared_address(shared.query_rope));
 #pragma unroll
@@ -277,8 +275,7 @@ __device__ inline void value_group(const MlaDecode& p, WgmmaShared& shared, cons
             wgmma_commit();
             wgmma_wait();
         }
-        __syncwarp();
-        if (threadIdx.x % 32 == 0) barrier_arrive(shared_address(&shared.taken[slot]));
+        warp_arrive(shared.taken[slot]);
         if (order == Order::write) continue;
         if (threadIdx.x / 32 == 4) {                       // when both groups are done, so is the tile
             barrier_wait(shared_address(&shared.taken[slot]), orders / 2 & 1);
@@ -296,7 +293,7 @@ static __global__ void __launch_bounds__(WgmmaShape::kThreads, 1) wgmma_kernel(c
     if (threadIdx.x == 0) {
         prefetch_map(&map);
         for (auto& full : shared.full) barrier_init(shared_address(&full), 1);
-        for (int slot = 0; slot < 2; ++slot) barrier_init(shared_address(&shared.ready[slot]), 4), barrier_init(shared_address(&shared.taken[slot]), 8);
+        for (int slot = 0; slot < 2; ++slot) barrier_init(shared_address(&shared.ready[slot]), 4 * kWarpArrivals), barrier_init(shared_address(&shared.taken[slot]), 8 * kWarpArrivals);
         barrier_init_done();
     }
     wait_for_kernel_before();
