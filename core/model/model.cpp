@@ -339,7 +339,7 @@ WeightPtr Model::add_route(int64_t layer) {
             routed.chosen_TK = ids_TK;
             decide(layer, settings, weights_TK.detach(), domain_T, routed, batch);
         }
-        if (batch.trace && !call.again && batch.trace->wants_details()) batch.trace->add_details(layer, logits_TE, bias(layer), {scores_TE, weights_TK, ids_TK}, router_.route);
+        if (batch.trace && !call.again && batch.trace->wants_details()) batch.trace->add_details(layer, logits_TE, bias(layer), {scores_TE, weights_TK, ids_TK}, settings.route);
         weights_TK = weights_TK.to(options_.precision.master);
         if (batch.training && loss_weights_.any())
             weights_TK = routing::attach_loss(weights_TK, router_losses(logits_TE, scores_TE, domain_T.ge(0), routed, batch, call.again), batch.gradient_scale);

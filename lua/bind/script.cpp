@@ -28,15 +28,17 @@ void* math_random_state(lua_State* L) {
     return state;                                     // the caller resets the stack
 }
 
-/// Seeds the generators and puts them back.
+/// Seeds the generators, of the GPU in use too, and puts them back.
 class Seeded {
 public:
-    Seeded(lua_State* L, uint64_t seed) : generator_(at::detail::getDefaultCPUGenerator()) {
+    Seeded(lua_State* L, uint64_t seed) {
         int top = lua_gettop(L);
-        {
-            std::lock_guard guard(generator_.mutex());
-            kept_ = generator_.get_state();
-            generator_.set_current_seed(seed);
+        generators_.push_back({at::detail::getDefaultCPUGenerator(), {}});
+        if (at::globalContext().hasCUDA()) generators_.push_back({at::globalContext().defaultGenerator(at::Device(at::kCUDA)), {}});
+        for (auto& [generator, kept] : generators_) {
+            std::lock_guard guard(generator.mutex());
+            kept = generator.get_state();
+            generator.set_current_seed(seed);
         }
         random_ = math_random_state(L);
         if (random_) {
@@ -51,14 +53,15 @@ public:
         lua_settop(L, top);
     }
     ~Seeded() {
-        std::lock_guard guard(generator_.mutex());
-        generator_.set_state(kept_);
+        for (auto& [generator, kept] : generators_) {
+            std::lock_guard guard(generator.mutex());
+            generator.set_state(kept);
+        }
         if (random_) std::memcpy(random_, words_, sizeof words_);
     }
 
 private:
-    at::Generator generator_;
-    at::Tensor kept_;
+    std::vector<std::pair<at::Generator, at::Tensor>> generators_;      ///< with the states to go back to
     void* random_ = nullptr;
     uint64_t words_[4];
 };

@@ -97,7 +97,7 @@ test("run: spike and save are events", function()
   run:on("save", function(s) saves[#saves + 1] = s.step end)
   run:train(14)
   equal(#spikes, 0)
-  run.model:set("lm_head.weight", run.model:parameters()["lm_head.weight"] * 0 + moe.randn { 264, 32 } * 20)
+  run.model:set("lm_head.weight", run.model:parameters()["lm_head.weight"] * 0 + moe.randn({ 264, 32 }, { device = run.model.device }) * 20)
   run:train(1)
   equal(spikes[1], 15)
   local path = folder .. "/there"
@@ -228,7 +228,7 @@ end)
 test("parts: a router's score", function()
   local a, b = fresh { config = cfg:with { model = { moe = { scoring_func = "softmax" } } } }, fresh()
   b.model.router.score = function(logits) return logits:softmax(-1) end
-  local x = moe.randn { 7, 32 }
+  local x = moe.randn({ 7, 32 }, { device = moe.default_device() })
   near((a.model.layers[1].router:forward(x).weights - b.model.layers[1].router:forward(x).weights):abs():max():item(), 0, 1e-6)
   near(a:train(3).loss, b:train(3).loss, 1e-4)
   b.model.router.score = nil

@@ -3,6 +3,7 @@ local check = dofile(arg[0]:match("^(.*)/") .. "/lib/check.lua")
 local test, equal, near, is, raises, contains = check.test, check.equal, check.near, check.is, check.raises, check.contains
 
 local folder = check.folder()
+local HERE = { device = moe.default_device() }      -- where runs and models are
 local SMALL = {
   output_dir = folder, experiment_name = "small", deterministic = true,
   model = { num_layers = 3, vocab_size = 264, first_k_dense_replace = 1, dense_intermediate_size = 64, init_method_std = 0.06,
@@ -86,7 +87,7 @@ test("router: top_k and temperature are overridden, in some layers", function()
   equal(run:counts()[1]:sum():item(), 4 * 32 * 2)
   h:undo()
   run.model.router:override { temperature = 3 }
-  local x = moe.randn { 5, 32 }
+  local x = moe.randn({ 5, 32 }, HERE)
   local hot = run.model.layers[1].router:forward(x).weights:clone()
   run:undo()
   local cold = run.model.layers[1].router:forward(x).weights
@@ -110,7 +111,7 @@ end)
 
 test("router: an ablated expert is chosen, adds nothing and does not learn", function()
   local run = fresh()
-  local x = moe.randn { 6, 32 }
+  local x = moe.randn({ 6, 32 }, HERE)
   run.model.router:force { layer = 1, experts = { 3, 1 } }
   run.model.router:ablate { layer = 1, experts = { 1, 3 } }
   local out, hidden = run.model.layers[1].experts:forward(x), run.model.layers[1].router:forward(x)
@@ -172,13 +173,13 @@ end)
 test("router: hooks before and after the choice", function()
   local run = fresh()
   local h = run.model.router:hook("pre_topk", function(s)
-    return s.layer == 1 and s.scores * 0 + moe.tensor { 0.1, 0.2, 0.3, 0.4, 0.5, 0.6 } or nil
+    return s.layer == 1 and s.scores * 0 + moe.tensor({ 0.1, 0.2, 0.3, 0.4, 0.5, 0.6 }, HERE) or nil
   end)
   run:train(1)
   equal(counts(run, 1, 5), 128)
   equal(counts(run, 1, 4), 128)
   h:undo()
-  run.model.router:hook("post_topk", function(s) return s.ids * 0 + moe.tensor { 2, 0 }, s.weights * 0 + 0.5 end, { layer = 2 })
+  run.model.router:hook("post_topk", function(s) return s.ids * 0 + moe.tensor({ 2, 0 }, HERE), s.weights * 0 + 0.5 end, { layer = 2 })
   run:train(1)
   equal(counts(run, 2, 2) + counts(run, 2, 0), 256)
 end)
@@ -381,7 +382,7 @@ end)
 test("resume: a hook with replay = false is off, and said so", function()
   local run = fresh { log = true, name = "lost" }
   local t = {}
-  run.model.router:hook("pre_topk", function(s) t.x = run return s.scores * 0 + moe.tensor { 0.6, 0.5, 0.4, 0.3, 0.2, 0.1 } end, { replay = false })
+  run.model.router:hook("pre_topk", function(s) t.x = run return s.scores * 0 + moe.tensor({ 0.6, 0.5, 0.4, 0.3, 0.2, 0.1 }, HERE) end, { replay = false })
   run:train(1)
   equal(counts(run, 1, 0), 128)
   run:save("lost")
@@ -408,8 +409,8 @@ test("recomputation: hooks run once a decision, and change no bit", function()
   local full = fresh { config = cfg:with { training = { gradient_checkpointing = "full" } } }
   local none = fresh()
   for _, run in ipairs { full, none } do
-    run.model.router:hook("pre_topk", function(s) return s.scores + 0.1 * moe.rand(s.scores.shape) end)
-    run.model.router:hook("post_topk", function(s) return nil, s.weights * (1 + 0.1 * moe.rand(s.weights.shape)) end)
+    run.model.router:hook("pre_topk", function(s) return s.scores + 0.1 * moe.rand_like(s.scores) end)
+    run.model.router:hook("post_topk", function(s) return nil, s.weights * (1 + 0.1 * moe.rand_like(s.weights)) end)
     run.model.router.score = function(logits) return (2 * logits):sigmoid() end
     run:train(3)
   end
