@@ -64,6 +64,7 @@ private:
 };
 
 int add_traceback(lua_State* L) {
+    if (lua_istable(L, 1) && !is_error(L, 1)) return 1;              // a script's own object comes out as it is
     if (!is_error(L, 1)) {
         ErrorParts parts = error_parts(L, 1);
         push_error(L, parts);

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <filesystem>
 #include <regex>
+#include <set>
 
 namespace moe::lua {
 namespace {
@@ -142,8 +143,13 @@ Json builtin_of(lua_State* L, int index) {
     for (lua_pushnil(L); out.is_null() && lua_next(L, loaded); lua_pop(L, 1)) {
         if (lua_type(L, -2) != LUA_TSTRING) continue;
         std::string module = lua_tostring(L, -2);
+        // A script's own globals and modules are not there in another session: their functions go by source.
+        bool ours = module == "moe" || module.starts_with("moe.");
+        static const std::set<std::string> kLibraries = {"_G", "math", "string", "table", "coroutine", "utf8", "os", "io", "debug", "package"};
+        if (!ours && !kLibraries.contains(module)) continue;
+        if (!ours && lua_type(L, index) == LUA_TFUNCTION && !lua_iscfunction(L, index)) continue;
         if (lua_rawequal(L, -1, index)) out = {{"module", module}};
-        if (!lua_istable(L, -1) || !out.is_null()) continue;
+        if (!lua_istable(L, -1) || !out.is_null() || (!ours && lua_type(L, index) != LUA_TFUNCTION)) continue;
         int table = lua_gettop(L);
         for (lua_pushnil(L); out.is_null() && lua_next(L, table); lua_pop(L, 1))
             if (lua_type(L, -2) == LUA_TSTRING && lua_rawequal(L, -1, index)) out = {{"module", module}, {"name", lua_tostring(L, -2)}};
