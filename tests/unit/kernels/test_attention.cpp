@@ -192,7 +192,7 @@ TEST_CASE("mla_attention: a token that is not finite reaches the rows that see i
     }
     Tensor dout = randn("dout", {m.B * m.S, m.H * m.v}), q = leaf(c.q), kv = leaf(c.kv), k_rope = leaf(c.k_rope);
     dout[token].fill_(bad);                              // reaches what this row sees
-    auto got = backward(mla_attention(q, kv, k_rope, c.table, m, c.doc_start), {q, kv, k_rope}, dout);
+    auto got = backward(mla_attention(q, kv, k_rope, c.table, c.m, c.doc_start), {q, kv, k_rope}, dout);
     for (int64_t row = 0; row < m.B * m.S; ++row) {
         INFO(row);
         if (row != token) REQUIRE(same(got[0], clean.grads[0], row));
