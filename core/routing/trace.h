@@ -77,7 +77,6 @@ public:
 
 private:
     void spill();
-    TraceChunk open_chunk() const;
     at::Tensor all(const std::function<at::Tensor(const TraceView&)>& part) const;
 
     TraceFacts facts_;

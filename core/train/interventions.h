@@ -10,6 +10,7 @@
 #include <vector>
 
 namespace moe::train {
+struct CompiledScript;
 
 /// One intervention in force. `what` and its arguments are plain values; layers and experts are absolute and 0-based.
 ///   mask, unmask {layers, experts}        masked experts are never chosen
@@ -24,7 +25,6 @@ namespace moe::train {
 ///   balance {kind, …, function}           keys of the configuration, and with a function the rule of the bias;
 ///   bias {layers, values}; swap {layers, experts = {a, b}, gate}; duplicate {layers, from, to, gate}; reinit {layers, experts, gate, seed};
 ///   parameter {name, value = tensor}; set {changes}   keys of the configuration (train/run.h)
-struct CompiledScript;
 struct Item {
     int64_t id = 0, step = 0;
     std::string what;

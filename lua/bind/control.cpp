@@ -141,6 +141,7 @@ void remember_chunk(Control& control, const std::string& name, const std::string
 void end_background(Control& control) {
     for (auto& weak : std::exchange(control.background, {}))
         if (auto work = weak.lock()) work->end();
+    std::lock_guard guard(*control.lock);
     *control.alive = false;
 }
 

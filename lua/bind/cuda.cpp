@@ -255,7 +255,11 @@ Launch launch_of(lua_State* L, int index) {
 }
 void run(const Kernel& k, const Launch& l, Arguments& a) {
     Guard guard(at::kCUDA);
-    c10::Device before = guard.exchangeDevice(a.device);
+    struct Back {
+        Guard& guard;
+        c10::Device device;
+        ~Back() { guard.uncheckedSetDevice(device); }
+    } back{guard, guard.exchangeDevice(a.device)};
     c10::Stream stream = l.stream.value_or(guard.getStream(a.device));
     MOE_CHECK(stream.device() == a.device, device, k.signature.name + ": stream", stream.device().str(), a.device.str(), "");
     k.module->launch(k.lowered, a.device, l.grid, l.block, l.shared, guard.getStreamNativeHandle(stream), a.pointers.data());
@@ -265,7 +269,6 @@ void run(const Kernel& k, const Launch& l, Arguments& a) {
             if (t.defined()) guard.recordDataPtrOnStream(t.storage().data_ptr(), stream);
         }
     }
-    guard.setDevice(before);
 }
 
 /// k({grid =, block =}, …)

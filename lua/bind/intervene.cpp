@@ -57,7 +57,7 @@ const Binding kFields[] = {
 const Binding kMeta[] = {{"__tostring", text, "tostring(h): what it does."}};
 constexpr Binding kClose = {"__close", close_handle, "local h <close> = …: undone at the end of the scope."};
 
-/// Adds old and new of an event as short texts.
+/// Events as a table of texts.
 int events_text(lua_State* L) {
     std::vector<std::vector<std::string>> rows = {{"step", "what", "old", "new"}};
     for (lua_Integer i = 1, n = lua_Integer(lua_rawlen(L, 1)); i <= n; ++i) {

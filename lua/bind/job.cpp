@@ -53,8 +53,8 @@ Job::~Job() {
         if (is_own_thread()) thread_.detach();
         else thread_.join();
     }
-    if (!*control_.alive) return;
     std::lock_guard guard(*control_.lock);
+    if (!*control_.alive) return;
     lua_pushnil(co_);
     lua_rawsetp(co_, LUA_REGISTRYINDEX, this);
 }
@@ -64,8 +64,9 @@ void Job::begin() {
 }
 
 void Job::call_back(const train::StepMetrics& m, bool spikes) {
-    if (value_.state->num_callbacks == 0 || !*control_.alive) return;
+    if (value_.state->num_callbacks == 0) return;
     std::lock_guard guard(*control_.lock);
+    if (!*control_.alive) return;
     control_.running = co_;
     luaL_checkstack(co_, 10, "callbacks");
     int top = lua_gettop(co_);

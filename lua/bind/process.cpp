@@ -55,7 +55,10 @@ public:
     pid_t pid() const { return pid_; }
     const std::string& name() const { return name_; }
     bool ended() {
-        if (!ended_ && pid_) ended_ = waitpid(pid_, &status_, WNOHANG) != 0;
+        if (ended_ || !pid_) return ended_;
+        pid_t got = waitpid(pid_, &status_, WNOHANG);
+        ended_ = got == pid_ || (got < 0 && errno == ECHILD);
+        if (got < 0 && ended_) status_ = 255 << 8;          // somebody else has waited for it: how it ended is not known
         return ended_;
     }
     /// As a shell says it: 128 + the signal that ended it.
@@ -66,7 +69,7 @@ public:
     void kill_now() {
         if (!pid_ || ended()) return;
         ::kill(-pid_, SIGKILL);
-        waitpid(pid_, &status_, 0);
+        while (waitpid(pid_, &status_, 0) < 0 && errno == EINTR) {}
         ended_ = true;
     }
 

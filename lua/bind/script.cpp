@@ -96,7 +96,7 @@ void set_tensor(lua_State* L, const char* name, const at::Tensor& value) {
     lua_setfield(L, -2, name);
 }
 
-/// {layer, step, training, ids} of a decision.
+/// {layer, step, training, tokens} of a decision.
 void push_decision(lua_State* L, const routing::RouteCall& call) {
     lua_createtable(L, 0, 8);
     set_integer(L, "layer", call.layer);
@@ -152,15 +152,15 @@ Callable::Callable(lua_State* L) : control_(&session_control(L)), alive_(control
 }
 
 Callable::~Callable() {
-    if (!*alive_) return;
     std::lock_guard guard(*lock_);
+    if (!*alive_) return;
     lua_pushnil(co_);
     lua_rawsetp(co_, LUA_REGISTRYINDEX, this);
 }
 
 void Callable::call(uint64_t seed, const std::function<int(lua_State*)>& push, int num_results, const std::function<void(lua_State*)>& take) {
-    MOE_CHECK(*alive_, state, "a hook", "a session that has ended", "a live one", "");
     std::lock_guard guard(*lock_);
+    MOE_CHECK(*alive_, state, "a hook", "a session that has ended", "a live one", "");
     Control& mine = background ? *background : *control_;
     struct Running {
         Control& control;

@@ -61,10 +61,10 @@ struct Source {
     }
 };
 
-Model& whole_model(lua_State* L) {
-    Model& m = *self<ModelValue>(L).model;
-    MOE_CHECK(m.mesh().world.size() == 1, state, running(L), fmt::format("{} ranks", m.mesh().world.size()), "one rank", "each rank sees its own tokens and layers only; load the checkpoint in one process");
-    return m;
+LiveModel whole_model(lua_State* L) {
+    LiveModel live = live_model(L, self<ModelValue>(L));
+    MOE_CHECK(live->mesh().world.size() == 1, state, running(L), fmt::format("{} ranks", live->mesh().world.size()), "one rank", "each rank sees its own tokens and layers only; load the checkpoint in one process");
+    return live;
 }
 
 std::map<std::string, at::Tensor> first_slots(const Model& m) {
@@ -77,7 +77,8 @@ bool is_loss(const Segment& s) { return s.writes.size() == 1 && s.writes[0] == "
 
 int model_trace(lua_State* L) {
     lua_settop(L, 3);
-    Model& m = whole_model(L);
+    LiveModel live = whole_model(L);
+    Model& m = *live;
     Options o(L, 3, {"tokens", "batches", "weights", "file", "memory"});
     Source source(L, o);
     routing::TraceFacts facts{m.config().model.moe.num_experts, m.config().model.moe.n_group, source.seq_length(), {"all"}, m.config().data.tokenizer};
@@ -104,7 +105,8 @@ int model_trace(lua_State* L) {
 /// Sums over the rows of each expert. The rows that experts put out are w · E(x), w the gate weight.
 int model_expert_outputs(lua_State* L) {
     lua_settop(L, 3);
-    Model& m = whole_model(L);
+    LiveModel live = whole_model(L);
+    Model& m = *live;
     Options o(L, 3, {"layer", "tokens", "batches"});
     int64_t layer = o.integer("layer", m.routed_layers().empty() ? 0 : m.routed_layers()[0]), E = m.config().model.moe.num_experts, D = m.config().model.mla.d_model;
     size_t experts = 0, all = m.segments().size();

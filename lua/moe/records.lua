@@ -1,6 +1,4 @@
 -- moe.records(list, columns): rows as a plain list that prints as a table and has moe.table's methods.
-local Records = { __name = "records" }
-
 local function as_table(list) return moe.table(list, { columns = getmetatable(list).columns, formats = getmetatable(list).formats }) end
 
 local function make(list, columns)

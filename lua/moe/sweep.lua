@@ -113,9 +113,16 @@ end
 local function write_waiting(s)
   if store.rank() > 0 then return end
   moe.fs.mkdir(s.folder .. "/points")
-  for _, p in ipairs(known_points(s)) do
-    if p.status == "waiting" then store.write(s.folder, s.name, p) end
-  end
+  local found
+  repeat
+    found = false
+    for _, p in ipairs(known_points(s)) do
+      if p.status == "waiting" then
+        if store.refresh(s.folder, p) then found = true          -- another session ran it meanwhile: a round of halving may begin
+        else store.write(s.folder, s.name, p) end
+      end
+    end
+  until not found
   if s.script and moe.fs.exists(s.script) then moe.fs.write(s.folder .. "/script.lua", moe.fs.read(s.script)) end
 end
 
@@ -130,7 +137,10 @@ function methods.run(self, options)
   if jobs > 0 and tonumber(os.getenv("OMPI_COMM_WORLD_SIZE") or 1) > 1 then moe.fail { op = "sweep:run: jobs", got = "a program of several ranks", want = "one rank", hint = "ranks = N in moe.sweep starts each point on N ranks" } end
   if session.dry then error(session.dry_end, 0) end
   for _, p in ipairs(known_points(s)) do
-    if options.retry and p.status == "failed" then p.status, p.error, p.result = "waiting", nil, nil end
+    if options.retry and p.status == "failed" then
+      p.status, p.error, p.result = "waiting", nil, nil
+      store.write(s.folder, s.name, p)
+    end
   end
   write_waiting(s)
   local before, left = count(s), options.limit or math.huge

@@ -66,7 +66,7 @@ function Writer:add(value, path)
   local node = {}
   self.nodes[#self.nodes + 1] = node
   local index = #self.nodes
-  if kind ~= "number" or value == value then self.seen[value] = index end
+  if kind ~= "number" then self.seen[value] = index end      -- 1 and 1.0 are one key of a table, and nan is none
   if kind == "string" then
     node.s = hex(value)
   elseif kind == "number" then

@@ -87,11 +87,6 @@ local function bars(groups, x, xs, y, name_of, options)
     end
     series[#series + 1] = s
   end
-  if not viz.bars then                  -- pictures without bars yet
-    options.x_label = ("%s: %s"):format(options.x_label, table.concat(options.categories, ", "))
-    options.categories, options.values = nil, nil
-    return viz.line(series, options)
-  end
   return viz.bars(series, options)
 end
 
