@@ -8,17 +8,17 @@ namespace moe::shell {
 namespace {
 void* open_first(std::initializer_list<const char*> names) {
     for (const char* name : names)
-        if (void* library = dlopen(name, RTLD_NOW | RTLD_LOCAL)) return library;
+        if (void* handle = dlopen(name, RTLD_NOW | RTLD_LOCAL)) return handle;
     return nullptr;
 }
 
 /// Fills members by symbol; remembers whether all were there.
 struct Symbols {
-    void* library;
+    void* handle;
     bool complete = true;
     template <class T>
     void operator()(T& member, const char* name) {
-        member = reinterpret_cast<T>(dlsym(library, name));
+        member = reinterpret_cast<T>(dlsym(handle, name));
         complete = complete && member;
     }
 };
@@ -28,7 +28,7 @@ const Readline* open_readline() {
     static Readline r;
     static const bool found = [] {
         Symbols get{open_first({"libreadline.so.8", "libreadline.so.7"})};
-        if (!get.library) return false;
+        if (!get.handle) return false;
         get(r.readline, "readline");
         get(r.initialize, "rl_initialize");
         get(r.variable_bind, "rl_variable_bind");
@@ -67,7 +67,7 @@ const LineReader* open_libedit() {
     static LineReader e;
     static const bool found = [] {
         Symbols get{open_first({"libedit.so.2", "libedit.so.0"})};
-        if (!get.library) return false;
+        if (!get.handle) return false;
         get(e.readline, "readline");
         get(e.add_history, "add_history");
         return get.complete;

@@ -88,6 +88,23 @@ bool is_error(lua_State* L, int index) {
     return same;
 }
 
+void add_traceback_to_error(lua_State* L) {
+    if (!is_error(L, 1)) {
+        ErrorParts parts = error_parts(L, 1);
+        push_error(L, parts);
+        if (!parts.where.empty()) {
+            push_string(L, parts.where);
+            lua_setfield(L, -2, "where");
+        }
+        lua_replace(L, 1);
+    }
+    lua_settop(L, 1);
+    // An error that went through C++, out of a function that autograd or a callback called, brings the inner stack's.
+    std::string inner = error_parts(L, 1).traceback;
+    luaL_traceback(L, L, inner.empty() ? nullptr : inner.c_str(), 1);
+    lua_setfield(L, 1, "traceback");
+}
+
 ErrorParts error_parts(lua_State* L, int index) {
     index = lua_absindex(L, index);
     ErrorParts parts;

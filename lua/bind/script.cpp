@@ -68,21 +68,7 @@ private:
 
 int add_traceback(lua_State* L) {
     if (lua_istable(L, 1) && !is_error(L, 1)) return 1;              // a script's own object comes out as it is
-    if (!is_error(L, 1)) {
-        ErrorParts parts = error_parts(L, 1);
-        push_error(L, parts);
-        if (!parts.where.empty()) {
-            push_string(L, parts.where);
-            lua_setfield(L, -2, "where");
-        }
-        lua_replace(L, 1);
-    }
-    lua_settop(L, 1);
-    lua_getfield(L, 1, "traceback");
-    std::string inner = lua_isstring(L, -1) ? lua_tostring(L, -1) : "";
-    lua_settop(L, 1);
-    luaL_traceback(L, L, inner.empty() ? nullptr : inner.c_str(), 1);
-    lua_setfield(L, 1, "traceback");
+    add_traceback_to_error(L);
     return 1;
 }
 
