@@ -58,11 +58,13 @@ int load_embedded(lua_State* L) {
     if (luaL_loadbufferx(L, module->text.data(), module->text.size(), chunk.c_str(), "t")) return lua_error(L);
     push_string(L, module->name);
     lua_call(L, 1, 1);
+    if (module->name.find('.', 4) == std::string::npos) guard_module(L);        // "moe.x"; further files of it are called by it alone
     return 1;
 }
 
 /// __index of the table moe: modules written in Lua are loaded on first use; other unknown names are errors.
 int index_moe(lua_State* L) {
+    check_table(L, 1, "moe");
     std::string key = to_string(L, 2);
     std::string module = "moe." + key;
     for (auto& m : embedded_modules()) {
@@ -191,6 +193,7 @@ int sort(lua_State* L) {
 /// A module that was edited: required anew. Of moe's own modules the table moe forgets the old one, too.
 int reload(lua_State* L) {
     std::string name = check_string(L, 1, "module");
+    lua_settop(L, 1);
     luaL_getsubtable(L, LUA_REGISTRYINDEX, LUA_LOADED_TABLE);
     if (name == "moe" || (lua_getfield(L, -1, name.c_str()) != LUA_TNIL && lua_rawlen(L, 1) == 0)) {
         MOE_THROW(usage, "reload", '"' + name + '"', "a module written in Lua", "reload \"mymodule\" requires mymodule.lua anew");
