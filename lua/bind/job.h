@@ -16,7 +16,7 @@ public:
     /// Of the run at index on L, which stays alive as long as the job; `num_steps` more.
     Job(lua_State* L, int run_index, int64_t num_steps);
     ~Job() override;
-    void begin();
+    void begin(Control& session);
     void pause();
     void resume();
     /// Ends it at the next step edge, or `now` at the next segment of the step, which is undone.
@@ -43,7 +43,6 @@ private:
     RunValue value_;
     lua_State* co_ = nullptr;             ///< index 1 the run, index 2 the function that calls back
     int threads_ = 1;
-    std::thread thread_;
     std::atomic<std::thread::id> thread_id_{};
     std::atomic<int64_t> step_ = 0, left_ = 0;
     mutable std::mutex mutex_;            ///< of what follows
