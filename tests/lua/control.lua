@@ -203,6 +203,22 @@ test("job: callbacks are called while the session waits for a process", function
   equal(seen, 20)
 end)
 
+test("job: a program that ends by os.exit or an error ends its jobs first", function()
+  local script = folder .. "/ends.lua"
+  for ending, want in pairs { ["os.exit(3)"] = 3, ["os.exit(true, false)"] = 0, ["error 'no'"] = 1 } do
+    moe.fs.write(script, ([[
+      local check = {}
+      local small = dofile("%s/lib/small_run.lua")(check, "%s")
+      local run = small.fresh()
+      run:on("step", function(m) setmetatable({}, { __gc = function() end }) end)
+      run:start(100000)
+      moe.sleep(0.02)
+      %s]]):format(arg[0]:match("^(.*)/"), folder, ending))
+    local out, code = check.moelab(("run '%s'"):format(script))
+    equal(code, want, out)
+  end
+end)
+
 test("job: what it was the last to hold is gone before the session ends", function()
   for _ = 1, 3 do
     local run = fresh()

@@ -11,6 +11,7 @@ local HANGS_SECS = 60                       -- without a further call: the child
 -- What no call may do here, and why. Everything else is called.
 local EXCLUDED = {
   ["moe.become"] = "replaces this program by another one",
+  ["os.exit"] = "ends the program",
 }
 
 -- Lua's own functions with a few additions: where they are called wrongly they say what Lua says, as texts.
