@@ -150,6 +150,7 @@ ErrorParts current_exception_parts() {
     } catch (const c10::Error& e) {
         parts.op = first_line(e.what_without_backtrace());
         parts.kind = kind_of_torch_message(parts.op);
+        if (parts.kind == ErrorKind::internal && parts.op.find("INTERNAL ASSERT") == std::string::npos) parts.kind = ErrorKind::usage;      // its checks are of arguments
     } catch (const std::bad_alloc& e) {
         parts.op = "allocation failed: out of memory";
         parts.kind = ErrorKind::memory;
