@@ -82,7 +82,7 @@ int index_object(lua_State* L) {
     for (auto& name : ordered_keys(L, kFields)) known.push_back(name);
     std::string key = lua_type(L, 2) == LUA_TSTRING ? lua_tostring(L, 2) : got_text(L, 2);
     std::string hint = did_you_mean(key, known);
-    MOE_THROW(usage, type + "." + key, "no such method or field", "one of those that help(" + type + ") lists", hint.empty() ? "help(x) lists them" : hint);
+    MOE_THROW(usage, type + "." + key.substr(0, 80), "no such method or field", "one of those that help(" + type + ") lists", hint.empty() ? "help(x) lists them" : hint);
 }
 
 /// __newindex of types that have none of their own. Upvalue: the type's name.

@@ -86,7 +86,7 @@ local function child()
       local results = protected(b, f, args, how .. values.describe(args))
       -- Iterators that came out are used, objects become arguments of later calls.
       if results[1] then
-        if type(results[2]) == "function" then
+        if type(results[2]) == "function" and results[2] ~= args[1] then
           for _ = 1, 2 do protected(b, results[2], { results[3], results[4], n = 2 }, how .. values.describe(args) .. ", its iterator") end
         end
         values.keep(results)
