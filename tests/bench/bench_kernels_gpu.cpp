@@ -145,7 +145,7 @@ void vocabulary() {
     const int64_t T = 16384, D = 2048, V = 102400, n = 1024;
     Tensor ids = at::randint(V, {T}, fp32().dtype(at::kLong)), w = at::randn({V, D}, bf16()), y = at::randn({T, D}, bf16()), dw = at::zeros({V, D}, fp32());
     bandwidth("embed_forward", "T16384 V102400 D2048", "bf16", double(T) * D * 4, [&] { embed_forward_cuda(ids, w, y); });
-    bandwidth("embed_add_grad", "T16384 V102400 D2048", "bf16", double(T) * D * 10, [&] { embed_add_grad_cuda(y, ids, dw); });
+    bandwidth("embed_add_grad", "T16384 V102400 D2048", "bf16", double(T) * D * 10, [&] { embed_add_grad_cuda(y, ids, dw, false); });
     Tensor logits = at::randn({n, V}, fp32()), loss = at::empty({n}, fp32().dtype(at::kDouble)), dlogits = at::empty({n, V}, bf16()), targets = at::randint(V, {n}, fp32().dtype(at::kLong));
     bandwidth("cross_entropy", "1024x102400", "fp32 -> bf16", double(n) * V * 6, [&] { cross_entropy_cuda(logits, targets, 1.0, loss, dlogits); });
     Tensor x = at::randn({n, D}, bf16());
@@ -231,7 +231,10 @@ void grouped_on_device(int64_t E, int64_t R, int64_t O, int64_t I, bool skewed, 
     in_turn(shape, flops, {{"device_groups_forward", [&] { grouped_nt(x, offsets, w, out); }}, {"device_groups_forward_library", [&] { at::_grouped_mm(x, w.transpose(-2, -1), ends); }}});
     in_turn(shape, flops, {{"device_groups_dgrad", [&] { grouped_nn(y, offsets, w, dx); }}, {"device_groups_dgrad_library", [&] { at::_grouped_mm(y, w, ends); }}});
     if (!wgrad) return;
-    Tensor dw = at::zeros({E, O, I}, fp32());
+    Tensor dw = at::zeros({E, O, I}, fp32()), narrow = at::zeros({E, O, I}, bf16());
+    in_turn(shape + " into bf16", flops, {{"device_groups_wgrad_bf16", [&] { add_grouped_tn(y, x, offsets, narrow); }},
+                                          {"device_groups_wgrad_bf16_written", [&] { grouped_tn(y, x, offsets, narrow); }},
+                                          {"device_groups_wgrad_library_bf16_out", [&] { at::_grouped_mm(y.t(), x, ends); }}});
     in_turn(shape + " into fp32", flops, {{"device_groups_wgrad", [&] { add_grouped_tn(y, x, offsets, dw); }},
                                           {"device_groups_wgrad_written", [&] { grouped_tn(y, x, offsets, dw); }},
                                           {"device_groups_wgrad_library_bf16_out", [&] { at::_grouped_mm(y.t(), x, ends); }},
