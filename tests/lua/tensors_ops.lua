@@ -257,6 +257,35 @@ test("ops: temporaries of 1 MB in bounded memory", function()
   is(most < 200, ("grew by %.0f MiB"):format(most))
 end)
 
+test("ops: results that take the memory of tensors let go disturb nothing that is still held", function()
+  local a, b = moe.tensor { 1.0, 2.0, 3.0, 4.0 }, moe.tensor { 10.0, 20.0, 30.0, 40.0 }
+  local function leave() for _ = 1, 300 do local _ = a - b end collectgarbage() end
+  leave()
+  local views, results, weight = {}, {}, moe.tensor({ 5.0, 5.0, 5.0, 5.0 }, { requires_grad = true })
+  for i = 1, 300 do
+    local sum = a * b + b
+    views[i] = sum:narrow(0, 1, 2)          -- outlives the tensor whose memory it shows
+    results[i] = a / b - a
+  end
+  local loss = (weight * (a + b)):sum()     -- the product keeps a + b for the backward pass
+  leave()
+  local overwritten = {}
+  for i = 1, 300 do overwritten[i] = (a + a) * b end
+  for i = 1, 300 do
+    equal(views[i]:to_table(), { 2 * 20 + 20, 3 * 30 + 30 })
+    near(results[i]:sum():item(), 4 * 0.1 - 10, 1e-5)
+    equal(overwritten[i]:to_table(), { 20, 80, 180, 320 })
+  end
+  loss:backward()
+  equal(weight.grad:to_table(), { 11, 22, 33, 44 })
+  local d, e = a:to("fp64"), moe.tensor { { 1.0, 2.0 }, { 3.0, 4.0 } }
+  for _ = 1, 3 do
+    leave()
+    equal({ (d + d).dtype, (e + e).shape[1], (a:to("int64") + b:to("int64")).dtype }, { "float64", 2, "int64" })
+    equal((e * e):to_table(), { { 1, 4 }, { 9, 16 } })
+  end
+end)
+
 test("ops: small temporaries do not pile up beside Lua's memory", function()
   local a = moe.ones { 2 }
   collectgarbage()
