@@ -7,6 +7,7 @@
 #include "core/metrics/statistics.h"
 #include "core/plan/count.h"
 #include "core/routing/balance.h"
+#include "core/train/agree.h"
 #include "core/train/hardware.h"
 #include "core/train/optimizer.h"
 #include "core/train/recompute.h"
@@ -379,8 +380,9 @@ Evaluation Run::evaluate(routing::Trace* trace, int64_t max_batches) {
         batch.token_loss = &losses;
         batch.trace = trace;
         if (depth > 0) batch.predicted = &predicted;
-        if (trace) trace->begin(batch.ids_T, batch.domain_T, batch.S);
+        if (trace) agree(mesh_.world, [&] { trace->begin(batch.ids_T, batch.domain_T, batch.S); });
         executor_->run_forward(batch);
+        if (trace) trace->gather(mesh_);
         if (!mesh_.is_last()) continue;
         Tensor counted = batch.targets_T.ge(0).to(at::kCPU, at::kDouble), domain = batch.domain_T.to(at::kCPU, at::kLong).clamp_min(0);
         sum[0].scatter_add_(0, domain, losses.to(at::kCPU, at::kDouble) * counted);

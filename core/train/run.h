@@ -78,7 +78,7 @@ public:
     StepMetrics step();
     /// Steps until `num_steps` more are done; `on_step` may return false to stop. Ends early when is_stopping().
     void train(int64_t num_steps, const std::function<bool(const StepMetrics&)>& on_step = {});
-    /// Validation loss by domain; the router's counts and biases do not move. With `trace`, decisions are recorded. max_batches 0 = config's.
+    /// Validation loss by domain; the router's counts and biases do not move. With `trace`, decisions are recorded, of all ranks on every rank. max_batches 0 = config's.
     Evaluation evaluate(routing::Trace* trace = nullptr, int64_t max_batches = 0);
 
     /// Saves the state and waits until it is on the disk: "" as checkpoints/step_N, a name as checkpoints/<name>, which is never

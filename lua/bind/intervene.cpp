@@ -49,7 +49,7 @@ int text(lua_State* L) {
     return 1;
 }
 
-const Binding kMethods[] = {{"undo", undo, "h:undo(): takes the intervention back, in whatever order they were made. An event as well. A second time is an error."}};
+const Binding kMethods[] = {{"undo", undo, "h:undo(): takes the intervention back, in whatever order they were made: what is left is what the others give in their order. An event as well. A second time is an error."}};
 const Binding kFields[] = {
     {"id", field_id, "h.id: its number in run.events."},
     {"active", field_active, "h.active: true until it is undone."},

@@ -92,7 +92,7 @@ Values balance_arguments(lua_State* L, int index) {
     return args;
 }
 
-int new_index(lua_State* L) {
+int assign_to_router(lua_State* L) {
     RouterValue r = router(L);
     std::string key = check_string(L, 2, "name");
     if (key == "balance") {
@@ -193,7 +193,7 @@ const Binding kFields[] = {
 };
 const Binding kMeta[] = {
     {"__tostring", text, "tostring(router): its interventions in force."},
-    {"__newindex", new_index, "router.balance = …, router.score = …"},
+    {"__newindex", assign_to_router, "router.balance = …, router.score = …"},
 };
 const Binding kBalance[] = {
     {"aux", balance<0>, "moe.balance.aux {alpha = 1e-3, scope = \"sequence\"}: an auxiliary loss, over each \"sequence\", each micro-\"batch\" or the \"global\" batch; a selection bias stays where it is.\nExample: print(moe.balance.aux { alpha = 1e-2 })"},

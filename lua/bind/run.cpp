@@ -275,18 +275,18 @@ int evaluate(lua_State* L) {
 int make_trace(lua_State* L) {
     auto r = run(L);
     Options o(L, 2, {"batches", "tokens", "weights", "file", "memory"});
-    MOE_CHECK(r->model().mesh().world.size() == 1, state, "run:trace", fmt::format("{} ranks", r->model().mesh().world.size()), "one rank", "each rank sees its own tokens and layers only");
+    const dist::Mesh& mesh = r->model().mesh();
     MOE_CHECK(!(o.has("batches") && o.has("tokens")), usage, "run:trace", "batches and tokens", "one of them", "");
     auto& t = r->config().training;
-    int64_t per_batch = t.micro_batch_size * t.seq_length, batches = o.integer("batches", 0);
+    int64_t per_batch = t.micro_batch_size * mesh.dp.size() * t.seq_length, batches = o.integer("batches", 0);
     if (o.has("tokens")) batches = (o.integer("tokens", 0) + per_batch - 1) / per_batch;
     MOE_CHECK(batches >= 0, usage, "run:trace: batches", std::to_string(batches), "1 or more", "");
     throw_if_interrupted(L);
     Interruptible interruptible(L, r);
     auto& moe = r->config().model.moe;
-    auto trace = std::make_shared<routing::Trace>(routing::TraceFacts{moe.num_experts, moe.n_group, t.seq_length, {}, r->config().data.tokenizer}, trace_options(o));
+    auto trace = std::make_shared<routing::Trace>(routing::TraceFacts{moe.num_experts, moe.n_group, t.seq_length, {}, r->config().data.tokenizer}, trace_options(o, mesh));
     r->evaluate(trace.get(), batches);
-    trace->finish();
+    train::agree(mesh.world, [&] { trace->finish(); });
     push<TraceValue>(L, {trace, data::open_tokenizer(r->config().data.tokenizer), t.seq_length});
     return 1;
 }
@@ -383,7 +383,7 @@ int push_run(lua_State* L, const Config& config, const train::RunOptions& option
 }
 
 namespace {
-int new_run(lua_State* L) {
+int make_run(lua_State* L) {
     check_table(L, 1, "options");
     Options o(L, 1, {"config", "name", "console", "log", "resume", "data"});
     if (!o.has("config")) MOE_THROW(usage, "moe.run: config", "nothing", "a configuration", "moe.run { config = \"tiny\" }; moe.config_names() lists the ready ones");
@@ -470,7 +470,7 @@ int close_run(lua_State* L) {
 }
 
 const Binding kFunctions[] = {
-    {"run", new_run,
+    {"run", make_run,
      "moe.run {config =, name =, console = true, log = true, resume =}: model, data, optimizer and a folder <output_dir>/<name>/<unix time> (none with log = false). name defaults to experiment_name; console = false prints no log lines. "
      "data = a function as for run.data = …. resume = a path, the name of a save or \"last\": goes on from that checkpoint; keys that differ from the saved ones and may not are one error."},
     {"resume", resume,
@@ -491,7 +491,7 @@ const Binding kMethods[] = {
     {"evaluate", evaluate, "run:evaluate {max_batches =}: loss on validation data in nats a token: {loss (mean over domains), bits, num_tokens, by_domain = {{name, loss}, …}, and with MTP acceptance = {share of positions where module k's token is the main head's}}. Routers' counts and biases do not move."},
     {"eval", evaluate, "run:eval {max_batches =}: as run:evaluate."},
     {"start", start_job, "run:start(n): n steps (by default to the configured length) in the background while other inputs run; gives a job. Whatever touches the run meanwhile waits for the end of the step at hand. Callbacks are called between other inputs."},
-    {"trace", make_trace, "run:trace {batches =, tokens =, weights = true, file =, memory = 2^28}: runs validation data through the model and records every routing decision, as model:trace does. One rank only."},
+    {"trace", make_trace, "run:trace {batches =, tokens =, weights = true, file =, memory = 2^28}: runs validation data through the model and records every routing decision, as model:trace does. A batch has micro_batch_size sequences of each data-parallel rank; every rank gets all of the trace."},
     {"counts", counts, "run:counts {by = \"domain\"}: routed tokens of the last step, int64 [layer, expert], or [layer, domain, expert]."},
 };
 const Binding kFields[] = {
