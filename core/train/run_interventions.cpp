@@ -69,6 +69,7 @@ double Run::next_learning_rate() const {
 
 void Run::set_interrupt(const std::atomic<bool>* flag) {
     interrupt_ = mesh_.world.size() == 1 ? flag : nullptr;
+    edge_interrupt_ = flag;
     executor_->set_interrupt(interrupt_);
 }
 

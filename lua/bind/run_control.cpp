@@ -8,6 +8,7 @@
 #include "lua/bind/config.h"
 #include "lua/bind/control.h"
 #include "lua/bind/intervene.h"
+#include "lua/bind/ranks.h"
 #include "lua/bind/run.h"
 #include "lua/bind/script.h"
 
@@ -72,11 +73,11 @@ int field_part(lua_State* L) {
 }
 
 const Binding kMethods[] = {
-    {"set", set,
+    {"set", on_all_ranks<set>,
      "run:set {key = value, …}: changes keys of the configuration between two steps: nested as in a file, with dots, or the last word of one that may change (learning_rate, min_learning_rate, weight_decay, grad_clip, global_batch_size, micro_batch_size, train_steps, eval_interval, bias_update_speed, sequence_aux_loss_weight, …). "
      "data = {web = 0.7, code = 0.3}: weights of the mixture's sources from now on. An event; returns a handle."},
-    {"undo", undo, "run:undo(), run:undo(id): takes the latest intervention in force back, or the one with this id in run.events; an event as well. What is left is what the other interventions give in their order. Returns run."},
-    {"restore", restore, "run:restore(name): goes back to a checkpoint of this run in place: the name of a save, \"step_N\", \"last\" or a path. Weights, optimizer, data, interventions and changed keys are as they were; steps from here on are the next attempt. Returns run."},
+    {"undo", on_all_ranks<undo>, "run:undo(), run:undo(id): takes the latest intervention in force back, or the one with this id in run.events; an event as well. What is left is what the other interventions give in their order. Returns run."},
+    {"restore", on_all_ranks<restore>, "run:restore(name): goes back to a checkpoint of this run in place: the name of a save, \"step_N\", \"last\" or a path. Weights, optimizer, data, interventions and changed keys are as they were; steps from here on are the next attempt. Returns run."},
 };
 const Binding kFields[] = {
     {"events", field_events, "run.events: what happened to it, as a list that prints as a table: step, what, old, new."},

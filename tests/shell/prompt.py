@@ -370,6 +370,30 @@ def other_editors_work():
 
 
 @test
+def several_ranks_share_one_prompt():
+    if not shutil.which("mpirun"):
+        return
+    with Shell("--threads", "1", "-n", "2") as s:
+        has(s.ask("moe.num_ranks"), "\n2\n")
+        has(s.ask("mine = moe.rank * 10; print(moe.on(1, function() return mine end))"), "\n10\n")
+        has(s.ask("if moe.rank == 1 then error('over there') end"), "[rank 1] over there")
+        s.send("moe.config_na\t")
+        s.wait("moe.config_names")
+        s.send("\003")
+        s.settle()
+        # An interrupt reaches what runs on either rank, and ends nothing.
+        for code in ["while true do end", "if moe.rank == 1 then while true do end end", "moe.sleep(60)", "moe.on(1, function() while true do end end)"]:
+            s.settle(0.05)
+            s.send(code + "\r")
+            s.settle(0.3)
+            s.send("\003")
+            s.wait("interrupted.*" + PROMPT, 20)
+            has(s.ask("moe.on(1, function() return 'alive' .. mine end)"), "alive10")
+        s.send("exit(4)\r")
+        assert s.wait_exit() == 4, s.code
+
+
+@test
 def without_a_terminal_there_is_no_prompt():
     source = "x = 20\nfor i = 1, 2 do\n  print(i)\nend\nx + 1\nnil\nx;\nbad()\nprint('on')\nmoe.zeros('x')\n"
     done = subprocess.run([program], input=source, capture_output=True, text=True, cwd=folder, timeout=120)
