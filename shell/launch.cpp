@@ -2,11 +2,14 @@
 
 #include "core/base/error.h"
 
+#include <fcntl.h>
 #include <malloc.h>
 #include <sched.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <csignal>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
@@ -16,6 +19,8 @@
 
 namespace moe::shell {
 namespace {
+constexpr const char *kTerminalVariable = "MOELAB_RANKS_TERMINAL", *kRankVariable = "MOELAB_RANK_PROCESS";
+
 /// Cores that this process may use, hyperthreads of one core counted once.
 int physical_cores() {
     cpu_set_t allowed;
@@ -46,6 +51,21 @@ void keep_memory() {
     mallopt(M_TOP_PAD, 64 << 20);
 }
 
+void know_own_ranks() {
+    std::string own = std::to_string(getpid());
+    if (const char* rank = std::getenv(kRankVariable); rank && rank != own) {
+        std::vector<std::string> names;
+        for (char** variable = environ; *variable; ++variable) {
+            std::string_view name = std::string_view(*variable).substr(0, std::string_view(*variable).find('='));
+            for (std::string_view prefix : {"OMPI_", "PMIX_", "PMI_", "ORTE_"})
+                if (name.starts_with(prefix)) names.emplace_back(name);
+        }
+        for (auto& name : names) unsetenv(name.c_str());
+        unsetenv(kRankVariable);
+    }
+    if (environment_integer({"OMPI_COMM_WORLD_SIZE", "PMI_SIZE"}, 1) > 1) setenv(kRankVariable, own.c_str(), 1);
+}
+
 int choose_threads(int wanted) {
     if (wanted > 0) return wanted;
     if (int given = environment_integer({"OMP_NUM_THREADS"}, 0); given > 0) return given;
@@ -66,7 +86,31 @@ std::vector<std::string> rank_command(int ranks, const std::vector<std::string>&
     return words;
 }
 
-void become_ranks(int ranks, const std::vector<std::string>& arguments) {
+ForegroundOfRanks::ForegroundOfRanks() {
+    bool asked = std::getenv(kTerminalVariable);
+    unsetenv(kTerminalVariable);                            // not for what this starts
+    if (!asked || launched_rank() > 0) return;
+    terminal_ = open("/dev/tty", O_RDWR | O_CLOEXEC);
+    if (terminal_ < 0) return;
+    std::signal(SIGTTOU, SIG_IGN);                          // or taking it would stop this process
+    std::signal(SIGTSTP, SIG_IGN);                          // nobody could continue it: the shell waits for the launcher
+    group_before_ = tcgetpgrp(terminal_);
+    tcsetpgrp(terminal_, getpgrp());
+    for (int stream : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) dup2(terminal_, stream);
+}
+
+ForegroundOfRanks::~ForegroundOfRanks() {
+    if (terminal_ < 0) return;
+    std::fflush(stdout);
+    if (group_before_ > 0) tcsetpgrp(terminal_, group_before_);
+    close(terminal_);
+}
+
+void become_ranks(int ranks, const std::vector<std::string>& arguments, bool gives_terminal) {
+    if (gives_terminal) {
+        setenv(kTerminalVariable, "1", 1);
+        if (int nothing = open("/dev/null", O_RDONLY); nothing >= 0) dup2(nothing, STDIN_FILENO);
+    }
     auto words = rank_command(ranks, arguments);
     std::vector<char*> list;
     for (auto& word : words) list.push_back(word.data());

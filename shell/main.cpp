@@ -109,6 +109,7 @@ void add_options(CLI::App& app, CommandLine& c) {
     app.fallthrough();
     app.option_defaults()->always_capture_default(false);
     app.add_option("-e", c.code, "Runs one piece of Lua and prints its values")->type_name("CODE");
+    app.add_option("-n,--ranks", c.ranks, "Number of processes, of the prompt too: each evaluates every input")->type_name("N")->check(whole_number());
     app.add_flag("--version", c.version, "Prints version, commit and LibTorch's version");
     app.add_option("--device", c.device, "Where models run; default: cuda where there is one a rank")->check(CLI::IsMember({"cpu", "cuda"}));
     app.add_option("--threads", c.threads, "Threads of each rank; default: OMP_NUM_THREADS, or the physical cores")->check(whole_number());
@@ -197,11 +198,11 @@ CommandLine parse(CLI::App& app, std::vector<std::string> words, std::string& ch
     return c;
 }
 
-/// Prints an error once: as a JSON line, or as text on standard error, red in a terminal. Errors of usage and configuration come
-/// from all ranks alike, so only rank 0 says them.
-int report(ErrorParts error, bool json) {
+/// Prints an error once: as a JSON line, or as text on standard error, red in a terminal. What all ranks know, and errors of usage and configuration
+/// before there is a session, come from all alike, so only rank 0 says them.
+int report(ErrorParts error, bool json, std::optional<bool> all_know = {}) {
     int rank = launched_rank();
-    bool same_on_all = error.kind == ErrorKind::usage || error.kind == ErrorKind::config || error.kind == ErrorKind::interrupted;
+    bool same_on_all = all_know.value_or(error.kind == ErrorKind::usage || error.kind == ErrorKind::config || error.kind == ErrorKind::interrupted);
     if (rank > 0 && error.rank < 0) error.rank = rank;
     if (rank == 0 || !same_on_all) {
         std::fflush(stdout);
@@ -211,8 +212,8 @@ int report(ErrorParts error, bool json) {
     return Error(error).exit_code();
 }
 
-int finish(const lua::Result& result, bool json, bool print_values) {
-    if (result.error) return report(*result.error, json);
+int finish(const lua::Session& session, const lua::Result& result, bool json, bool print_values) {
+    if (result.error) return report(*result.error, json, session.is_of_several() ? std::optional(result.on_all_ranks) : std::nullopt);
     std::string line;
     for (auto& value : result.values) line += (line.empty() ? "" : "\t") + value;
     if (print_values && !line.empty() && launched_rank() == 0) fmt::print("{}\n", line);
@@ -248,7 +249,12 @@ int execute(const CommandLine& c, const std::string& command, const std::vector<
     options.interactive = prompt;
     if (prompt && is_interactive_terminal()) options.page = page_help;
     lua::Session session(options);
-    if (prompt) return isatty(STDIN_FILENO) ? run_prompt(session) : run_piped(session, c.json);
+    if (prompt && session.follows()) return run_follower(session);
+    if (prompt) {
+        int code = isatty(STDIN_FILENO) ? run_prompt(session) : run_piped(session, c.json);
+        session.lead_out(code);
+        return code;
+    }
     running_session = &session;
     struct sigaction action = {};
     action.sa_handler = on_interrupt;
@@ -271,13 +277,17 @@ int execute(const CommandLine& c, const std::string& command, const std::vector<
     }
     running_session = nullptr;
     log::status("");                // an error in the middle of training leaves it
-    if (result.ok() && stop_requested()) return finish(result, c.json, !c.code.empty()), kInterruptedCode;
-    return finish(result, c.json, !c.code.empty());
+    if (result.ok() && stop_requested()) return finish(session, result, c.json, !c.code.empty()), kInterruptedCode;
+    int code = finish(session, result, c.json, !c.code.empty());
+    if (result.on_all_ranks) session.leave();
+    else if (result.error && session.is_of_several()) _exit(code);         // the others are elsewhere: nothing here may wait for them
+    return code;
 }
 
 /// The whole program; gives its exit code.
 int run_program(int argc, char** argv) {
     keep_memory();
+    know_own_ranks();
     std::setvbuf(stdout, nullptr, _IOLBF, 1 << 16);
     std::vector<std::string> words(argv + 1, argv + argc);
     bool json = std::find(words.begin(), words.end(), "--json") != words.end();
@@ -290,7 +300,9 @@ int run_program(int argc, char** argv) {
             fmt::print("moelab {} (commit {}, LibTorch {})\n", kVersion, kCommit, kTorchVersion);
             return 0;
         }
-        if (c.ranks > 1 && !c.dry() && launched_rank() == 0 && !std::getenv("OMPI_COMM_WORLD_SIZE")) become_ranks(c.ranks, words);
+        bool prompt = c.code.empty() && command.empty();
+        if (c.ranks > 1 && !c.dry() && launched_rank() == 0 && !std::getenv("OMPI_COMM_WORLD_SIZE")) become_ranks(c.ranks, words, prompt && isatty(STDIN_FILENO));
+        ForegroundOfRanks foreground;
         at::set_num_threads(choose_threads(c.threads));
         return execute(c, command, words);
     } catch (const CLI::CallForHelp& help) {

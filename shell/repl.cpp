@@ -225,6 +225,18 @@ int run_prompt(lua::Session& session) {
     return Prompt(session).run();
 }
 
+int run_follower(lua::Session& session) {
+    handle(SIGINT, [](int) {
+        if (lua::Session* running = evaluating) running->interrupt();
+    });
+    handle(SIGTERM, on_stop);
+    handle(SIGUSR1, on_stop);
+    return session.follow([&](bool begins) {
+        evaluating = begins ? &session : nullptr;
+        if (!begins) clear_stop();
+    });
+}
+
 int run_piped(lua::Session& session, bool json) {
     num_interrupts = 0;
     handle(SIGINT, on_interrupt);

@@ -35,6 +35,8 @@ public:
     virtual void send(const void* data, int64_t count, DType type, int to) = 0;
     /// Waits for a message of that many elements.
     virtual void receive(void* data, int64_t count, DType type, int from) = 0;
+    /// Whether a message of that rank has come; does not wait.
+    virtual bool has_message(int from) = 0;
     /// Waits until all started messages have left.
     virtual void flush() = 0;
 };

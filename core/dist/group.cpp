@@ -171,6 +171,11 @@ void Group::receive(at::Tensor data, int from) const {
     });
 }
 
+bool Group::has_message(int from) const {
+    MOE_CHECK(from >= 0 && from < size() && from != rank(), dist, "dist.has_message", fmt::format("from rank {}", from), fmt::format("another of {} ranks", size()), "");
+    return on_rank(*this, "dist.has_message", [&] { return backend_->has_message(from); });
+}
+
 void Group::flush() const {
     if (size() > 1) on_rank(*this, "dist.flush", [&] { backend_->flush(); });
 }

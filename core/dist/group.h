@@ -39,6 +39,8 @@ public:
     void send(const at::Tensor& data, int to) const;
     /// Fills `data` with the next message of a rank.
     void receive(at::Tensor data, int from) const;
+    /// True where receive() from that rank would find a message; does not wait.
+    bool has_message(int from) const;
     /// Returns when the tensors of all send() calls may change again.
     void flush() const;
 

@@ -67,8 +67,8 @@ void Reader::take(std::string_view payload) {
         for (uint32_t i = 0; i < count; ++i) {
             std::string name = record.get_name();
             auto value = record.get<double>();
-            auto [column, is_new] = scalars_.try_emplace(name);
-            if (is_new) scalar_names_.push_back(name);
+            auto [column, is_first] = scalars_.try_emplace(name);
+            if (is_first) scalar_names_.push_back(name);
             auto [entry, first] = column->second.try_emplace(step, Value{attempt, value});
             if (!first && attempt >= entry->second.attempt) entry->second = {attempt, value};
         }
@@ -92,8 +92,8 @@ void Reader::take_matrix(std::string_view payload, int64_t step, int64_t attempt
     if (type == 0) m.values = values_of<int64_t>(record, m.rows, m.cols);
     else if (type == 1) m.values = values_of<float>(record, m.rows, m.cols);
     else record.fail(fmt::format("a matrix of type {}", int(type)));
-    auto [steps, is_new] = matrices_.try_emplace(name);
-    if (is_new) matrix_names_.push_back(name);
+    auto [steps, is_first] = matrices_.try_emplace(name);
+    if (is_first) matrix_names_.push_back(name);
     auto [entry, first] = steps->second.try_emplace(step);
     if (first || attempt >= entry->second.attempt) entry->second = std::move(m);
 }

@@ -100,7 +100,7 @@ private:
     Tensor head_loss(const Tensor& final_TD, const Tensor& targets_T, const Factor& scale, Call& call, bool main) const;
     const kernels::RopeTable& rope(int64_t S);
     Tensor router_losses(const Tensor& logits_TE, const Tensor& scores_TE, const Tensor& counted_T, const Routed& routed, MicroBatch& batch, bool again) const;
-    Tensor new_bias() const;
+    Tensor zero_bias() const;
     void decide(int64_t layer, const routing::RouterSettings& settings, const Tensor& weights_TK, const Tensor& domain_T, Routed& routed, MicroBatch& batch);
     routing::RouteCall route_call(int64_t layer, const MicroBatch& batch) const;
     const Tensor& domain_of(int64_t layer, const MicroBatch& batch) const;

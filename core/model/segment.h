@@ -83,6 +83,9 @@ struct Segment {
 /// What kind of segment a name is of: its last word.
 inline std::string segment_kind(const std::string& name) { return name.substr(name.rfind('.') + 1); }
 
+/// What the checkpoint's names of a layer's tensors begin with.
+inline std::string layer_prefix(int64_t layer) { return "model.layers." + std::to_string(layer) + "."; }
+
 /// The names of all segments of a model, in the order in which a token meets them, whatever stage has them; a stage's own are those of Model::segments().
 std::vector<std::string> segment_names(const Config& config);
 

@@ -62,28 +62,17 @@ Tensor ParamStore::grad(const std::string& name) const {
     return buckets_[p.bucket].grad_of(p.offset, p.offset + p.count).view(p.spec.local_shape());
 }
 
-Tensor ParamStore::master(const std::string& name) {
-    const Placed& p = placed(name);
-    MOE_CHECK(built_, state, name, "master before build()", "build() first", "");
-    Bucket& bucket = buckets_[p.bucket];
+Tensor ParamStore::joined(const Placed& p, bool is_shared_out, const std::function<Tensor(int64_t, int64_t)>& own) const {
+    const Bucket& bucket = buckets_[p.bucket];
     Tensor local;
-    bool from_value = !bucket.master.defined();
-    if (bucket.counts.empty() || (from_value && stage_of(bucket.kind) < 3)) {
-        local = from_value ? bucket.value_of(p.offset, p.offset + p.count).to(options_.precision.master, /*non_blocking=*/false, /*copy=*/true) : bucket.master_of(p.offset, p.offset + p.count).read().clone();
+    if (!is_shared_out) {
+        local = own(p.offset, p.offset + p.count).clone();
     } else {
-        std::vector<int64_t> counts;
-        int64_t begin = 0, own_begin = 0, mine = 0;
-        for (int r = 0; r < bucket.group.size(); ++r) {
-            int64_t lo = std::max(begin, p.offset), hi = std::min(begin + bucket.counts[r], p.offset + p.count);
-            counts.push_back(std::max<int64_t>(0, hi - lo));
-            if (r == bucket.group.rank() && hi > lo) own_begin = lo - bucket.own_begin, mine = hi - lo;
-            begin += bucket.counts[r];
-        }
-        own_begin += bucket.own_begin;
-        Tensor own = from_value ? bucket.value_of(own_begin, own_begin + mine) : bucket.master_of(own_begin, own_begin + mine).read();
-        local = at::empty({p.count}, own.options());
-        bucket.group.all_gather(own, local, counts);
-        local = local.to(options_.precision.master);
+        auto counts = shares(bucket, p.offset, p.count);
+        int64_t mine = counts[size_t(bucket.group.rank())], begin = mine > 0 ? std::max(p.offset, bucket.own_begin) : bucket.own_begin;
+        Tensor part = own(begin, begin + mine);
+        local = at::empty({p.count}, part.options());
+        bucket.group.all_gather(part, local, counts);
     }
     local = local.view(p.spec.local_shape());
     if (p.spec.cut_dim < 0) return local;
@@ -91,6 +80,32 @@ Tensor ParamStore::master(const std::string& name) {
     whole.narrow(p.spec.cut_dim, p.spec.cut_begin, p.spec.cut_size).copy_(local);
     mesh_.tp.all_reduce(whole);
     return whole;
+}
+
+Tensor ParamStore::master(const std::string& name) {
+    const Placed& p = placed(name);
+    MOE_CHECK(built_, state, name, "master before build()", "build() first", "");
+    const Bucket& b = buckets_[p.bucket];
+    bool from_value = !b.master.defined();
+    auto own = [&](int64_t begin, int64_t end) { return from_value ? b.value_of(begin, end) : b.master_of(begin, end).read(); };
+    return joined(p, !b.counts.empty() && (!from_value || stage_of(b.kind) >= 3), own).to(options_.precision.master);
+}
+
+Tensor ParamStore::whole_grad(const std::string& name) {
+    const Placed& p = placed(name);
+    MOE_CHECK(built_ && options_.training, state, name, built_ ? "a gradient without training" : "gradient before build()", "a store built for training", "");
+    settle_grads();
+    const Bucket& b = buckets_[p.bucket];
+    return joined(p, !b.counts.empty(), [&](int64_t begin, int64_t end) { return b.grad_of(begin, end); });
+}
+
+std::vector<Tensor> ParamStore::whole_state(const std::string& name) {
+    const Placed& p = placed(name);
+    MOE_CHECK(built_, state, name, "state before build()", "build() first", "");
+    const Bucket& b = buckets_[p.bucket];
+    std::vector<Tensor> out;
+    for (const Tensor& s : b.state) out.push_back(joined(p, !b.counts.empty(), [&](int64_t begin, int64_t end) { return s.narrow(0, begin - b.own_begin, end - begin); }));
+    return out;
 }
 
 void ParamStore::set(const std::string& name, const Tensor& from) {
@@ -119,7 +134,7 @@ std::vector<OwnedPiece> ParamStore::pieces(bool once, bool with_tensors) const {
                 if (t.cut_dim >= 0) offset[size_t(t.cut_dim)] += t.cut_begin;
             }
             if (with_tensors) {
-                piece.master = b.master_of(begin, end).view(shape);
+                piece.master = (b.master.defined() ? b.master_of(begin, end) : Master{b.value_of(begin, end), {}}).view(shape);
                 for (const Tensor& s : b.state) piece.state.push_back(s.narrow(0, begin - b.own_begin, end - begin).view(shape));
             }
             list.push_back(std::move(piece));
@@ -135,7 +150,7 @@ std::vector<Rectangle> ParamStore::rectangles() const {
 }
 
 std::vector<OwnedPiece> ParamStore::owned(bool once) const {
-    MOE_CHECK(built_ && options_.training, state, "owned pieces", built_ ? "a store without training" : "a store before build()", "a store built for training", "");
+    MOE_CHECK(built_, state, "owned pieces", "a store before build()", "build() first", "");
     return pieces(once, true);
 }
 

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <array>
+#include <functional>
 #include <map>
 #include <string>
 #include <vector>
@@ -139,13 +140,16 @@ public:
     /// ranks from ZeRO 1 and under tp). Where there are none (no training, lower-precision compute type) the compute weights in the
     /// master type.
     Tensor master(const std::string& name);
+    /// The same of a parameter's main gradient, after reduce_grads(), and of the optimizer's tensors, each in its own type. Throws moe::Error (state) without training, and before build().
+    Tensor whole_grad(const std::string& name);
+    std::vector<Tensor> whole_state(const std::string& name);
     /// Sets master (where owned) and compute weights (master rounded, as after an update) from a tensor of the logical shape,
     /// any float dtype, any device. Throws (shape, dtype).
     void set(const std::string& name, const Tensor& from);
     /// The pieces whose master this rank keeps, in bucket order: what a checkpoint is loaded into.
     std::vector<Rectangle> rectangles() const;
     /// The same with views of master and state. With `once`, a partition over the ranks that hold the same elements: what a
-    /// checkpoint is saved from. Throws (state) without training.
+    /// checkpoint is saved from. Without training there is no state, and where the compute type is lower the master is the weights.
     std::vector<OwnedPiece> owned(bool once) const;
     /// Elements of all logical tensors on this rank.
     int64_t num_parameters() const;
@@ -186,6 +190,8 @@ private:
     struct Placed { TensorSpec spec; int bucket; int64_t offset, count; };     ///< of the local part
     struct Handle { WeightSpec spec; WeightPtr weight; int64_t offset = 0, count = 0; bool frozen = false; };
     const Placed& placed(const std::string& name) const;
+    /// A copy of a whole logical tensor, from flat views of what this rank keeps of its bucket's elements [begin, end): all of it, or where it is shared out over the bucket's group its own part.
+    Tensor joined(const Placed& placed, bool is_shared_out, const std::function<Tensor(int64_t, int64_t)>& own) const;
     /// ZeRO stage of a bucket. Tied weights stop at 1: their ranks are of two pipeline stages, which do not run the same segments.
     int stage_of(BucketKind kind) const { return kind == BucketKind::tied ? std::min(options_.zero_stage, 1) : options_.zero_stage; }
     const Handle& handle_of(const WeightPtr& weight) const;

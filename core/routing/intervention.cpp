@@ -98,23 +98,23 @@ kernels::Route route(const Intervention& change, const Tensor& logits_TE, const 
     if (!again && !change.post_topk.empty()) {
         at::NoGradGuard no_grad;
         Tensor ids = out.ids_TK, weights = out.weights_TK.detach();
-        bool is_new = false;
+        bool has_hooked_weights = false;
         for (auto& hook : change.post_topk) {
-            auto [new_ids, new_weights] = hook(ids, weights, out.scores_TE.detach(), call);
-            if (new_ids.defined()) {
-                ids = checked(new_ids, ids, "post_topk: ids", at::kLong);
+            auto [given_ids, given_weights] = hook(ids, weights, out.scores_TE.detach(), call);
+            if (given_ids.defined()) {
+                ids = checked(given_ids, ids, "post_topk: ids", at::kLong);
                 check_choice(ids, logits_TE.size(1));
-                if (!new_weights.defined()) weights = weigh(out.scores_TE.detach(), ids, options);
+                if (!given_weights.defined()) weights = weigh(out.scores_TE.detach(), ids, options);
             }
-            if (new_weights.defined()) {
-                weights = checked(new_weights, weights, "post_topk: weights", weights.scalar_type());
-                is_new = true;
-            } else if (new_ids.defined()) {
-                is_new = false;
+            if (given_weights.defined()) {
+                weights = checked(given_weights, weights, "post_topk: weights", weights.scalar_type());
+                has_hooked_weights = true;
+            } else if (given_ids.defined()) {
+                has_hooked_weights = false;
             }
         }
         out.ids_TK = ids;
-        if (is_new) hooked.weights_TK = weights;
+        if (has_hooked_weights) hooked.weights_TK = weights;
     }
     if (!change.post_topk.empty()) out.weights_TK = weigh(out.scores_TE, out.ids_TK, options);
     if (hooked.weights_TK.defined()) out.weights_TK = replaced(out.weights_TK, hooked.weights_TK);

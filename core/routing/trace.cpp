@@ -24,17 +24,23 @@ TraceChunk join(const std::vector<TraceChunk>& parts) {
         auto of = [&, layer = layer](at::Tensor TraceChunk::Layer::*member) { return joined([&](auto& p) { return p.layers.at(layer).*member; }); };
         auto& l = out.layers[layer];
         using Layer = TraceChunk::Layer;
-        l = {of(&Layer::experts), of(&Layer::weights), of(&Layer::margin), of(&Layer::entropy), of(&Layer::changed), {}};
+        l = {of(&Layer::experts), of(&Layer::weights), of(&Layer::margin), of(&Layer::entropy), of(&Layer::changed), of(&Layer::dropped), {}};
         for (auto& p : parts)
             if (auto& sum = p.layers.at(layer).probability; sum.defined()) l.probability = l.probability.defined() ? l.probability + sum : sum;
     }
     return out;
 }
 
+/// Places of T tokens in sequences of S (0: one).
+at::Tensor positions(int64_t T, int64_t S) {
+    at::Tensor position = at::arange(T, at::kInt);
+    return S > 0 ? position.remainder(S) : position;
+}
+
 /// Layers and widths are the same: they can be one chunk.
 bool fit_together(const TraceChunk& a, const TraceChunk& b) {
     return std::equal(a.layers.begin(), a.layers.end(), b.layers.begin(), b.layers.end(),
-                      [](auto& x, auto& y) { return x.first == y.first && x.second.experts.size(1) == y.second.experts.size(1) && x.second.weights.defined() == y.second.weights.defined(); });
+                      [](auto& x, auto& y) { return x.first == y.first && x.second.experts.size(1) == y.second.experts.size(1) && x.second.weights.defined() == y.second.weights.defined() && x.second.dropped.defined() == y.second.dropped.defined(); });
 }
 }  // namespace
 
@@ -61,15 +67,17 @@ void Trace::begin(const at::Tensor& ids_T, const at::Tensor& domain_T, int64_t S
     open_bytes_ = 0;
     for (auto& part : open_) open_bytes_ += bytes_of(part);
     if (open_bytes_ >= options_.memory_bytes) spill();
-    at::Tensor position = at::arange(T, at::kInt);
-    if (S > 0) position = position.remainder(S);
-    open_.push_back({ids_T.flatten().to(at::kCPU, at::kInt), domain_T.flatten().to(at::kCPU, at::kShort), position, {}});
+    seq_length_ = S;
+    open_.push_back({ids_T.flatten().to(at::kCPU, at::kInt), domain_T.flatten().to(at::kCPU, at::kShort), positions(T, S), {}});
 }
 
-void Trace::add(int64_t layer, const at::Tensor& ids_TK) {
+void Trace::add(int64_t layer, const at::Tensor& ids_TK, const at::Tensor& kept_TK) {
     MOE_CHECK(!open_.empty() && open_.back().ids.size(0) == ids_TK.size(0), internal, "trace: tokens", std::to_string(ids_TK.size(0)), "as many as the last begin()", "");
     layers_.insert(layer);
     open_.back().layers[layer].experts = ids_TK.to(at::kCPU, facts_.num_experts <= 256 ? at::kByte : at::kShort).contiguous();
+    if (!kept_TK.defined()) return;
+    at::Tensor dropped = kept_TK.lt(0).sum(1).to(at::kCPU, at::kByte);
+    open_.back().layers[layer].dropped = dropped.masked_fill_(open_.back().domain.lt(0), 0);           // padding counts nowhere
 }
 
 void Trace::add_details(int64_t layer, const at::Tensor& logits_TE, const at::Tensor& bias_E, const kernels::Route& route, const kernels::RouteOptions& options) {
@@ -105,6 +113,64 @@ void Trace::add_details(int64_t layer, const at::Tensor& logits_TE, const at::Te
     l.probability = at::zeros({D, E}, at::kDouble);
     if (D > 0) l.probability.index_add_(0, domain.clamp_min(0), p_TE.to(at::kCPU) * counted);
     has_details_ = true;
+}
+
+namespace {
+at::Tensor flat_bytes(const at::Tensor& t) { return t.contiguous().view({-1}).view(at::kByte); }
+
+}  // namespace
+
+void Trace::gather(const dist::Mesh& mesh, int64_t num_tokens) {
+    if (mesh.world.size() == 1) return;
+    using Layer = TraceChunk::Layer;
+    constexpr at::Tensor Layer::*kByToken[] = {&Layer::experts, &Layer::weights, &Layer::margin, &Layer::entropy, &Layer::changed, &Layer::dropped};
+    TraceChunk& part = open_.back();
+    int64_t ranks = mesh.stage.size(), all = part.ids.size(0) * ranks, N = num_tokens < 0 ? all : num_tokens, D = int64_t(facts_.domains.size());
+    auto join_ranks = [&](at::Tensor& t) {
+        if (!t.defined()) return;
+        auto shape = t.sizes().vec();
+        shape[0] = all;
+        at::Tensor mine = flat_bytes(t), bytes = at::empty({mine.numel() * ranks}, at::kByte);
+        mesh.stage.all_gather(mine, bytes, std::vector<int64_t>(size_t(ranks), mine.numel()));
+        t = bytes.view(t.scalar_type()).view(shape).narrow(0, 0, N).contiguous();
+    };
+    for (at::Tensor* t : {&part.ids, &part.domain}) join_ranks(*t);
+    part.position = positions(all, seq_length_).narrow(0, 0, N).contiguous();
+    for (auto& [_, l] : part.layers) {
+        for (auto member : kByToken) join_ranks(l.*member);
+        if (l.probability.defined()) mesh.stage.all_reduce(l.probability);
+    }
+    if (mesh.num_stages() == 1) return;
+    // Every stage has its own layers of the same tokens.
+    int64_t count = mesh.pp.all_reduce(part.layers.empty() ? int64_t(0) : part.layers.rbegin()->first + 1, dist::ReduceOp::max);
+    at::Tensor forms = at::full({count, 3}, -1, at::kLong);             // by layer: whose it is, choices a token, which tensors there are
+    for (auto& [layer, l] : part.layers) {
+        int64_t flags = 0, bit = 1;
+        for (auto member : kByToken) flags += bit * (l.*member).defined(), bit *= 2;
+        forms[layer].copy_(at::tensor({int64_t(mesh.pp.rank()), l.experts.size(1), flags}));
+    }
+    if (count > 0) mesh.pp.all_reduce(forms, dist::ReduceOp::max);
+    for (int64_t layer = 0; layer < count; ++layer) {
+        const int64_t* f = forms.const_data_ptr<int64_t>() + layer * 3;
+        if (f[0] < 0) continue;
+        Layer& l = part.layers[layer];
+        int64_t bit = 1;
+        auto share = [&](at::Tensor& t, at::IntArrayRef shape, at::ScalarType type) {
+            if (mesh.pp.rank() != f[0]) t = at::empty(shape, type);
+            mesh.pp.broadcast(t.view({-1}).view(at::kByte), int(f[0]));
+        };
+        for (auto member : kByToken) {
+            bool is_there = f[2] & bit;
+            bit *= 2;
+            if (!is_there) continue;
+            bool by_choice = member == &Layer::experts || member == &Layer::weights;
+            at::ScalarType type = member == &Layer::experts ? (facts_.num_experts <= 256 ? at::kByte : at::kShort) : member == &Layer::changed || member == &Layer::dropped ? at::kByte : at::kHalf;
+            share(l.*member, by_choice ? std::vector<int64_t>{N, f[1]} : std::vector<int64_t>{N}, type);
+        }
+        if (l.margin.defined()) share(l.probability, {D, facts_.num_experts}, at::kDouble);
+        layers_.insert(layer);
+        has_details_ = has_details_ || l.margin.defined();
+    }
 }
 
 /// Micro-batches of a kind leave memory as one chunk.
@@ -198,6 +264,14 @@ at::Tensor Trace::weights(int64_t layer) const {
 at::Tensor Trace::margin(int64_t layer) const {
     check_layer(layer);
     return all([&](auto& v) { return needed(v.chunk.layers.at(layer).margin).to(at::kFloat); });
+}
+
+at::Tensor Trace::dropped(int64_t layer) const {
+    check_layer(layer);
+    return all([&](auto& v) {
+        const at::Tensor& dropped = v.chunk.layers.at(layer).dropped;
+        return dropped.defined() ? dropped : at::zeros({v.size()}, at::kByte);
+    });
 }
 
 int64_t Trace::top_k(int64_t layer) const {

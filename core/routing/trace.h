@@ -1,6 +1,7 @@
 // What the router did with a set of tokens, kept raw: every table and plot about it is derived from here.
 // Letters: N traced tokens, L traced layers, K chosen a token, E experts, D domains, G groups, T tokens of a micro-batch.
 #pragma once
+#include "core/dist/group.h"
 #include "core/kernels/route/route.h"
 #include "core/routing/trace_file.h"
 
@@ -37,12 +38,15 @@ public:
     /// Tokens of the next micro-batch, before its layers: ids int64 [T], domain int32 [T] (−1: padding), sequences of S tokens in turn (0: one). Padding is
     /// kept but counts nowhere. Throws moe::Error (data) for a label without a name, (state) for a trace that was read from a file.
     void begin(const at::Tensor& ids_T, const at::Tensor& domain_T, int64_t S = 0);
-    /// The decision of one layer (absolute index) for the tokens of the last begin().
-    void add(int64_t layer, const at::Tensor& ids_TK);
+    /// The decision of one layer (absolute index) for the tokens of the last begin(); kept, where given, is ids with −1 for what capacity dropped.
+    void add(int64_t layer, const at::Tensor& ids_TK, const at::Tensor& kept_TK = {});
     bool wants_details() const { return options_.weights; }
     /// After add(), with the same tokens: what the decision came from. logits and bias (or undefined) as kernels::route took them, scores and weights
     /// as it gave them.
     void add_details(int64_t layer, const at::Tensor& logits_TE, const at::Tensor& bias_E, const kernels::Route& route, const kernels::RouteOptions& options);
+    /// After the layers of a micro-batch whose tokens and layers lie on several ranks: every rank gets all of it, the tokens in their order, without what follows the first num_tokens
+    /// (all where −1). A collective of the mesh. Every rank has begun with as many tokens; those of tensor-parallel ranks follow one another, then those of data-parallel ranks.
+    void gather(const dist::Mesh& mesh, int64_t num_tokens = -1);
     /// Writes what is still in memory and closes options.file, where there is one. Throws moe::Error (io).
     void finish();
     /// Copies everything to a new file. Throws moe::Error (io).
@@ -68,6 +72,7 @@ public:
     at::Tensor experts(int64_t layer) const;                ///< int16 [N, K], host. Throws moe::Error (config) for a layer without a router
     at::Tensor weights(int64_t layer) const;                ///< float32 [N, K]. Throws moe::Error (state) without weights
     at::Tensor margin(int64_t layer) const;                 ///< float32 [N]
+    at::Tensor dropped(int64_t layer) const;                ///< uint8 [N]: how many of the chosen capacity dropped; zeros where nothing could be
     int64_t top_k(int64_t layer) const;                     ///< K of the layer's first tokens
     at::Tensor load(int64_t layer) const;                   ///< int64 [D, E]: tokens by domain and expert, host
     /// How often each token id came to an expert: (id, count), most frequent first, at most `top`.
@@ -83,7 +88,7 @@ private:
     TraceOptions options_;
     std::unique_ptr<TraceFile> file_;
     bool is_open_ = true, has_details_ = false;
-    int64_t open_bytes_ = 0, file_tokens_ = 0;
+    int64_t open_bytes_ = 0, file_tokens_ = 0, seq_length_ = 0;        ///< the last: of the last begin()
     std::set<int64_t> layers_;
     mutable std::vector<TraceChunk> open_;                  ///< micro-batches; joined when somebody looks
 };

@@ -28,7 +28,7 @@ DecisionStatistics decision_statistics(const Trace& trace, int64_t layer) {
     trace.check_layer(layer);
     DecisionStatistics s;
     int64_t E = trace.num_experts(), per_group = std::max<int64_t>(1, E / trace.facts().num_groups), num_chosen = 0, num_margins = 0;
-    double groups = 0, entropy = 0, margin = 0, changed = 0;
+    double groups = 0, entropy = 0, margin = 0, changed = 0, dropped = 0;
     at::Tensor probability = at::zeros({E}, at::kDouble);
     bool details = true;
     trace.each([&](const TraceView& v) {
@@ -44,6 +44,7 @@ DecisionStatistics decision_statistics(const Trace& trace, int64_t layer) {
             ++s.num_tokens;
             groups += double(hit.size());
             num_chosen += int64_t(chosen.size());
+            if (l.dropped.defined()) dropped += l.dropped.template const_data_ptr<uint8_t>()[n];
             if (!details) return;
             entropy += entropies.const_data_ptr<double>()[n];
             changed += l.changed.template const_data_ptr<uint8_t>()[n];
@@ -54,6 +55,7 @@ DecisionStatistics decision_statistics(const Trace& trace, int64_t layer) {
     double N = double(s.num_tokens);
     details = details && s.num_tokens > 0;
     s.groups_hit = s.num_tokens > 0 ? groups / N : kNoValue;
+    s.drop_rate = num_chosen > 0 ? dropped / double(num_chosen) : kNoValue;
     s.token_entropy = details ? entropy / N : kNoValue;
     s.changed_by_bias = details ? changed / double(num_chosen) : kNoValue;
     s.gate_margin = details && num_margins > 0 ? margin / double(num_margins) : kNoValue;
@@ -63,6 +65,25 @@ DecisionStatistics decision_statistics(const Trace& trace, int64_t layer) {
         s.token_information = std::max(0.0, at::special_entr(mean).sum().item<double>() - s.token_entropy * std::log(double(E)));
     }
     return s;
+}
+
+at::Tensor dead_experts(const Trace& trace, int64_t layer, int64_t window) {
+    trace.check_layer(layer);
+    std::vector<int64_t> dead;
+    std::vector<bool> met(size_t(trace.num_experts()));
+    int64_t tokens = 0;
+    auto read = [&](const TraceView& v) {
+        each_decision(v, layer, [&](int64_t, auto chosen) {
+            for (int16_t e : chosen) met[size_t(e)] = true;
+            if (++tokens % std::max<int64_t>(1, window)) return;
+            dead.push_back(std::count(met.begin(), met.end(), false));
+            met.assign(met.size(), false);
+        });
+        return true;
+    };
+    trace.each(read);
+    MOE_CHECK(window >= 1 && window <= tokens, usage, "trace: window", std::to_string(window), fmt::format("1 to {}, the trace's tokens without padding", tokens), "");
+    return at::tensor(dead, at::kLong);
 }
 
 at::Tensor coactivation(const Trace& trace, int64_t layer) {

@@ -13,9 +13,14 @@ struct DecisionStatistics {
     double token_information = 0;       ///< H(mean p) − mean H(p), nats: 0 where all tokens get the same scores
     double gate_margin = 0;             ///< the K-th selection score minus the next one's, over tokens that have a next one
     double changed_by_bias = 0;         ///< share of the chosen that would not be chosen without the bias
+    double drop_rate = 0;               ///< share of the chosen that capacity dropped; 0 where it drops none
 };
 /// Throws moe::Error (config) for a layer without a router.
 DecisionStatistics decision_statistics(const Trace& trace, int64_t layer);
+
+/// Experts that no token came to in each run of `window` tokens that count, one after the other, int64 [W]; tokens after the last whole window are left out. Throws moe::Error (usage) for a window
+/// that is less than 1 or more than all tokens.
+at::Tensor dead_experts(const Trace& trace, int64_t layer, int64_t window);
 
 /// N_ij, int64 [E, E]: tokens that chose both i and j, all pairs of a token's K; on the diagonal the tokens of i.
 at::Tensor coactivation(const Trace& trace, int64_t layer);

@@ -14,7 +14,7 @@
 
 namespace moe::routing {
 namespace {
-constexpr uint32_t kTraceVersion = 1;
+constexpr uint32_t kTraceVersion = 2;
 constexpr uint32_t kMaxHeaderBytes = 1 << 20;
 
 struct ChunkHead {
@@ -30,13 +30,13 @@ struct LayerHead {
 void each_tensor(const TraceChunk& chunk, const std::function<void(const at::Tensor&)>& f) {
     for (auto* t : {&chunk.ids, &chunk.domain, &chunk.position}) f(*t);
     for (auto& [layer, l] : chunk.layers)
-        for (auto* t : {&l.experts, &l.weights, &l.margin, &l.entropy, &l.changed, &l.probability})
+        for (auto* t : {&l.experts, &l.weights, &l.margin, &l.entropy, &l.changed, &l.dropped, &l.probability})
             if (t->defined()) f(*t);
 }
 std::vector<LayerHead> heads_of(const TraceChunk& chunk) {
     std::vector<LayerHead> heads;
     for (auto& [layer, l] : chunk.layers)
-        heads.push_back({int32_t(layer), int32_t(l.experts.size(1)), int32_t(l.experts.element_size()), (l.weights.defined() ? 1 : 0) + (l.margin.defined() ? 2 : 0)});
+        heads.push_back({int32_t(layer), int32_t(l.experts.size(1)), int32_t(l.experts.element_size()), (l.weights.defined() ? 1 : 0) + (l.margin.defined() ? 2 : 0) + (l.dropped.defined() ? 4 : 0)});
     return heads;
 }
 }  // namespace
@@ -84,7 +84,7 @@ std::unique_ptr<TraceFile> TraceFile::open(const std::string& path) {
     uint32_t numbers[2];
     if (!out->try_read(magic, 8) || std::memcmp(magic, "MOETRACE", 8) != 0) out->damaged("another kind of file");
     if (!out->try_read(numbers, sizeof(numbers)) || numbers[1] > kMaxHeaderBytes) out->damaged("a torn header");
-    if (numbers[0] != kTraceVersion) out->damaged(fmt::format("version {}", numbers[0]));
+    if (numbers[0] < 1 || numbers[0] > kTraceVersion) out->damaged(fmt::format("version {}", numbers[0]));
     std::string text(numbers[1], ' ');
     if (!out->try_read(text.data(), text.size())) out->damaged("a torn header");
     nlohmann::json json = parse_json(text, path);
@@ -181,6 +181,9 @@ TraceChunk TraceFile::read(size_t i) const {
             l.margin = take({n}, at::kHalf);
             l.entropy = take({n}, at::kHalf);
             l.changed = take({n}, at::kByte);
+        }
+        if (h.flags & 4) l.dropped = take({n}, at::kByte);
+        if (h.flags & 2) {
             l.probability = take({D, facts_.num_experts}, at::kDouble);
         }
     }

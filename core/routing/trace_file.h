@@ -19,6 +19,7 @@ struct TraceChunk {
         at::Tensor margin;         ///< half [n]: selection score of the K-th expert minus that of the next; undefined without details
         at::Tensor entropy;        ///< half [n]: H(p_t) / ln E of the token's scores as frequencies; with margin
         at::Tensor changed;        ///< uint8 [n]: how many of the chosen would not be chosen without the bias; with margin
+        at::Tensor dropped;        ///< uint8 [n]: how many of the chosen capacity dropped; undefined where nothing could be
         at::Tensor probability;    ///< float64 [D, E]: sum of the tokens' p by domain; with margin
     };
     at::Tensor ids;                ///< int32 [n]
@@ -35,10 +36,10 @@ struct TraceFacts {
     std::string tokenizer = "bytes";
 };
 
-/// A file of chunks: the bytes "MOETRACE", uint32 version (1), uint32 length of a JSON text, the text (the facts), and chunks. A chunk: the bytes
+/// A file of chunks: the bytes "MOETRACE", uint32 version (2), uint32 length of a JSON text, the text (the facts), and chunks. A chunk: the bytes
 /// "CHNK" ("LAST", empty, at the end), uint32 CRC-32C of the payload, uint64 payload bytes, uint64 tokens, uint64 layers; the payload: for each layer
-/// int32 index, K, bytes an expert id, 1 for weights + 2 for details; then ids, domains, positions; then for each layer experts, weights, margin, entropy,
-/// changed, probability, as TraceChunk has them. Little endian.
+/// int32 index, K, bytes an expert id, 1 for weights + 2 for details + 4 for what was dropped; then ids, domains, positions; then for each layer experts, weights, margin, entropy,
+/// changed, dropped, probability, as TraceChunk has them. Version 1 had no dropped. Little endian.
 class TraceFile {
 public:
     /// A new file. Throws moe::Error (io). An empty path: a nameless one in the system's temporary folder.

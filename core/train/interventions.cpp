@@ -83,17 +83,16 @@ struct Interventions::Folded {
 };
 
 std::vector<int64_t> Interventions::layers_of(const Values& args) const {
-    const auto& routed = model_.routed_layers();
-    MOE_CHECK(!routed.empty() || model_.mesh().num_stages() > 1, config, "router", "a model without routed layers", "one with experts", "");
+    const auto routed = routed_layers();
+    MOE_CHECK(!routed.empty(), config, "router", "a model without routed layers", "one with experts", "");
     if (!args.contains("layers")) return routed;
     auto list = integers(args["layers"], "layers");
     MOE_CHECK(!list.empty(), usage, "layers", "an empty list", "at least one", "");
     for (int64_t layer : list) {
-        bool whole = model_.mesh().num_stages() > 1;      // the others know what is theirs
-        if (std::find(routed.begin(), routed.end(), layer) != routed.end() || (whole && layer >= 0 && layer < model_.config().model.num_layers)) continue;
+        if (std::find(routed.begin(), routed.end(), layer) != routed.end()) continue;
         std::string want;
         for (int64_t r : routed) want += (want.empty() ? "a layer with a router: one of " : ", ") + std::to_string(r);
-        MOE_THROW(config, "layer", std::to_string(layer), want.empty() ? "a model with routed layers" : want, "layers are counted from 0; dense layers have no router");
+        MOE_THROW(config, "layer", std::to_string(layer), want, "layers are counted from 0; dense layers have no router");
     }
     std::sort(list.begin(), list.end());
     list.erase(std::unique(list.begin(), list.end()), list.end());
@@ -311,24 +310,29 @@ Change Interventions::apply(const std::string& what, const Values& given, int64_
         MOE_CHECK(given.contains("value"), state, "parameter " + given.value("name", "?"), "a value that was logged as its hash alone", "a stored one", "values of more than 1 MiB are not kept with the events");
         return set_parameter(given.at("name"), tensor_from_values(given.at("value")), step);
     }
-    Item item{next_id_, step, what, canonical(what, given), {}, {}, {}};
+    Item item{next_id_, step, what, canonical(what, given), {}};
     compile(item);
-    Change change{item.id, what, shown(what, item.args), {}};
+    return append(std::move(item), {});
+}
+
+Change Interventions::append(Item item, const at::Tensor& parameter) {
+    Change change{item.id, item.what, shown(item.what, item.args), {}};
     auto items = items_;
     items.push_back(item);
     Folded folded = fold(items);          // throws before anything has changed
-    act(item);
-    if (what == "set" || what == "balance") folded = [&] { items.back() = item; return fold(items); }();    // of the new configuration
-    items_.push_back(std::move(item));
+    check_act(item);
+    bool is_of_keys = item.what == "set" || item.what == "balance";
+    if (is_of_keys) {
+        change.before = act_on_keys(item);
+        folded = fold(items);             // of the new configuration
+    } else {
+        if (item.what == "bias") change.before = biases(item.args["layers"]);
+        contents_.move(placement(items_), placement(items), item.id, maker(item, parameter));
+    }
+    items_ = std::move(items);
     take(std::move(folded));
     ++next_id_;
-    const Item& done = items_.back();
-    change.new_value = shown(what, done.args);
-    if (!done.before.is_null()) {
-        change.old_value = done.before;
-        change.new_value = done.args.contains("changes") ? done.args["changes"] : done.args.contains("values") ? done.args["values"] : change.new_value;
-    }
-    limit_kept();
+    change.after = item.what == "set" ? item.args["changes"] : item.what == "bias" ? item.args["values"] : shown(item.what, item.args);
     return change;
 }
 
@@ -342,14 +346,19 @@ Change Interventions::undo(int64_t id) {
     Item item = *it;
     auto items = items_;
     items.erase(items.begin() + (it - items_.begin()));
-    Change change{id, item.what, shown(item.what, item.args), {}};
+    Change change{id, item.what, item.args.contains("changes") ? item.args["changes"] : shown(item.what, item.args), {}};
     Folded folded = fold(items);
-    undo_act(item);
+    if (item.what == "set" || item.what == "balance") {
+        change.after = undo_keys(item, items);
+        folded = fold(items);
+    } else {
+        contents_.move(placement(items_), placement(items), items.empty() ? id : items.back().id);
+        contents_.forget(id);
+    }
     items_ = std::move(items);
-    if (item.what == "set" || item.what == "balance") folded = fold(items_);
     take(std::move(folded));
-    change.new_value = item.before.is_null() ? shown(item.what, item.args) : item.before;
-    if (!item.before.is_null() && item.args.contains("changes")) change.old_value = item.args["changes"];
+    if (item.what == "bias") change.after = biases(item.args["layers"]);
+    else if (change.after.is_null()) change.after = shown(item.what, item.args);
     return change;
 }
 
@@ -358,16 +367,16 @@ nlohmann::json Interventions::state() const {
     for (const Item& item : items_) {
         Values args = item.args;
         if (item.what == "parameter") args.erase("value");             // the events have it, the weights are it
-        list.push_back({{"id", item.id}, {"step", item.step}, {"what", item.what}, {"args", args}, {"before", item.before}});
+        list.push_back({{"id", item.id}, {"step", item.step}, {"what", item.what}, {"args", args}});
     }
-    return {{"next_id", next_id_}, {"items", list}};
+    return {{"next_id", next_id_}, {"items", list}, {"base", base_}, {"displaced", contents_.state()}};
 }
 
 std::vector<std::string> Interventions::restore(const nlohmann::json& state) {
     std::vector<std::string> lost;
     std::vector<Item> items;
     for (const auto& saved : state.at("items")) {
-        Item item{saved.at("id"), saved.at("step"), saved.at("what"), Values(saved.at("args")), Values(saved.at("before")), {}, {}};
+        Item item{saved.at("id"), saved.at("step"), saved.at("what"), Values(saved.at("args")), {}};
         if (item.args.contains("function") && !item.args["function"].is_null() && compiler_.is_stored && !compiler_.is_stored(item.args["function"])) {
             lost.push_back(text(item.what, item.args));
             continue;
@@ -377,6 +386,8 @@ std::vector<std::string> Interventions::restore(const nlohmann::json& state) {
     }
     Folded folded = fold(items);
     items_ = std::move(items);
+    base_ = state.value("base", Values::object());
+    contents_.restore(state.value("displaced", nlohmann::json::object()));
     next_id_ = state.at("next_id");
     take(std::move(folded));
     return lost;

@@ -1,6 +1,7 @@
 // The changes that somebody makes to a model or run while it lives: a list that can be logged, undone, saved and applied again.
 #pragma once
 #include "core/model/model.h"
+#include "core/train/contents.h"
 #include "core/train/script.h"
 
 #include <functional>
@@ -21,7 +22,8 @@ struct CompiledScript;
 ///   ablate {layers, experts}              chosen as before, but with weight 0: the expert adds nothing and learns nothing
 ///   pre_topk, post_topk, score {layers, function}
 ///   lr {value}, schedule, data, optimizer, bias_rule {function}    of a run; the latest counts, null takes the run's own again
-/// and acts, which change values once and are undone by the values before:
+/// and acts, which change values once. Undoing one, in whatever order, leaves what the others in their order give: of keys, the values before the first act with the others' over them;
+/// of weights and biases, which training moves, see Placement:
 ///   balance {kind, …, function}           keys of the configuration, and with a function the rule of the bias;
 ///   bias {layers, values}; swap {layers, experts = {a, b}, gate}; duplicate {layers, from, to, gate}; reinit {layers, experts, gate, seed};
 ///   parameter {name, value = tensor}; set {changes}   keys of the configuration (train/run.h)
@@ -29,8 +31,6 @@ struct Item {
     int64_t id = 0, step = 0;
     std::string what;
     Values args;
-    Values before;                          ///< of an act: what undo needs as plain values
-    std::vector<std::pair<std::string, at::Tensor>> kept;   ///< of an act: tensors that undo puts back; not saved
     std::shared_ptr<const CompiledScript> script;           ///< of a function
 };
 
@@ -47,18 +47,18 @@ struct RunControls {
 struct Change {
     int64_t id = 0;
     std::string what;
-    Values old_value, new_value;
+    Values before, after;
 };
 
 /// Owner of the list and of the model's interventions that follow from it.
 class Interventions {
 public:
-    explicit Interventions(Model& model) : model_(model) {}
+    explicit Interventions(Model& model) : model_(model), contents_(model) {}
     void set_compiler(ScriptCompiler compiler) { compiler_ = std::move(compiler); }
     /// Where keys of the configuration can be changed: takes {"key": value, …}, gives the old values in the same form.
     void set_config_changer(std::function<Values(const Values&)> f) { change_config_ = std::move(f); }
 
-    /// Does something of Item's list; "layer" and "expert" may stand for lists of one, and all routed layers for none. Where it throws
+    /// Does something of Item's list; "layer" and "expert" may stand for lists of one, and all routed layers for none. Every rank of the model makes the same calls. Where it throws
     /// nothing has changed: moe::Error (usage, shape, config, state).
     Change apply(const std::string& what, const Values& args, int64_t step);
     /// Overwrites a parameter. A value of more than kStoredBytes is logged as its hash alone, and cannot be replayed.
@@ -88,20 +88,27 @@ private:
     Folded fold(const std::vector<Item>& items) const;
     void take(Folded folded);
     void compile(Item& item) const;
-    void act(Item& item);
-    void undo_act(Item& item);
     Values shown(const std::string& what, const Values& args) const;
-    struct Part;
-    std::vector<Part> parts_of(int64_t layer, int64_t expert, bool gate, std::map<std::string, OwnedPiece>& pieces) const;
-    std::map<std::string, OwnedPiece> pieces() const;
-    void put_back(const Item& item);
-    void limit_kept();
+    // interventions_acts.cpp
+    std::vector<int64_t> routed_layers() const;
+    Values keys_of(const Item& item, const Values& now) const;
+    Values keys_in_force(const std::vector<Item>& items) const;
+    Values act_on_keys(const Item& item);
+    Values undo_keys(const Item& item, const std::vector<Item>& others);
+    std::vector<Cell> cells_of_expert(int64_t layer, int64_t expert, bool gate) const;
+    Placement placement(const std::vector<Item>& items) const;
+    Contents::Maker maker(const Item& item, const at::Tensor& parameter) const;
+    void check_act(const Item& item) const;
+    Values biases(const Values& layers) const;
+    Change append(Item item, const at::Tensor& parameter);
 
     Model& model_;
+    Contents contents_;
     ScriptCompiler compiler_;
     std::function<Values(const Values&)> change_config_;
     std::vector<Item> items_;
     RunControls controls_;
+    Values base_ = Values::object();          ///< keys of the configuration that acts in force set, with the values before all of them
     Values shown_ = Values::object();         ///< by kind and layer: what is in force, as plain values
     int64_t next_id_ = 1;
 };

@@ -1,222 +1,202 @@
-// Interventions that change values once: weights of experts, biases, parameters, keys of the configuration; and how they are undone.
+// Interventions that change values once: keys of the configuration, weights of experts, biases, parameters.
 #include "core/base/error.h"
 #include "core/base/random.h"
 #include "core/tensor/check.h"
+#include "core/train/agree.h"
 #include "core/train/interventions.h"
 
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
 
 #include <algorithm>
-#include <cstring>
 
 namespace moe::train {
 namespace {
-/// Acts whose tensors undo can still put back.
-constexpr size_t kMaxKept = 16;
+constexpr const char* kSpeed = "model.moe.bias_update_speed";
+constexpr const char* kRule = "model.moe.bias_update_rule";
 
 std::string prefix(int64_t layer) { return fmt::format("model.layers.{}.mlp.", layer); }
+
+std::vector<int64_t> list_of(const Values& args, const char* key) { return args.at(key).get<std::vector<int64_t>>(); }
 
 uint64_t hash_of(const at::Tensor& value) {
     at::Tensor t = value.detach().to(at::kCPU).contiguous();
     return hash_name(std::string_view(static_cast<const char*>(t.const_data_ptr()), size_t(t.nbytes())));
 }
+
+bool moves_weights(const std::string& what) { return what == "swap" || what == "duplicate" || what == "reinit" || what == "parameter"; }
 }  // namespace
 
-/// Rows [begin, begin + count) of a tensor with its optimizer state (all of it where count is −1), or an element of a bias.
-struct Interventions::Part {
-    std::string name;
-    Master master;                        ///< undefined data for a bias and without training
-    std::vector<at::Tensor> state;
-    at::Tensor plain;                     ///< a bias's element, or a view of compute weights
-    double init_std = 0;
-    int64_t first = 0;                    ///< element of the parameter that it starts with
+/// Of the whole model, whatever stage they are on.
+std::vector<int64_t> Interventions::routed_layers() const {
+    const Config& c = model_.config();
+    if (model_.mesh().num_stages() == 1) return model_.routed_layers();
+    std::vector<int64_t> layers;
+    for (int64_t layer = 0; layer < c.model.num_layers + c.training.mtp_depth(); ++layer)
+        if (c.model.is_moe_layer(layer)) layers.push_back(layer);
+    return layers;
+}
 
-    at::Tensor read() const { return (plain.defined() ? plain : master.read()).clone(); }
-    void write(const at::Tensor& from) const {
-        if (plain.defined()) plain.copy_(from);
-        else master.write(from);
+// ---- keys of the configuration ----
+/// What an act sets, where the keys before it are `now` and those that are not there as the configuration has them.
+Values Interventions::keys_of(const Item& item, const Values& now) const {
+    const Values& a = item.args;
+    if (item.what == "set") return a["changes"];
+    if (item.what != "balance") return Values::object();
+    std::string kind = a.value("kind", ""), scope = a.value("scope", "sequence");
+    auto number = [&](const char* key, double fallback) {
+        if (!a.contains(key)) return fallback;
+        MOE_CHECK(a[key].is_number(), usage, std::string("balance: ") + key, a[key].dump(), "a number", "");
+        return a[key].get<double>();
+    };
+    const MoeConfig& moe = model_.config().model.moe;
+    double speed = now.value(kSpeed, moe.bias_update_speed);
+    bool moves = kind == "aux_free" || kind == "custom";
+    MOE_CHECK(moves || kind == "aux" || kind == "none", usage, "balance: kind", '"' + kind + '"', "aux, aux_free, none or custom", "moe.balance makes them");
+    MOE_CHECK(kind != "aux" || scope == "sequence" || scope == "batch" || scope == "global", usage, "balance: scope", '"' + scope + '"', "sequence, batch or global", "");
+    double alpha = kind == "aux" ? number("alpha", 1e-3) : 0;
+    Values set = {{"model.moe.sequence_aux_loss_weight", scope == "sequence" ? alpha : 0.0}, {"model.moe.router_aux_loss_weight", scope == "batch" ? alpha : 0.0}, {"model.moe.global_aux_loss_weight", scope == "global" ? alpha : 0.0},
+                  {"model.moe.balance_loss_weight", 0.0}, {kSpeed, kind == "aux_free" ? number("speed", speed > 0 ? speed : 1e-3) : 0.0}};
+    if (kind == "aux_free") set[kRule] = a.value("rule", now.value(kRule, moe.bias_update_rule));
+    if (moves) set["model.moe.use_aux_loss_free"] = true;
+    return set;
+}
+
+Values Interventions::keys_in_force(const std::vector<Item>& items) const {
+    Values keys = base_;
+    for (const Item& item : items) keys.update(keys_of(item, keys));
+    return keys;
+}
+
+/// The values before of the keys that it sets.
+Values Interventions::act_on_keys(const Item& item) {
+    MOE_CHECK(change_config_, state, item.what == "set" ? "set" : "router.balance", "a model without a run", item.what == "set" ? "a run" : "run.model.router", "training follows these keys");
+    Values old = change_config_(keys_of(item, keys_in_force(items_)));
+    for (auto it = old.begin(); it != old.end(); ++it)
+        if (!base_.contains(it.key())) base_[it.key()] = it.value();
+    return old;
+}
+
+/// What the keys of an act are without it.
+Values Interventions::undo_keys(const Item& item, const std::vector<Item>& others) {
+    Values now = keys_in_force(items_), next = keys_in_force(others), changes = Values::object(), left = Values::object(), own = Values::object();
+    for (auto it = now.begin(); it != now.end(); ++it) {
+        MOE_CHECK(next.contains(it.key()), state, "undo: " + it.key(), "a value before that is not known", "a checkpoint of this version", "");
+        if (next[it.key()] != it.value()) changes[it.key()] = next[it.key()];
     }
-};
+    if (!changes.empty()) change_config_(changes);
+    auto each_key = [](const Values& keys, auto&& f) {
+        for (auto it = keys.begin(); it != keys.end(); ++it) f(it.key());
+    };
+    for (const Item& other : others) each_key(keys_of(other, next), [&](const std::string& key) { left[key] = base_.at(key); });
+    each_key(keys_of(item, now), [&](const std::string& key) { own[key] = next.at(key); });
+    base_ = std::move(left);
+    return own;
+}
 
-/// Of the whole model, by name; empty without training.
-std::map<std::string, OwnedPiece> Interventions::pieces() const {
-    MOE_CHECK(model_.mesh().world.size() == 1, state, "weights of experts", fmt::format("{} ranks", model_.mesh().world.size()), "one rank", "masks, overrides and hooks work on any number");
-    std::map<std::string, OwnedPiece> out;
-    if (model_.options().training)
-        for (OwnedPiece& p : model_.store().owned(false)) out.emplace(p.rectangle.name, p);
+// ---- weights and biases ----
+/// An expert's matrices, with `gate` also its row of the router and its bias. The same order for every expert.
+std::vector<Cell> Interventions::cells_of_expert(int64_t layer, int64_t expert, bool gate) const {
+    std::vector<Cell> cells;
+    for (const char* matrix : {"gate_proj", "up_proj", "down_proj"}) cells.push_back({fmt::format("{}experts.{}.{}.weight", prefix(layer), expert, matrix)});
+    if (!gate) return cells;
+    cells.push_back({prefix(layer) + "gate.weight", expert});
+    cells.push_back({Model::bias_name(layer), expert, layer});
+    return cells;
+}
+
+Placement Interventions::placement(const std::vector<Item>& items) const {
+    Placement out;
+    int64_t E = model_.config().model.moe.num_experts;
+    for (const Item& item : items) {
+        const Values& a = item.args;
+        if (item.what == "parameter") {
+            std::string name = a.at("name");
+            bool is_gate = name.starts_with("model.layers.") && name.ends_with(".mlp.gate.weight");
+            if (!is_gate) out.put({name}, item.id);
+            for (int64_t e = 0; is_gate && e < E; ++e) out.put({name, e}, item.id);
+            continue;
+        }
+        if (item.what != "bias" && !moves_weights(item.what)) continue;
+        bool gate = a.value("gate", false);
+        for (int64_t layer : list_of(a, "layers")) {
+            auto cells = [&](int64_t expert) { return cells_of_expert(layer, expert, gate); };
+            if (item.what == "bias") {
+                for (int64_t e = 0; e < E; ++e) out.put({Model::bias_name(layer), e, layer}, item.id);
+            } else if (item.what == "reinit") {
+                for (int64_t expert : list_of(a, "experts"))
+                    for (const Cell& cell : cells(expert)) out.put(cell, item.id);
+            } else {
+                bool swaps = item.what == "swap";
+                auto from = cells((swaps ? a["experts"][0] : a["from"]).get<int64_t>()), to = cells((swaps ? a["experts"][1] : a["to"]).get<int64_t>());
+                for (size_t i = 0; i < from.size(); ++i) {
+                    if (swaps) out.exchange(from[i], to[i]);
+                    else out.copy(from[i], to[i], item.id);
+                }
+            }
+        }
+    }
     return out;
 }
 
-/// An expert's matrices, with `gate` also its row of the router and its bias. The same order for every expert.
-std::vector<Interventions::Part> Interventions::parts_of(int64_t layer, int64_t expert, bool gate, std::map<std::string, OwnedPiece>& pieces) const {
-    std::vector<Part> list;
-    ParamStore& store = model_.store();
-    auto add = [&](const std::string& name, int64_t row) {
-        Part p{name, {}, {}, {}, store.spec(name).init_std, 0};
-        auto shape = store.spec(name).shape;
-        if (row >= 0) p.first = row * shape[1];
-        if (auto it = pieces.find(name); it != pieces.end()) {
-            const OwnedPiece& piece = it->second;
-            int64_t n = row >= 0 ? shape[1] : piece.master.data.numel();
-            p.master = piece.master.view({-1}).narrow(p.first, n);
-            for (auto& s : piece.state) p.state.push_back(s.view({-1}).narrow(0, p.first, n));
-        } else {
-            at::Tensor value = store.value(name).view({-1});
-            p.plain = row >= 0 ? value.narrow(0, p.first, shape[1]) : value;
+/// The values that an act brings. `parameter` is a parameter's.
+Contents::Maker Interventions::maker(const Item& item, const at::Tensor& parameter) const {
+    const Values& a = item.args;
+    if (item.what == "bias") return [values = a["values"].get<std::vector<double>>()](const Cell& cell) { return std::vector<Tensor>{at::scalar_tensor(values.at(size_t(cell.row)), at::kDouble)}; };
+    if (item.what == "parameter") return [parameter](const Cell& cell) { return std::vector<Tensor>{cell.row < 0 ? parameter : parameter.narrow(0, cell.row, 1)}; };
+    if (item.what != "reinit") return {};
+    auto r = draw({uint64_t(model_.config().seed), routing::kScriptPurpose, uint32_t(item.id), 0}, uint64_t(item.step));
+    uint64_t seed = a.contains("seed") ? uint64_t(a["seed"].get<int64_t>()) : uint64_t(r[0]) << 32 | r[1];
+    return [this, seed](const Cell& cell) {
+        if (cell.bias_of >= 0) return std::vector<Tensor>{at::zeros({}, at::kDouble)};
+        const TensorSpec& spec = model_.store().spec(cell.name);
+        auto shape = spec.shape;
+        if (cell.row >= 0) shape[0] = 1;
+        at::Tensor values = at::zeros(shape, at::kDouble);
+        if (spec.init_std > 0) {
+            normal(seed, cell.name, std::max<int64_t>(cell.row, 0) * values.numel(), values.numel(), values.mutable_data_ptr<double>());
+            values.mul_(spec.init_std);
         }
-        list.push_back(std::move(p));
+        std::vector<Tensor> out(1 + size_t(model_.options().num_moments), at::zeros(shape, at::kDouble));
+        out[0] = values;
+        return out;
     };
-    for (const char* matrix : {"gate_proj", "up_proj", "down_proj"}) add(fmt::format("{}experts.{}.{}.weight", prefix(layer), expert, matrix), -1);
-    if (!gate) return list;
-    add(prefix(layer) + "gate.weight", expert);
-    if (at::Tensor bias = model_.bias(layer); bias.defined()) list.push_back({Model::bias_name(layer), {}, {}, bias.narrow(0, expert, 1), 0, expert});
-    return list;
 }
 
-void Interventions::act(Item& item) {
-    at::NoGradGuard no_grad;
-    const Values& a = item.args;
-    bool gate = a.value("gate", false);
-    auto keep = [&](const Part& p) {
-        item.kept.emplace_back("", p.read());
-        for (auto& s : p.state) item.kept.emplace_back("", s.clone());
-    };
-    if (item.what == "bias") {
-        for (int64_t layer : a["layers"].get<std::vector<int64_t>>())
-            MOE_CHECK(model_.bias(layer).defined() || model_.mesh().num_stages() > 1, state, fmt::format("bias: layer {}", layer), "a router without a selection bias", "model.moe.use_aux_loss_free", "offset = … acts on any router");
-        item.before = Values::object();
-        for (int64_t layer : a["layers"].get<std::vector<int64_t>>()) {
-            at::Tensor bias = model_.bias(layer);
-            if (!bias.defined()) continue;
-            at::Tensor old = bias.to(at::kCPU, at::kDouble).contiguous();
-            item.before[std::to_string(layer)] = std::vector<double>(old.const_data_ptr<double>(), old.const_data_ptr<double>() + old.numel());
-            bias.copy_(at::tensor(a["values"].get<std::vector<double>>(), at::kDouble));
-        }
-    } else if (item.what == "swap") {
-        auto all = pieces();
-        for (int64_t layer : a["layers"].get<std::vector<int64_t>>()) {
-            auto x = parts_of(layer, a["experts"][0], gate, all), y = parts_of(layer, a["experts"][1], gate, all);
-            for (size_t i = 0; i < x.size(); ++i) {
-                at::Tensor old = x[i].read();
-                x[i].write(y[i].read());
-                y[i].write(old);
-                for (size_t s = 0; s < x[i].state.size(); ++s) {
-                    at::Tensor moment = x[i].state[s].clone();
-                    x[i].state[s].copy_(y[i].state[s]);
-                    y[i].state[s].copy_(moment);
-                }
-            }
-        }
-        model_.store().gather_values();
-    } else if (item.what == "duplicate") {
-        auto all = pieces();
-        for (int64_t layer : a["layers"].get<std::vector<int64_t>>()) {
-            auto from = parts_of(layer, a["from"], gate, all), to = parts_of(layer, a["to"], gate, all);
-            for (size_t i = 0; i < from.size(); ++i) {
-                keep(to[i]);
-                to[i].write(from[i].read());
-                for (size_t s = 0; s < to[i].state.size(); ++s) to[i].state[s].copy_(from[i].state[s]);
-            }
-        }
-        model_.store().gather_values();
-    } else if (item.what == "reinit") {
-        auto all = pieces();
-        auto r = draw({uint64_t(model_.config().seed), routing::kScriptPurpose, uint32_t(item.id), 0}, uint64_t(item.step));
-        uint64_t seed = a.contains("seed") ? uint64_t(a["seed"].get<int64_t>()) : uint64_t(r[0]) << 32 | r[1];
-        for (int64_t layer : a["layers"].get<std::vector<int64_t>>())
-            for (int64_t expert : a["experts"].get<std::vector<int64_t>>())
-                for (Part& p : parts_of(layer, expert, gate, all)) {
-                    keep(p);
-                    at::Tensor values = at::zeros({p.read().numel()}, at::kDouble);
-                    if (p.init_std > 0) {
-                        normal(seed, p.name, p.first, values.numel(), values.mutable_data_ptr<double>());
-                        values.mul_(p.init_std);
-                    }
-                    p.write(values);
-                    for (auto& s : p.state) s.zero_();
-                }
-        model_.store().gather_values();
-    } else if (item.what == "balance") {
-        MOE_CHECK(change_config_, state, "router.balance", "a model without a run", "run.model.router", "balance happens in training");
-        std::string kind = a.value("kind", ""), scope = a.value("scope", "sequence");
-        auto number = [&](const char* key, double fallback) {
-            if (!a.contains(key)) return fallback;
-            MOE_CHECK(a[key].is_number(), usage, std::string("balance: ") + key, a[key].dump(), "a number", "");
-            return a[key].get<double>();
-        };
-        const MoeConfig& now = model_.config().model.moe;
-        bool moves = kind == "aux_free" || kind == "custom";
-        MOE_CHECK(moves || kind == "aux" || kind == "none", usage, "balance: kind", '"' + kind + '"', "aux, aux_free, none or custom", "moe.balance makes them");
-        MOE_CHECK(kind != "aux" || scope == "sequence" || scope == "batch" || scope == "global", usage, "balance: scope", '"' + scope + '"', "sequence, batch or global", "");
-        double alpha = kind == "aux" ? number("alpha", 1e-3) : 0;
-        Values set = {{"model.moe.sequence_aux_loss_weight", scope == "sequence" ? alpha : 0.0}, {"model.moe.router_aux_loss_weight", scope == "batch" ? alpha : 0.0}, {"model.moe.global_aux_loss_weight", scope == "global" ? alpha : 0.0},
-                    {"model.moe.balance_loss_weight", 0.0}, {"model.moe.bias_update_speed", kind == "aux_free" ? number("speed", now.bias_update_speed > 0 ? now.bias_update_speed : 1e-3) : 0.0}};
-        if (kind == "aux_free") set["model.moe.bias_update_rule"] = a.value("rule", now.bias_update_rule);
-        if (moves) set["model.moe.use_aux_loss_free"] = true;
-        item.before = change_config_(set);
-    } else if (item.what == "set") {
-        MOE_CHECK(change_config_, state, "set", "a model without a run", "a run", "");
-        item.before = change_config_(a["changes"]);
-    }
+void Interventions::check_act(const Item& item) const {
+    if (item.what != "bias") return;
+    for (int64_t layer : list_of(item.args, "layers"))
+        MOE_CHECK(contents_.bias(layer).defined(), state, fmt::format("bias: layer {}", layer), "a router without a selection bias", "model.moe.use_aux_loss_free", "offset = … acts on any router");
+}
+
+/// By layer, as plain values.
+Values Interventions::biases(const Values& layers) const {
+    Values out = Values::object();
+    for (int64_t layer : layers.get<std::vector<int64_t>>())
+        if (at::Tensor bias = contents_.bias(layer); bias.defined()) out[std::to_string(layer)] = std::vector<double>(bias.const_data_ptr<double>(), bias.const_data_ptr<double>() + bias.numel());
+    return out;
 }
 
 Change Interventions::set_parameter(const std::string& name, const at::Tensor& value, int64_t step) {
     at::NoGradGuard no_grad;
-    Item item{next_id_, step, "parameter", {{"name", name}}, {}, {}, {}};
-    at::Tensor old = model_.store().master(name), given = value.detach();
-    model_.store().set(name, given);
-    item.kept.emplace_back(name, old);
+    ParamStore& store = model_.store();
+    const auto& world = model_.mesh().world;
+    at::Tensor given = value.detach();
+    bool somewhere = world.all_reduce(int64_t(store.has(name)), dist::ReduceOp::max) > 0;
+    agree(world, [&] {
+        if (!store.has(name) && somewhere) return;
+        auto shape = store.spec(name).shape;                            // throws for a name that no rank has
+        MOE_CHECK(given.defined() && given.sizes() == at::IntArrayRef(shape), shape, name, describe(given), shape_text(shape), "");
+        MOE_CHECK(at::isFloatingType(given.scalar_type()), dtype, name, dtype_text(given.scalar_type()), "a float dtype", "");
+    });
+    at::Tensor old = contents_.whole({name});
+    Item item{next_id_, step, "parameter", {{"name", name}}, {}};
     if (int64_t(given.nbytes()) <= kStoredBytes) item.args["value"] = tensor_to_values(given);
     item.args["hash"] = fmt::format("{:016x}", hash_of(given));
-    Change change{item.id, item.what, fmt::format("{:016x}", hash_of(old)), item.args["hash"]};
-    items_.push_back(std::move(item));
-    ++next_id_;
-    limit_kept();
+    Change change = append(std::move(item), given);
+    change.before = fmt::format("{:016x}", hash_of(old));
+    change.after = items_.back().args["hash"];
     return change;
-}
-
-/// Puts back what keep() took, in the same order.
-void Interventions::put_back(const Item& item) {
-    auto all = pieces();
-    const Values& a = item.args;
-    bool gate = a.value("gate", false);
-    size_t next = 0;
-    auto put = [&](const Part& p) {
-        p.write(item.kept.at(next++).second);
-        for (auto& s : p.state) s.copy_(item.kept.at(next++).second);
-    };
-    for (int64_t layer : a["layers"].get<std::vector<int64_t>>()) {
-        auto experts = item.what == "duplicate" ? std::vector<int64_t>{a["to"].get<int64_t>()} : a["experts"].get<std::vector<int64_t>>();
-        for (int64_t expert : experts)
-            for (const Part& p : parts_of(layer, expert, gate, all)) put(p);
-    }
-    model_.store().gather_values();
-}
-
-void Interventions::undo_act(Item& item) {
-    at::NoGradGuard no_grad;
-    bool needs_kept = item.what == "duplicate" || item.what == "reinit" || item.what == "parameter";
-    MOE_CHECK(!needs_kept || !item.kept.empty(), state, "undo: " + text(item.what, item.args), "values before that are gone", fmt::format("one of the last {} of this process", kMaxKept), "a checkpoint does not carry them: run:restore goes back as a whole");
-    if (item.what == "bias") {
-        for (auto it = item.before.begin(); it != item.before.end(); ++it)
-            if (at::Tensor bias = model_.bias(std::stoll(it.key())); bias.defined()) bias.copy_(at::tensor(it.value().get<std::vector<double>>(), at::kDouble));
-    } else if (item.what == "swap") {
-        Item again{0, 0, "swap", item.args, {}, {}, {}};
-        act(again);
-    } else if (item.what == "parameter") {
-        model_.store().set(item.kept[0].first, item.kept[0].second);
-    } else if (needs_kept) {
-        put_back(item);
-    } else if (item.what == "set" || item.what == "balance") {
-        change_config_(item.before);
-    }
-}
-
-void Interventions::limit_kept() {
-    size_t n = 0;
-    for (auto it = items_.rbegin(); it != items_.rend(); ++it)
-        if (!it->kept.empty() && ++n > kMaxKept) it->kept.clear();
 }
 
 }  // namespace moe::train

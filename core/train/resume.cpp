@@ -73,15 +73,15 @@ std::string at_path(const std::string& what) {
 }
 
 /// Adds {"key", "old", "new"} for each leaf that differs.
-void add_changes(const OrderedJson& old_value, const OrderedJson& new_value, const std::string& path, OrderedJson& out) {
-    if (old_value == new_value) return;
-    if (!old_value.is_object() || !new_value.is_object()) {
-        out.push_back({{"key", path}, {"old", old_value}, {"new", new_value}});
+void add_changes(const OrderedJson& before, const OrderedJson& after, const std::string& path, OrderedJson& out) {
+    if (before == after) return;
+    if (!before.is_object() || !after.is_object()) {
+        out.push_back({{"key", path}, {"old", before}, {"new", after}});
         return;
     }
-    for (auto it = new_value.begin(); it != new_value.end(); ++it) {
+    for (auto it = after.begin(); it != after.end(); ++it) {
         std::string key = path.empty() ? it.key() : path + "." + it.key();
-        add_changes(old_value.contains(it.key()) ? old_value.at(it.key()) : OrderedJson(), it.value(), key, out);
+        add_changes(before.contains(it.key()) ? before.at(it.key()) : OrderedJson(), it.value(), key, out);
     }
 }
 

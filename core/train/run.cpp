@@ -7,6 +7,7 @@
 #include "core/metrics/statistics.h"
 #include "core/plan/count.h"
 #include "core/routing/balance.h"
+#include "core/train/agree.h"
 #include "core/train/hardware.h"
 #include "core/train/optimizer.h"
 #include "core/train/recompute.h"
@@ -60,7 +61,7 @@ std::string StepMetrics::json() const {
 }
 
 Run::Run(const Config& config, const RunOptions& options, const dist::Group& world)
-    : config_(resolved(config)), options_(options), mesh_(dist::make_mesh(config_.distributed, world)) {
+    : config_(resolved(config)), options_(options), mesh_(dist::make_mesh(config_.distributed, world.split(0, world.rank()))) {      // groups of its own: another run may train in another thread
     bool alone = mesh_.world.size() == 1;
     if (!config_.training.dynamic_batch_tokens) config_.training.micro_batches(mesh_.dp.size());      // throws where it does not divide
     MOE_CHECK(alone || config_.device.value_or("cpu") == "cpu", device, "device", fmt::format("cuda on {} ranks", mesh_.world.size()), "one rank on a GPU, or device=cpu",
@@ -133,13 +134,18 @@ double Run::noise_std() const {
     return c.router_noise_std * std::max(0.0, 1 - double(step_) / std::max(steps, 1.0));
 }
 
-/// This rank's micro-batches of the next step, their losses scaled so that the sum over micro-batches and ranks is the mean.
-std::vector<MicroBatch> Run::load_batch() {
-    RECORD_USER_SCOPE("data");
+/// This rank's sequences of the next step.
+data::Batch Run::next_batch() {
     auto& t = config_.training;
-    int64_t sequences = sequences_of_step(t, tokens_, mesh_.dp.size(), *loader_), mine = sequences / mesh_.dp.size(), first = mesh_.dp.rank() * mine, per = t.micro_batch_size;
+    int64_t sequences = sequences_of_step(t, tokens_, mesh_.dp.size(), *loader_), mine = sequences / mesh_.dp.size(), first = mesh_.dp.rank() * mine;
     step_tokens_ = sequences * t.seq_length;
-    data::Batch batch = interventions_->controls().data ? scripted_batch(sequences, first, mine) : loader_->next(sequences, first, mine);
+    return interventions_->controls().data ? scripted_batch(sequences, first, mine) : loader_->next(sequences, first, mine);
+}
+
+/// This rank's micro-batches of the next step, their losses scaled so that the sum over micro-batches and ranks is the mean.
+std::vector<MicroBatch> Run::load_batch(const data::Batch& batch) {
+    auto& t = config_.training;
+    int64_t mine = batch.ids.size(0), first = mesh_.dp.rank() * mine, per = t.micro_batch_size;
     std::vector<double> totals = count_targets(batch);
     std::vector<MicroBatch> out;
     for (int64_t row = 0; row < mine; row += per) {
@@ -181,6 +187,26 @@ void Run::compute(std::vector<MicroBatch>& batches) {
                   "lower training.micro_batch_size (more of them make up for it) or seq_length, or set training.gradient_checkpointing to selective or full; the step is undone, the run can go on");
     } catch (...) {
         undo();
+        throw;
+    }
+}
+
+/// True where forward and backward have no collectives: a rank that fails there leaves nobody waiting.
+bool Run::computes_alone() const { return mesh_.tp.size() * mesh_.pp.size() * mesh_.ep.size() * mesh_.cp.size() == 1 && config_.distributed.zero_stage < 3 && !global_load_; }
+
+/// compute(), where an error on one rank is thrown on all, and the step is undone on all.
+void Run::compute_on_all(std::vector<MicroBatch>& batches) {
+    bool alone = computes_alone();
+    HookFailures::Kept kept(options_.compiler.failures, mesh_.world.size() > 1);
+    if (!alone) compute(batches);
+    try {
+        agree(mesh_.world, [&] {
+            if (alone) compute(batches);
+            kept.rethrow();
+        });
+    } catch (...) {
+        model_->store().zero_grads();
+        ledger_->clear();
         throw;
     }
 }
@@ -264,13 +290,24 @@ StepMetrics Run::step() {
     is_in_step_ = true;
     if (std::exchange(has_foreign_grads_, false)) model_->store().zero_grads();
     auto start = std::chrono::steady_clock::now();
+    was_interrupted_ = false;
     StepMetrics m;
-    m.lr = next_learning_rate();
     auto position = loader_->state();
     std::vector<MicroBatch> batches;
     try {
-        batches = load_batch();
-        compute(batches);
+        RECORD_USER_SCOPE("data");
+        data::Batch batch;
+        agree(mesh_.world, [&] {                      // before the step's first collective
+            m.lr = next_learning_rate();
+            batch = next_batch();
+        });
+        batches = load_batch(batch);
+    } catch (...) {                                    // the step's data comes again
+        loader_->restore(position);
+        throw;
+    }
+    try {
+        compute_on_all(batches);
     } catch (...) {                                    // the step's data comes again
         loader_->restore(position);
         throw;
@@ -285,7 +322,8 @@ StepMetrics Run::step() {
     last_counts_ = last_counts_by_domain_.sum(1);
     LossScale scale = loss_scale_;
     try {
-        make_scripted_biases();
+        if (interventions_->controls().bias_rule) agree(mesh_.world, [&] { make_scripted_biases(); });
+        else make_scripted_biases();
         apply(m);
     } catch (...) {                                    // a script: weights change only where all of it went well
         loss_scale_ = scale;
@@ -370,6 +408,7 @@ Evaluation Run::evaluate(routing::Trace* trace, int64_t max_batches) {
     int64_t depth = t.mtp_depth();
     Tensor sum = at::zeros({2, D}, at::kDouble), accepted = at::zeros({2, depth}, at::kDouble);      // loss and tokens by domain; agreements and places by module
     if (trace) trace->set_domains(loader->domains());
+    HookFailures::Kept kept(options_.compiler.failures, mesh_.world.size() > 1);
     for (int64_t i = 0; i < (max_batches > 0 ? max_batches : config_.validation.max_batches); ++i) {
         throw_if_interrupted();
         data::Batch b = loader->next(per * ranks, per * mesh_.dp.rank(), per);
@@ -379,8 +418,9 @@ Evaluation Run::evaluate(routing::Trace* trace, int64_t max_batches) {
         batch.token_loss = &losses;
         batch.trace = trace;
         if (depth > 0) batch.predicted = &predicted;
-        if (trace) trace->begin(batch.ids_T, batch.domain_T, batch.S);
+        if (trace) agree(mesh_.world, [&] { trace->begin(batch.ids_T, batch.domain_T, batch.S); });
         executor_->run_forward(batch);
+        if (trace) trace->gather(mesh_);
         if (!mesh_.is_last()) continue;
         Tensor counted = batch.targets_T.ge(0).to(at::kCPU, at::kDouble), domain = batch.domain_T.to(at::kCPU, at::kLong).clamp_min(0);
         sum[0].scatter_add_(0, domain, losses.to(at::kCPU, at::kDouble) * counted);
@@ -392,6 +432,7 @@ Evaluation Run::evaluate(routing::Trace* trace, int64_t max_batches) {
             accepted[1][k - 1] += valid.sum().to(at::kCPU, at::kDouble);
         }
     }
+    agree(mesh_.world, [&] { kept.rethrow(); });
     mesh_.world.all_reduce(sum);
     if (depth > 0) mesh_.world.all_reduce(accepted);
     Evaluation e;

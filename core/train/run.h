@@ -78,7 +78,7 @@ public:
     StepMetrics step();
     /// Steps until `num_steps` more are done; `on_step` may return false to stop. Ends early when is_stopping().
     void train(int64_t num_steps, const std::function<bool(const StepMetrics&)>& on_step = {});
-    /// Validation loss by domain; the router's counts and biases do not move. With `trace`, decisions are recorded. max_batches 0 = config's.
+    /// Validation loss by domain; the router's counts and biases do not move. With `trace`, decisions are recorded, of all ranks on every rank. max_batches 0 = config's.
     Evaluation evaluate(routing::Trace* trace = nullptr, int64_t max_batches = 0);
 
     /// Saves the state and waits until it is on the disk: "" as checkpoints/step_N, a name as checkpoints/<name>, which is never
@@ -116,9 +116,11 @@ public:
     /// Goes back, or forward, to the state of a checkpoint of the same model, in place: weights, optimizer, data, interventions and keys
     /// that may change. Steps from here on belong to the next attempt. Throws moe::Error as find_checkpoint and load_state.
     void restore_from(const std::string& what);
-    /// Where a step asks between its segments, and an evaluation between its batches, whether to give up (one rank only): null for never.
-    /// What was given up is undone and throws moe::Error (interrupted).
+    /// Where a step asks between its segments, and an evaluation between its batches, whether to give up: null for never. What was given up is
+    /// undone and throws moe::Error (interrupted). On several ranks a step ends first, and was_interrupted() tells.
     void set_interrupt(const std::atomic<bool>* flag);
+    /// Several ranks: during the last step one of them was interrupted. The same on all.
+    bool was_interrupted() const { return was_interrupted_; }
     /// Held by whoever steps or touches the run while another thread may do so.
     StepEdge& edge() { return edge_; }
     /// Somebody else has added to the main gradients: the next step begins with none.
@@ -144,8 +146,11 @@ public:
 private:
     std::vector<double> count_targets(const data::Batch& batch) const;
     double noise_std() const;
-    std::vector<MicroBatch> load_batch();
+    data::Batch next_batch();
+    std::vector<MicroBatch> load_batch(const data::Batch& batch);
     void compute(std::vector<MicroBatch>& batches);
+    void compute_on_all(std::vector<MicroBatch>& batches);
+    bool computes_alone() const;
     Tensor losses_of(const std::vector<MicroBatch>& batches) const;
     void sum_losses(Tensor sums, StepMetrics& m);
     void take_counts();
@@ -204,7 +209,8 @@ private:
     Values live_changes_ = Values::object();                    ///< keys that were changed between steps, with the first configuration's values
     StepEdge edge_;
     const std::atomic<bool>* interrupt_ = nullptr;
-    bool is_in_step_ = false, has_foreign_grads_ = false;
+    const std::atomic<bool>* edge_interrupt_ = nullptr;      ///< the same on several ranks, looked at after a step
+    bool is_in_step_ = false, has_foreign_grads_ = false, was_interrupted_ = false;
     std::map<int64_t, Tensor> scripted_biases_;             ///< by layer: what the step at hand ends with
     std::atomic<int64_t> step_ = 0;
     int64_t updates_ = 0, num_steps_ = 0, tokens_ = 0, step_tokens_ = 0, skipped_ = 0, skipped_in_a_row_ = 0;

@@ -6,6 +6,7 @@
 #include "core/config/load.h"
 #include "core/plan/count.h"
 #include "core/tensor/check.h"
+#include "core/train/agree.h"
 #include "core/train/optimizer.h"
 #include "core/train/resume.h"
 #include "core/train/run.h"
@@ -68,6 +69,7 @@ double Run::next_learning_rate() const {
 
 void Run::set_interrupt(const std::atomic<bool>* flag) {
     interrupt_ = mesh_.world.size() == 1 ? flag : nullptr;
+    edge_interrupt_ = flag;
     executor_->set_interrupt(interrupt_);
 }
 
@@ -120,8 +122,8 @@ Values Run::change_config(const Values& flat) {
 void Run::log_change(const std::string& event, const Change& change, const Values& args) {
     Values facts = {{"id", change.id}, {"what", change.what}};
     if (!args.is_null()) facts["args"] = args;
-    facts["old"] = change.old_value;
-    facts["new"] = change.new_value;
+    facts["old"] = change.before;
+    facts["new"] = change.after;
     add_event(event, facts);
     if (graph_) graph_->reset();
     settle_writes();
@@ -158,7 +160,8 @@ void Run::replay(const Values& event) {
         Values live = Values::object();
         for (auto& change : event.value("changes", Values::array()))
             if (std::string key = change.at("key"); is_of(key, live_keys())) live[key] = change.at("new");
-        if (!live.empty()) intervene("set", {{"changes", live}});
+        if (!live.empty()) change_config(live);        // no intervention: it has no number and nobody can take it back
+        add_event("resume", {{"from", event.value("from", "")}, {"changes", event.value("changes", Values::array())}});
         return;
     }
     if (kind == "undo") {
@@ -199,33 +202,50 @@ void Run::make_scripted_biases() {
     }
 }
 
-/// The optimizer's step by a script, parameter after parameter.
+/// The optimizer's step by a script, parameter after parameter. Every rank that has a part of one calls it with the whole.
 void Run::update_by_script(double lr, double norm, double scale) {
     at::NoGradGuard no_grad;
-    MOE_CHECK(mesh_.world.size() == 1, state, "run.optimizer", fmt::format("{} ranks", mesh_.world.size()), "one rank", "");
     ParamStore& store = model_->store();
     double clip = config_.training.grad_clip > 0 && norm > config_.training.grad_clip ? config_.training.grad_clip / norm : 1;
     // All of them first: a script that fails leaves every weight and moment as it was.
     struct Next {
-        const OwnedPiece* piece;
+        OwnedPiece piece;
         Tensor value;
         std::vector<Tensor> state;
     };
-    auto pieces = store.owned(false);
+    std::map<std::string, std::vector<OwnedPiece>> pieces;
+    for (OwnedPiece& p : store.owned(false)) pieces[p.rectangle.name].push_back(std::move(p));
     std::vector<Next> next;
-    for (const OwnedPiece& p : pieces) {
-        const std::string& name = p.rectangle.name;
+    std::exception_ptr failure;                        // the others still wait for this rank's parts
+    for (const std::string& name : store.names()) {
         if (store.spec(name).frozen) continue;
-        Next n{&p, p.master.read().clone(), {}};
-        for (auto& s : p.state) n.state.push_back(s.clone());
-        Tensor grad = store.grad(name).to(n.value.scalar_type()) * (clip / scale), got = interventions_->controls().optimizer(name, n.value.clone(), grad, n.state, updates_ + 1, lr);
-        MOE_CHECK(got.defined() && got.sizes() == n.value.sizes(), shape, "run.optimizer: " + name, got.defined() ? shape_text(got.sizes()) : "nothing", shape_text(n.value.sizes()), "the function gives the parameter's next value");
-        n.value = got;
-        next.push_back(std::move(n));
+        Tensor value = store.master(name), grad = store.whole_grad(name).to(value.scalar_type()) * (clip / scale), got;
+        std::vector<Tensor> state = store.whole_state(name);
+        if (failure || !pieces.contains(name)) continue;
+        try {
+            auto shape = value.sizes().vec();
+            got = interventions_->controls().optimizer(name, value, grad, state, updates_ + 1, lr);
+            MOE_CHECK(got.defined() && got.sizes() == at::IntArrayRef(shape), shape, "run.optimizer: " + name, got.defined() ? shape_text(got.sizes()) : "nothing", shape_text(shape), "the function gives the parameter's next value");
+        } catch (const std::exception&) {
+            failure = std::current_exception();
+            continue;
+        }
+        for (OwnedPiece& p : pieces[name]) {
+            auto part = [&](Tensor t) {
+                for (size_t d = 0; d < p.rectangle.shape.size(); ++d) t = t.narrow(int64_t(d), p.rectangle.offset[d], p.rectangle.shape[d]);
+                return mesh_.world.size() == 1 ? t : t.clone();                                   // a view would keep all of it
+            };
+            Next n{p, part(got), {}};
+            for (auto& s : state) n.state.push_back(part(s));
+            next.push_back(std::move(n));
+        }
     }
+    agree(mesh_.world, [&] {
+        if (failure) std::rethrow_exception(failure);
+    });
     for (Next& n : next) {
-        n.piece->master.write(n.value);
-        for (size_t i = 0; i < n.state.size(); ++i) n.piece->state[i].copy_(n.state[i]);
+        n.piece.master.write(n.value);
+        for (size_t i = 0; i < n.state.size(); ++i) n.piece.state[i].copy_(n.state[i]);
     }
     store.gather_values();
     store.begin_grads();

@@ -209,11 +209,13 @@ void Run::at_edge() {
     std::error_code ignored;
     bool stop_file = world.rank() == 0 && !folder_.empty() && fs::exists(folder_ + "/stop", ignored);
     // What any rank met or wants, all ranks act on.
-    Tensor any = at::zeros({3}, at::kLong);
-    bool mine[] = {bool(write_error_), checkpoints_->has_failed(), stop_file || stop_requested()};
-    for (int i = 0; i < 3; ++i) any[i] = int64_t(mine[i]);
+    Tensor any = at::zeros({4}, at::kLong);
+    bool interrupted = world.size() > 1 && edge_interrupt_ && *edge_interrupt_;
+    bool mine[] = {bool(write_error_), checkpoints_->has_failed(), stop_file || stop_requested(), interrupted};
+    for (int i = 0; i < 4; ++i) any[i] = int64_t(mine[i]);
     world.all_reduce(any, dist::ReduceOp::max);
     bool write_failed = any[0].item<int64_t>(), save_failed = any[1].item<int64_t>(), stops_now = any[2].item<int64_t>() && !is_stopping_, ends = stops_now || step_ == num_steps_;
+    was_interrupted_ = any[3].item<int64_t>();
     if (save_failed) checkpoints_->finish();                                // throws
     if (!folder_.empty() && config_.checkpointing.enabled) {
         if (step_ % config_.training.save_interval == 0) begin_periodic_save();

@@ -283,12 +283,17 @@ Tensor Executor::run_attached(std::vector<MicroBatch>& batches) {
     return main_loss(batches.data(), batches.size());
 }
 
-Tensor Executor::run_forward(MicroBatch& batch) {
+Tensor Executor::run_forward(MicroBatch& batch, bool with_losses) {
     at::NoGradGuard no_grad;
     auto& mesh = model_.mesh();
     Slots slots = {{"anchor", anchor()}};
     if (!mesh.is_first()) receive(slots[kBoundary], mesh.pp.rank() - 1, batch.ids_T.numel());
-    model_.run_segments(batch, 0, model_.segments().size(), slots);
+    for (size_t s = 0; s < model_.segments().size(); ++s) {
+        if (interrupt_ && *interrupt_) throw Error({ErrorKind::interrupted, "interrupted", "", "", "", "", -1, ""});
+        const Segment& segment = model_.segments()[s];
+        bool is_loss = segment.writes.size() == 1 && segment.writes[0] == kLoss;
+        if (with_losses || !is_loss) model_.run_segments(batch, s, s + 1, slots);
+    }
     if (!mesh.is_last()) send(slots.at(kBoundary), mesh.pp.rank() + 1);
     mesh.pp.flush();
     sent_.clear();

@@ -57,8 +57,8 @@ public:
     void set_recompute(std::vector<int> spans);
     /// Asked between operations: where it is true the program ends with moe::Error (interrupted). Null for never. For one rank: others would wait.
     void set_interrupt(const std::atomic<bool>* flag) { interrupt_ = flag; }
-    /// Forward only, nothing kept: evaluation. On several stages every rank calls it.
-    Tensor run_forward(MicroBatch& batch);
+    /// Forward only, nothing kept: evaluation, or without the heads and their losses a look at what comes before. On several ranks each calls it.
+    Tensor run_forward(MicroBatch& batch, bool with_losses = true);
 
 private:
     using Slots = std::map<std::string, Tensor>;

@@ -255,7 +255,7 @@ const Binding kContext_[] = {
     {"saved", context_saved, "ctx:saved(): in backward, the tensors that forward saved."},
 };
 
-int new_operator(lua_State* L) {
+int make_operator(lua_State* L) {
     check_table(L, 1, "parts");
     Options o(L, 1, {"name", "forward", "backward"});
     for (const char* part : {"forward", "backward"}) {
@@ -314,7 +314,7 @@ const Binding kOperators[] = {
     {"__tostring", text, "tostring(op): its name."},
 };
 const Binding kFunctions[] = {
-    {"autograd", new_operator,
+    {"autograd", make_operator,
      "moe.autograd {forward = function(ctx, …) … end, backward = function(ctx, gradient, …) … end, name =}: an operator of two functions. forward gets the call's arguments, tensors or any\n"
      "other, and gives one or more tensors; it must not change its arguments. backward gets the gradient of each result and gives one of each argument, nil where there is none. ctx is a\n"
      "table for what both need: ctx.x = x for arguments, ctx:save(y) and ctx:saved() for results; ctx.needs_grad[i]: whether argument i needs a gradient. Without backward the results have no gradient.\n"

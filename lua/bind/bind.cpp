@@ -14,7 +14,7 @@ void push_moe(lua_State* L) {
     lua_pushstring(L, kCommit);
     lua_setfield(L, -2, "commit");
     for (auto* open : {open_help, open_json, open_system, open_machine, open_process, open_tensor, open_random, open_autograd, open_npy, open_cuda, open_bench, open_kernels, open_config, open_store,
-                       open_model, open_trace, open_router, open_layers, open_run, open_draw, open_datasets})
+                       open_model, open_trace, open_router, open_layers, open_run, open_draw, open_datasets, open_ranks})
         open(L);
 }
 }  // namespace moe::lua

@@ -29,5 +29,6 @@ void open_layers(lua_State* L);
 void open_run(lua_State* L);
 void open_draw(lua_State* L);
 void open_datasets(lua_State* L);
+void open_ranks(lua_State* L);
 
 }  // namespace moe::lua

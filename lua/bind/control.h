@@ -16,6 +16,10 @@
 #include <utility>
 #include <vector>
 
+namespace moe::train {
+class Meeting;
+}
+
 namespace moe::lua {
 
 /// The lock of a Lua state: whoever calls its API holds it. Recursive, and given in the order in which it was asked for. A session's public methods hold it while they run; a thread that trains in the
@@ -66,6 +70,8 @@ struct Control {
     std::shared_ptr<StateLock> lock = std::make_shared<StateLock>();
     std::shared_ptr<std::atomic<bool>> alive = std::make_shared<std::atomic<bool>>(true);   ///< false once the state is about to be closed: whoever holds a reference into it asks
     std::deque<std::pair<std::string, std::string>> chunks;         ///< name and text of what was loaded last, newest first, for the source of its functions
+    std::shared_ptr<train::Meeting> ranks;               ///< where this thread meets those of the other ranks; null on one rank
+    int alone = 0;                                       ///< above 0: what runs is this rank's alone
     std::vector<std::weak_ptr<Background>> background;              ///< ended before the state is closed
     std::list<BackgroundThread> threads;                            ///< joined before the state is closed: a program that ends must not have one that still frees what it worked with
 };

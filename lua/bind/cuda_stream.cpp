@@ -10,7 +10,7 @@ namespace moe::lua {
 namespace {
 using Guard = c10::impl::VirtualGuardImpl;
 
-int new_stream(lua_State* L) {
+int make_stream(lua_State* L) {
     Options o(L, 1, {"device", "priority"});
     require_cuda_device("moe.cuda.stream");
     at::Device device = device_named(o.string("device", "cuda"));
@@ -56,7 +56,7 @@ int synchronize(lua_State* L) {
     return 0;
 }
 const Binding kFunctions[] = {
-    {"stream", new_stream, "moe.cuda.stream({device = \"cuda\", priority = \"normal\" | \"high\"}): a stream of a GPU from LibTorch's pool."},
+    {"stream", make_stream, "moe.cuda.stream({device = \"cuda\", priority = \"normal\" | \"high\"}): a stream of a GPU from LibTorch's pool."},
     {"synchronize", synchronize, "moe.cuda.synchronize(): waits until the GPU has done all its work; errors of kernels show here."},
 };
 }  // namespace

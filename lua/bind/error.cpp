@@ -28,16 +28,6 @@ int error_to_string(lua_State* L) {
     return 1;
 }
 
-/// "file.lua:12" of the innermost Lua function on the stack, "" where there is none.
-std::string lua_place(lua_State* L) {
-    lua_Debug frame;
-    for (int level = 0; lua_getstack(L, level, &frame); ++level) {
-        lua_getinfo(L, "Sl", &frame);
-        if (frame.currentline > 0) return fmt::format("{}:{}", frame.short_src, frame.currentline);
-    }
-    return {};
-}
-
 std::string first_line(const char* text) {
     std::string_view view(text);
     return std::string(view.substr(0, view.find('\n')));
@@ -56,6 +46,15 @@ ErrorKind kind_of_torch_message(const std::string& message) {
     return ErrorKind::internal;
 }
 }  // namespace
+
+std::string lua_place(lua_State* L) {
+    lua_Debug frame;
+    for (int level = 0; lua_getstack(L, level, &frame); ++level) {
+        lua_getinfo(L, "Sl", &frame);
+        if (frame.currentline > 0) return fmt::format("{}:{}", frame.short_src, frame.currentline);
+    }
+    return {};
+}
 
 void push_error(lua_State* L, const ErrorParts& parts) {
     luaL_checkstack(L, 8, "error object");

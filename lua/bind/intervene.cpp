@@ -6,6 +6,7 @@
 #include "core/config/load.h"
 #include "lua/bind/control.h"
 #include "lua/bind/json.h"
+#include "lua/bind/ranks.h"
 #include "lua/bind/script.h"
 #include "lua/bind/tensor.h"
 
@@ -49,13 +50,13 @@ int text(lua_State* L) {
     return 1;
 }
 
-const Binding kMethods[] = {{"undo", undo, "h:undo(): takes the intervention back, in whatever order they were made. An event as well. A second time is an error."}};
+const Binding kMethods[] = {{"undo", on_all_ranks<undo>, "h:undo(): takes the intervention back, in whatever order they were made: what is left is what the others give in their order. An event as well. A second time is an error."}};
 const Binding kFields[] = {
     {"id", field_id, "h.id: its number in run.events."},
     {"active", field_active, "h.active: true until it is undone."},
 };
 const Binding kMeta[] = {{"__tostring", text, "tostring(h): what it does."}};
-constexpr Binding kClose = {"__close", close_handle, "local h <close> = …: undone at the end of the scope."};
+constexpr Binding kClose = {"__close", on_all_ranks<close_handle>, "local h <close> = …: undone at the end of the scope."};
 
 /// Events as a table of texts.
 int events_text(lua_State* L) {

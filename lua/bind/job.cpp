@@ -1,10 +1,15 @@
 #include "lua/bind/job.h"
 
 #include "core/base/log.h"
+#include "core/train/agree.h"
 #include "lua/bind/bind.h"
+#include "lua/bind/ranks.h"
 #include "lua/bind/script.h"
 
 #include <ATen/Parallel.h>
+
+#include <cstring>
+#include <type_traits>
 
 namespace moe::lua {
 struct JobValue {
@@ -38,6 +43,7 @@ Job::Job(lua_State* L, int run_index, int64_t num_steps) : value_(check<RunValue
     control_.json = session.json;
     control_.lock = session.lock;
     control_.alive = session.alive;
+    if (auto& world = value_.run->model().mesh().world; world.size() > 1) control_.ranks = std::make_shared<train::Meeting>(world.split(0, world.rank()));
     step_ = value_.run->current_step();
     run_index = lua_absindex(L, run_index);
     co_ = lua_newthread(L);
@@ -56,28 +62,62 @@ Job::~Job() {
 }
 
 void Job::begin(Control& session) {
+    if (is_on_ranks()) value_.run->edge().begin_turns();
     start_thread(session, [self = shared_from_this()] { self->work(); });
 }
 
 void Job::call_back(const train::StepMetrics& m, bool spikes) {
-    if (value_.state->num_callbacks == 0) return;
+    bool any = value_.state->num_callbacks > 0;
+    if (is_on_ranks()) any = control_.ranks->group().all_reduce(int64_t(any), dist::ReduceOp::max);
+    if (!any) return;
     std::lock_guard guard(*control_.lock);
     if (!*control_.alive) return;
     control_.running = co_;
     luaL_checkstack(co_, 10, "callbacks");
     int top = lua_gettop(co_);
-    lua_pushvalue(co_, 2);
-    lua_pushvalue(co_, 1);
-    lua_pushlightuserdata(co_, const_cast<train::StepMetrics*>(&m));
-    lua_pushboolean(co_, spikes);
     try {
-        call_protected(co_, 3, 0);
+        if (is_on_ranks()) {
+            lua_pushvalue(co_, 1);
+            settle(co_, 1, fmt::format("the callbacks of step {}", m.step), [&](lua_State* S) { fire_step(S, 1, m, spikes); });
+        } else {
+            lua_pushvalue(co_, 2);
+            lua_pushvalue(co_, 1);
+            lua_pushlightuserdata(co_, const_cast<train::StepMetrics*>(&m));
+            lua_pushboolean(co_, spikes);
+            call_protected(co_, 3, 0);
+        }
     } catch (...) {
         lua_settop(co_, top);
         control_.running = nullptr;
         throw;
     }
     control_.running = nullptr;
+}
+
+/// The run's step, which a stop may interrupt.
+void Job::one_step() {
+    auto& run = value_.run;
+    struct Interrupt {
+        train::Run& run;
+        ~Interrupt() { run.set_interrupt(nullptr); }
+    } interrupt{*run};
+    run->set_interrupt(&control_.interrupted);
+    train::StepMetrics m = run->step();
+    std::lock_guard guard(mutex_);
+    last_ = m;
+}
+
+/// What follows a step, outside of its edge.
+void Job::finish_step(const train::StepMetrics& m) {
+    step_ = m.step;
+    --left_;
+    bool spikes = is_spike(*value_.state, m.loss, value_.run->config().logging.alarms.spike_sigma);
+    {
+        std::lock_guard guard(mutex_);
+        in_step_ = false;
+    }
+    changed_.notify_all();
+    call_back(m, spikes);
 }
 
 void Job::train() {
@@ -88,7 +128,6 @@ void Job::train() {
             changed_.wait(guard, [&] { return !paused_ || stops_; });
             if (stops_ || run->is_stopping()) break;
         }
-        train::StepMetrics m;
         {
             run->edge().lock();
             std::unique_lock<train::StepEdge> edge(run->edge(), std::adopt_lock);
@@ -97,23 +136,33 @@ void Job::train() {
                 if (paused_ || stops_) continue;            // asked for while this waited
                 in_step_ = true;
             }
-            struct Interrupt {
-                train::Run& run;
-                ~Interrupt() { run.set_interrupt(nullptr); }
-            } interrupt{*run};
-            run->set_interrupt(&control_.interrupted);
-            m = run->step();
+            one_step();
         }
-        step_ = m.step;
-        --left_;
-        bool spikes = is_spike(*value_.state, m.loss, run->config().logging.alarms.spike_sigma);
+        finish_step(*last());
+    }
+}
+
+/// Every rank's thread comes through here alike: what it branches on is agreed upon.
+void Job::train_on_ranks() {
+    auto& edge = value_.run->edge();
+    edge.set_trainer();
+    for (;;) {
+        int64_t asked_by_all = control_.ranks->group().all_reduce(edge.asked(), dist::ReduceOp::min);
+        edge.grant_up_to(asked_by_all);
+        bool pauses, ends;
         {
             std::lock_guard guard(mutex_);
-            last_ = m;
-            in_step_ = false;
+            ends = stops_ || value_.run->is_stopping() || left_ <= 0;
+            pauses = paused_;
+            in_step_ = !ends && !pauses;
         }
-        changed_.notify_all();
-        call_back(m, spikes);
+        if (ends) break;
+        if (pauses) {
+            edge.wait_for_more_than(asked_by_all);          // every rank will be asked for the same
+            continue;
+        }
+        one_step();
+        finish_step(*last());
     }
 }
 
@@ -123,7 +172,7 @@ void Job::work() {
     at::set_num_threads(threads_);
     std::optional<ErrorParts> error;
     try {
-        train();
+        is_on_ranks() ? train_on_ranks() : train();
     } catch (const std::exception&) {
         error = current_exception_parts();
     }
@@ -135,29 +184,38 @@ void Job::work() {
         in_step_ = false;
         ended_ = true;
     }
+    if (is_on_ranks()) value_.run->edge().end_turns();
     changed_.notify_all();
-    if (error && result_ == Status::failed) log::warn(fmt::format("job: ended after step {}: {}", step_.load(), Error(*error).what()));
+    if (error && result_ == Status::failed && (!is_on_ranks() || control_.ranks->rank() == 0 || !train::is_agreed(*error))) log::warn(fmt::format("job: ended after step {}: {}", step_.load(), Error(*error).what()));
+}
+
+/// At once, or at the step where all ranks have asked for it.
+void Job::request(std::function<void()> f, bool wait) {
+    if (!is_on_ranks() || is_own_thread()) return f();
+    value_.run->edge().ask(std::move(f), wait);
 }
 
 void Job::pause() {
-    std::lock_guard guard(mutex_);
-    paused_ = true;
+    request([this] {
+        std::lock_guard guard(mutex_);
+        paused_ = true;
+    }, true);
 }
 
 void Job::resume() {
-    {
+    request([this] {
         std::lock_guard guard(mutex_);
         paused_ = false;
-    }
+    }, true);
     changed_.notify_all();
 }
 
 void Job::stop(bool now) {
-    {
+    request([this, now] {
         std::lock_guard guard(mutex_);
         stops_ = true;
-        if (now) control_.interrupted = true;
-    }
+        if (now && !is_on_ranks()) control_.interrupted = true;
+    }, false);
     changed_.notify_all();
 }
 
@@ -183,6 +241,21 @@ bool Job::is_training() const {
     std::lock_guard guard(mutex_);
     return !ended_ && (!paused_ || in_step_) && !is_own_thread();
 }
+Job::Status Job::common_status(lua_State* L) {
+    if (!is_on_ranks() || is_own_thread() || !ranks_of(L)) return status();
+    auto there = Status(std::stoi(from_rank_0(L, running(L), [&] { return std::to_string(int(status())); })));
+    if (there == Status::running || there == Status::paused) return there;
+    Unlocked unlocked(L);
+    wait([] { return false; });
+    return there;
+}
+bool Job::is_training_anywhere(lua_State* L) {
+    if (!is_on_ranks() || is_own_thread() || !ranks_of(L)) return is_training();
+    bool there = !from_rank_0(L, running(L), [&] { return std::string(is_training() ? "yes" : ""); }).empty();
+    Unlocked unlocked(L);
+    while (!there && is_training()) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    return there;
+}
 std::optional<ErrorParts> Job::error() const {
     std::lock_guard guard(mutex_);
     return error_;
@@ -200,12 +273,29 @@ std::shared_ptr<Job> job(lua_State* L) {
     return j;
 }
 
+/// What changes a job: on several ranks all must come.
+std::shared_ptr<Job> job_of_all(lua_State* L) {
+    auto j = job(L);
+    if (j->is_on_ranks()) meet(L);
+    return j;
+}
+
 int pause(lua_State* L) {
-    job(L)->pause();
+    auto j = job_of_all(L);
+    if (!j->is_on_ranks()) j->pause();
+    else {
+        Unlocked unlocked(L);
+        j->pause();
+    }
     return lua_settop(L, 1), 1;
 }
 int resume(lua_State* L) {
-    job(L)->resume();
+    auto j = job_of_all(L);
+    if (!j->is_on_ranks()) j->resume();
+    else {
+        Unlocked unlocked(L);
+        j->resume();
+    }
     return lua_settop(L, 1), 1;
 }
 
@@ -213,10 +303,28 @@ int resume(lua_State* L) {
 bool wait_for(lua_State* L, const std::shared_ptr<Job>& j, double secs) {
     MOE_CHECK(!j->is_own_thread(), state, running(L), "a callback of the job itself", "another input", "it would wait for itself: job:stop() ends it after this step");
     auto until = std::chrono::steady_clock::now() + std::chrono::duration<double>(secs);
-    bool ended;
-    {
+    bool ended = false;
+    auto wait_here = [&] {
         Unlocked unlocked(L);
         ended = j->wait([&] { return control(L).interrupted.load() || std::chrono::steady_clock::now() > until; });
+    };
+    if (!j->is_on_ranks()) wait_here();
+    else {
+        // Rank 0 waits, and says how that ended.
+        std::string outcome = from_rank_0(L, running(L), [&] {
+            wait_here();
+            return std::string(ended ? "ended" : control(L).interrupted ? "interrupted" : "");
+        });
+        ended = outcome == "ended";
+        if (outcome == "interrupted") {
+            if (++j->interrupts > 1) j->stop(true);
+            ErrorParts parts = {ErrorKind::interrupted, "interrupted", "", "", "", "", -1, ""};
+            train::note_agreed(parts);
+            throw Error(parts);
+        }
+        Unlocked unlocked(L);
+        if (ended) j->wait([] { return false; });
+        return ended;
     }
     if (!ended && control(L).interrupted && ++j->interrupts > 1) j->stop(true);
     throw_if_interrupted(L);
@@ -235,26 +343,44 @@ int wait(lua_State* L) {
 }
 
 int stop(lua_State* L) {
-    auto j = job(L);
+    auto j = job_of_all(L);
     Options o(L, 2, {"now"});
     j->stop(o.boolean("now", false));
     if (!j->is_own_thread()) wait_for(L, j, 1e9);
     return lua_settop(L, 1), 1;
 }
 
-int status(lua_State* L) { return push_string(L, kStatus[int(job(L)->status())]), 1; }
-int field_step(lua_State* L) { return lua_pushinteger(L, job(L)->step()), 1; }
-int field_left(lua_State* L) { return lua_pushinteger(L, job(L)->steps_left()), 1; }
+int status(lua_State* L) { return push_string(L, kStatus[int(job(L)->common_status(L))]), 1; }
+/// While it trains, ranks are a step apart at times: all say what rank 0 says.
+int push_count(lua_State* L, int64_t (Job::*count)() const) {
+    auto j = job(L);
+    auto text = [&] { return std::to_string((*j.*count)()); };
+    lua_pushinteger(L, std::stoll(j->is_on_ranks() && !j->is_own_thread() ? from_rank_0(L, running(L), text) : text()));
+    return 1;
+}
+int field_step(lua_State* L) { return push_count(L, &Job::step); }
+int field_left(lua_State* L) { return push_count(L, &Job::steps_left); }
 int field_error(lua_State* L) {
-    auto error = job(L)->error();
+    auto j = job(L);
+    j->common_status(L);                                  // what rank 0 knows has come here, too
+    auto error = j->error();
     if (!error) return lua_pushnil(L), 1;
     push_error(L, *error);
     return 1;
 }
 int field_last(lua_State* L) {
-    auto m = job(L)->last();
-    if (!m) return lua_pushnil(L), 1;
-    return push_metrics(L, *m), 1;
+    auto j = job(L);
+    auto bytes = [&] {
+        auto m = j->last();
+        return m ? std::string(reinterpret_cast<const char*>(&*m), sizeof *m) : std::string();
+    };
+    static_assert(std::is_trivially_copyable_v<train::StepMetrics>);
+    std::string last = j->is_on_ranks() && !j->is_own_thread() ? from_rank_0(L, running(L), bytes) : bytes();
+    if (last.empty()) return lua_pushnil(L), 1;
+    train::StepMetrics m;
+    std::memcpy(&m, last.data(), sizeof m);
+    push_metrics(L, m);
+    return 1;
 }
 int text(lua_State* L) {
     auto* box = test_box<JobValue>(L, 1);
@@ -265,10 +391,10 @@ int text(lua_State* L) {
 }
 
 const Binding kMethods[] = {
-    {"pause", pause, "job:pause(): no further step; the one at hand ends. Returns job."},
+    {"pause", pause, "job:pause(): no further step; the one at hand ends (on several ranks this waits for it). Returns job."},
     {"resume", resume, "job:resume(): goes on after job:pause(). Returns job."},
     {"wait", wait, "job:wait {timeout =}: until its last step, or for timeout seconds. Returns the last step's metrics, nil after a timeout; an error that ended the job is raised here. An interrupt ends only the wait, one in a second wait also the job, in the middle of its step, which is undone."},
-    {"stop", stop, "job:stop {now = false}: ends it after the step at hand, or now in the middle of it, which is then undone. Returns job."},
+    {"stop", stop, "job:stop {now = false}: ends it after the step at hand, or now in the middle of it, which is then undone (on one rank; several end it). Returns job."},
     {"status", status, "job:status(): \"running\", \"paused\", \"done\", \"stopped\" or \"failed\"."},
 };
 const Binding kFields[] = {
@@ -284,8 +410,8 @@ int start_job(lua_State* L) {
     RunValue value = self<RunValue>(L);
     auto previous = value.state->job.lock();
     using Status = Job::Status;
-    MOE_CHECK(!previous || (previous->status() != Status::running && previous->status() != Status::paused), state, "run:start", "a run with a job", "one without", "job:stop() or job:wait() first");
-    MOE_CHECK(value.run->model().mesh().world.size() == 1, state, "run:start", fmt::format("{} ranks", value.run->model().mesh().world.size()), "one rank", "ranks agree on inputs only between steps of run:train");
+    Status before = previous ? previous->common_status(L) : Status::done;
+    MOE_CHECK(before != Status::running && before != Status::paused, state, "run:start", "a run with a job", "one without", "job:stop() or job:wait() first");
     int64_t n = lua_isnoneornil(L, 2) ? std::max<int64_t>(0, value.run->num_steps() - value.run->current_step()) : check_integer(L, 2, "steps");
     MOE_CHECK(n >= 0, usage, "run:start: steps", std::to_string(n), "0 or more", "");
     auto job = std::make_shared<Job>(L, 1, n);

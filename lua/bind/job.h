@@ -10,6 +10,8 @@
 namespace moe::lua {
 
 /// A thread that trains a run step by step. It holds the run's step edge in a step and the state's lock in callbacks and hooks.
+/// On several ranks each has such a thread. They train in step, and agree after each step on how many of the sessions' requests (the edge, pause,
+/// resume, stop) all ranks have made: these are granted then, so that an input acts at the same step on all.
 class Job : public Background, public std::enable_shared_from_this<Job> {
 public:
     enum class Status { running, paused, done, stopped, failed };
@@ -17,9 +19,10 @@ public:
     Job(lua_State* L, int run_index, int64_t num_steps);
     ~Job() override;
     void begin(Control& session);
+    /// On several ranks these two wait for the end of the step at hand. Without the state's lock.
     void pause();
     void resume();
-    /// Ends it at the next step edge, or `now` at the next segment of the step, which is undone.
+    /// Ends it at the next step edge, or `now` at the next segment of the step, which is undone (one rank; on several it ends first).
     void stop(bool now);
     void end() override;
     /// Until it is no longer running. False where `give_up`, asked every 20 ms, was true before. Without the state's lock.
@@ -27,6 +30,10 @@ public:
     Status status() const;
     /// A thread is at work, or a step of it may still end.
     bool is_training() const;
+    /// The same on all ranks, and the status: what rank 0 sees, once that holds here, too.
+    bool is_training_anywhere(lua_State* L);
+    Status common_status(lua_State* L);
+    bool is_on_ranks() const { return control_.ranks != nullptr; }
     bool is_own_thread() const { return std::this_thread::get_id() == thread_id_; }
     int64_t step() const { return step_; }
     int64_t steps_left() const { return left_; }
@@ -37,7 +44,11 @@ public:
 private:
     void work();
     void train();
+    void train_on_ranks();
+    void one_step();
+    void finish_step(const train::StepMetrics& m);
     void call_back(const train::StepMetrics& m, bool spikes);
+    void request(std::function<void()> f, bool wait);
 
     Control control_;                     ///< of this thread's callbacks: an interrupt of its own
     RunValue value_;

@@ -10,6 +10,7 @@
 #include "lua/bind/config.h"
 #include "lua/bind/control.h"
 #include "lua/bind/intervene.h"
+#include "lua/bind/ranks.h"
 #include "lua/bind/tensor.h"
 #include "lua/bind/trace.h"
 
@@ -141,7 +142,7 @@ int text(lua_State* L) {
     return 1;
 }
 
-int new_model(lua_State* L) {
+int make_model(lua_State* L) {
     ConfigValue c = check_config(L, 1, "config");
     Options o(L, 2, {"dtype", "training"});
     push<ModelValue>(L, {build_model(L, *c.config, o.string("dtype", ""), o.boolean("training", true))});
@@ -149,7 +150,7 @@ int new_model(lua_State* L) {
 }
 
 const Binding kFunctions[] = {
-    {"model", new_model,
+    {"model", on_all_ranks<make_model>,
      "moe.model(config, {dtype = \"fp32\" | \"fp64\" | \"bf16\", training = true}): builds a model with initial weights, without data. training = false keeps no gradients. Its biases and weights depend on config.seed alone."},
 };
 const Binding kMethods[] = {
@@ -158,11 +159,11 @@ const Binding kMethods[] = {
     {"grads", grads, "m:grads(ids): name → gradient of m:loss(ids), for every parameter, in declaration order."},
     {"parameters", parameters, "m:parameters(): name → tensor (a view of the weights), in declaration order, under Hugging Face's names."},
     {"num_parameters", num_parameters, "m:num_parameters(): elements of all parameters on this rank."},
-    {"set", set, "m:set(name, tensor): overwrites a parameter, any float dtype. Returns m. Of a run it is an event: run:undo() takes it back, and moe.replay does it again where the value has at most 1 MiB."},
+    {"set", on_all_ranks<set>, "m:set(name, tensor): overwrites a parameter, any float dtype. Returns m. Of a run it is an event: run:undo() takes it back, and moe.replay does it again where the value has at most 1 MiB."},
     {"layer", layer_of_model, "m:layer(i): the layer i, from 0, as m.layers[i]."},
-    {"trace", model_trace,
+    {"trace", on_all_ranks<model_trace>,
      "m:trace(data, {tokens =, batches =, weights = true, file =, memory = 2^28}): runs data from its beginning through the model and records every routing decision: ids, weights (fp16), margins, token, domain, position. data: what moe.data gives or takes, or ids [batch, time]; "
-     "tokens default to the data's, else 65536. More than `memory` bytes goes to a file: `file`, which moe.trace reads again, or a temporary one. One rank only.\nExample: print(moe.model(moe.config(\"cpu_quick\"):with { [\"model.num_layers\"] = 2 }):trace(moe.randint(0, 256, { 1, 16 })))"},
+     "tokens default to the data's, else 65536. More than `memory` bytes goes to a file: `file`, which moe.trace reads again, or a temporary one. On several ranks each takes its share of the sequences, and gets all of the trace.\nExample: print(moe.model(moe.config(\"cpu_quick\"):with { [\"model.num_layers\"] = 2 }):trace(moe.randint(0, 256, { 1, 16 })))"},
     {"expert_outputs", model_expert_outputs,
      "m:expert_outputs(data, {layer =, tokens =, batches =}): what the experts of a layer put out for the data's tokens: {layer, mean float64 [expert, d_model] (weighted by the gate, nan without tokens), norm (mean |E(x)|), weighted_norm (mean |w E(x)|), tokens int64}. moe.lens shows it as tokens."},
     {"bias", bias, "m:bias(layer): selection bias of a routed layer's experts, a view; nil without use_aux_loss_free."},
@@ -179,6 +180,13 @@ const Binding kMeta[] = {{"__tostring", text, "tostring(m): one line about it."}
 
 HeldEdge hold_edge(lua_State* L, const std::shared_ptr<train::Run>& run) {
     if (!run) return {};
+    if (run->edge().has_turns() && !run->edge().is_trainer()) {
+        // A job on several ranks: all ask, and are let in after the same step.
+        meet(L);
+        Unlocked unlocked(L);
+        run->edge().lock();
+        return HeldEdge(run->edge(), std::adopt_lock);
+    }
     if (run->edge().lock_unless([] { return true; })) return HeldEdge(run->edge(), std::adopt_lock);
     bool held;
     {

@@ -37,7 +37,7 @@ int seed(lua_State* L) {
     at::manual_seed(uint64_t(check_integer(L, 1, "seed")));
     return 0;
 }
-int new_generator(lua_State* L) {
+int make_generator(lua_State* L) {
     uint64_t seed = is_nothing(L, 1) ? 0 : uint64_t(check_integer(L, 1, "seed"));
     Options o(L, 2, {"device"});
     at::Device device = o.has("device") ? device_named(o.string("device", "")) : at::Device(at::kCPU);
@@ -133,7 +133,7 @@ const Binding kTensorMethods[] = {
 };
 const Binding kFunctions[] = {
     {"seed", seed, "moe.seed(n): sets the generator of moe.rand, moe.randn and all other draws that name none. Models and data have seeds of their own in the configuration."},
-    {"generator", new_generator,
+    {"generator", make_generator,
      "moe.generator(seed, {device = \"cpu\"}): a stream of draws of its own, for the option generator of moe.randn and others.\n"
      "Example: local g = moe.generator(7); print(moe.randn({2}, {generator = g}), moe.randn({2}, {generator = g:seed(7)}))"},
 };

@@ -2,6 +2,7 @@
 #include "lua/bind/bind.h"
 #include "lua/bind/intervene.h"
 #include "lua/bind/json.h"
+#include "lua/bind/ranks.h"
 #include "lua/bind/script.h"
 #include "lua/bind/tensor.h"
 
@@ -92,7 +93,7 @@ Values balance_arguments(lua_State* L, int index) {
     return args;
 }
 
-int new_index(lua_State* L) {
+int assign_to_router(lua_State* L) {
     RouterValue r = router(L);
     std::string key = check_string(L, 2, "name");
     if (key == "balance") {
@@ -170,19 +171,19 @@ int balance_custom(lua_State* L) {
 
 #define MOE_WHERE_TEXT " layer = or layers = (0-based; all routed ones by default), expert = or experts =. Returns a handle: h:undo(), or local h <close> = …."
 const Binding kMethods[] = {
-    {"mask", simple<0>, "router:mask {layer =, expert =}: these experts are never chosen (their selection score is -inf); an error where fewer are left than a token takes." MOE_WHERE_TEXT
+    {"mask", on_all_ranks<simple<0>>, "router:mask {layer =, expert =}: these experts are never chosen (their selection score is -inf); an error where fewer are left than a token takes." MOE_WHERE_TEXT
                         "\nExample: local m = moe.model(moe.config \"cpu_tiny\":with { model = { num_layers = 2, vocab_size = 64, mla = { d_model = 64 } } }); local h = m.router:mask { layer = 1, expert = 3 }; h:undo()"},
-    {"unmask", simple<1>, "router:unmask {layer =, expert =}: lets masked experts be chosen again." MOE_WHERE_TEXT},
-    {"override", simple<2>, "router:override {layer =, top_k =, temperature =}: another number of experts a token, or another temperature of the logits." MOE_WHERE_TEXT},
-    {"bias", bias, "router:bias {layer =, set = | offset =}: set overwrites the selection bias (the balance moves it on from there; needs use_aux_loss_free), offset is added to it in the choice alone. A number, or one for each expert (table or tensor)." MOE_WHERE_TEXT},
-    {"freeze", simple<4>, "router:freeze {layer =}: the balance leaves the selection bias as it is." MOE_WHERE_TEXT},
-    {"force", simple<5>, "router:force {layer =, experts = {…}} or {by_token = t}: every token goes to these experts, or by its id to row t[id] of a tensor int64 [vocabulary, K] (Roller et al., 2106.04426). Weights come from the scores as ever; masks have no say." MOE_WHERE_TEXT},
-    {"ablate", simple<6>, "router:ablate {layer =, expert =}: chosen and counted as before, but with weight 0 (after the weights' normalisation, so that the others keep theirs): the expert adds nothing and learns nothing." MOE_WHERE_TEXT},
-    {"swap", simple<7>, "router:swap {layer =, experts = {a, b}, gate = false}: exchanges two experts' weights and optimizer state; with gate = true their rows of the router and biases, too, which only renames them. One rank." MOE_WHERE_TEXT},
-    {"duplicate", simple<8>, "router:duplicate {layer =, from =, to =, gate = false}: copies an expert's weights and optimizer state over another's; with gate = true its row of the router and bias, too. One rank." MOE_WHERE_TEXT},
-    {"reinit", simple<9>, "router:reinit {layer =, expert =, gate = false, seed =}: draws an expert's weights anew as at the beginning (other numbers, unless seed is the configuration's) and forgets its optimizer state. One rank." MOE_WHERE_TEXT},
+    {"unmask", on_all_ranks<simple<1>>, "router:unmask {layer =, expert =}: lets masked experts be chosen again." MOE_WHERE_TEXT},
+    {"override", on_all_ranks<simple<2>>, "router:override {layer =, top_k =, temperature =}: another number of experts a token, or another temperature of the logits." MOE_WHERE_TEXT},
+    {"bias", on_all_ranks<bias>, "router:bias {layer =, set = | offset =}: set overwrites the selection bias (the balance moves it on from there; needs use_aux_loss_free), offset is added to it in the choice alone. A number, or one for each expert (table or tensor)." MOE_WHERE_TEXT},
+    {"freeze", on_all_ranks<simple<4>>, "router:freeze {layer =}: the balance leaves the selection bias as it is." MOE_WHERE_TEXT},
+    {"force", on_all_ranks<simple<5>>, "router:force {layer =, experts = {…}} or {by_token = t}: every token goes to these experts, or by its id to row t[id] of a tensor int64 [vocabulary, K] (Roller et al., 2106.04426). Weights come from the scores as ever; masks have no say." MOE_WHERE_TEXT},
+    {"ablate", on_all_ranks<simple<6>>, "router:ablate {layer =, expert =}: chosen and counted as before, but with weight 0 (after the weights' normalisation, so that the others keep theirs): the expert adds nothing and learns nothing." MOE_WHERE_TEXT},
+    {"swap", on_all_ranks<simple<7>>, "router:swap {layer =, experts = {a, b}, gate = false}: exchanges two experts' weights and optimizer state; with gate = true their rows of the router and biases, too, which only renames them. One rank." MOE_WHERE_TEXT},
+    {"duplicate", on_all_ranks<simple<8>>, "router:duplicate {layer =, from =, to =, gate = false}: copies an expert's weights and optimizer state over another's; with gate = true its row of the router and bias, too. One rank." MOE_WHERE_TEXT},
+    {"reinit", on_all_ranks<simple<9>>, "router:reinit {layer =, expert =, gate = false, seed =}: draws an expert's weights anew as at the beginning (other numbers, unless seed is the configuration's) and forgets its optimizer state. One rank." MOE_WHERE_TEXT},
     {"forward", router_forward_of, "router:forward(x): of one layer, model.layers[i].router: its decision for x [T, d_model] or [B, S, d_model], the residual stream: {ids int64 [T, K], weights [T, K], hidden [T, d_model]}."},
-    {"hook", hook,
+    {"hook", on_all_ranks<hook>,
      "router:hook(point, f, {layer =, replay = true}): \"pre_topk\": f(s) gives other scores [T, E] (fields of s: scores, logits, bias, layer, step, training, tokens); \"post_topk\": f(s) gives ids, weights [T, K] (s.ids, s.weights, s.scores …; nil leaves one as it is). "
      "Called wherever the router decides, in evaluation too, once per decision, never in a recomputation; the gradient goes through as if a constant was added. Draws inside follow from seed, step and layer. f is stored as source with plain upvalues, copied now; replay = false takes any function, and the run cannot be replayed. Returns a handle."
      "\nExample: local m = moe.model(moe.config \"cpu_tiny\":with { model = { num_layers = 2, vocab_size = 64, mla = { d_model = 64 } } }); m.router:hook(\"pre_topk\", function(s) return s.scores + 0.01 * moe.randn_like(s.scores) end)"},
@@ -193,7 +194,7 @@ const Binding kFields[] = {
 };
 const Binding kMeta[] = {
     {"__tostring", text, "tostring(router): its interventions in force."},
-    {"__newindex", new_index, "router.balance = …, router.score = …"},
+    {"__newindex", on_all_ranks<assign_to_router>, "router.balance = …, router.score = …"},
 };
 const Binding kBalance[] = {
     {"aux", balance<0>, "moe.balance.aux {alpha = 1e-3, scope = \"sequence\"}: an auxiliary loss, over each \"sequence\", each micro-\"batch\" or the \"global\" batch; a selection bias stays where it is.\nExample: print(moe.balance.aux { alpha = 1e-2 })"},

@@ -11,6 +11,7 @@
 #include "lua/bind/control.h"
 #include "lua/bind/intervene.h"
 #include "lua/bind/job.h"
+#include "lua/bind/ranks.h"
 #include "lua/bind/script.h"
 #include "lua/bind/tensor.h"
 #include "lua/bind/trace.h"
@@ -79,9 +80,9 @@ bool is_spike(RunState& state, double loss, double sigma) {
     return spikes;
 }
 
-void check_no_job(lua_State*, const RunValue& value, const std::string& op) {
+void check_no_job(lua_State* L, const RunValue& value, const std::string& op) {
     auto job = value.state->job.lock();
-    MOE_CHECK(!job || !job->is_training(), state, op, "a run that a job trains", "a run of its own", "job:pause(), job:wait() or job:stop() first");
+    MOE_CHECK(!job || !job->is_training_anywhere(L), state, op, "a run that a job trains", "a run of its own", "job:pause(), job:wait() or job:stop() first");
 }
 
 void push_metrics(lua_State* L, const train::StepMetrics& m) {
@@ -142,6 +143,14 @@ void fire(lua_State* L, int run_index, const std::string& event, int64_t step) {
     lua_settop(L, value - 1);
 }
 
+void call_back_step(lua_State* L, int run_index, train::Run& run, RunState& state, const train::StepMetrics& m) {
+    bool spikes = is_spike(state, m.loss, run.config().logging.alarms.spike_sigma);
+    if (!ranks_of(L)) return fire_step(L, run_index, m, spikes);
+    if (run.model().mesh().world.all_reduce(int64_t(state.num_callbacks > 0), dist::ReduceOp::max) == 0) return;
+    lua_pushvalue(L, run_index);
+    settle(L, 1, fmt::format("the callbacks of step {}", m.step), [&](lua_State* S) { fire_step(S, 1, m, spikes); });
+}
+
 void fire_step(lua_State* L, int run_index, const train::StepMetrics& m, bool spikes) {
     for (const char* event : {"step", "skip", "spike"}) {
         if (event[1] == 'k' && !m.skipped) continue;
@@ -152,6 +161,14 @@ void fire_step(lua_State* L, int run_index, const train::StepMetrics& m, bool sp
 }
 
 namespace {
+/// fire(), where a function's error on one rank is raised on all.
+void fire_on_all(lua_State* L, const std::string& event, int64_t step) {
+    if (!ranks_of(L)) return fire(L, 1, event, step);
+    lua_pushvalue(L, 1);
+    lua_insert(L, -2);
+    settle(L, 2, "the callbacks of " + running(L), [&](lua_State* S) { fire(S, 1, event, step); });
+}
+
 /// While it lives an interrupt of the session ends a step or evaluation of the run at its next segment.
 struct Interruptible {
     std::shared_ptr<train::Run> run;
@@ -161,14 +178,20 @@ struct Interruptible {
 
 /// One optimizer step of the run at index, its callbacks, and its metrics on the stack.
 void step(lua_State* L, int run_index, const LiveRun& r) {
-    throw_if_interrupted(L);
+    train::Meeting* ranks = ranks_of(L);
+    if (!ranks) throw_if_interrupted(L);                  // several ranks: after a step of which all know it
     auto state = check<RunValue>(L, run_index, "run").state;
     train::StepMetrics m;
     {
         Interruptible interruptible(L, r);
         m = r->step();
     }
-    fire_step(L, run_index, m, is_spike(*state, m.loss, r->config().logging.alarms.spike_sigma));
+    call_back_step(L, run_index, *r, *state, m);
+    if (r->was_interrupted()) {
+        ErrorParts parts = {ErrorKind::interrupted, "interrupted", "", "", "", "", -1, ""};
+        train::note_agreed(parts);
+        throw Error(parts);
+    }
     push_metrics(L, m);
 }
 
@@ -207,7 +230,7 @@ int steps(lua_State* L) {
     int64_t n = lua_isnoneornil(L, 2) ? std::max<int64_t>(0, r->num_steps() - r->current_step()) : check_integer(L, 2, "steps");
     lua_settop(L, 1);
     lua_pushinteger(L, n);
-    push_function(L, {"next", next_step, "next step of run:steps: step, metrics."}, "run:steps.next", 2);
+    push_function(L, {"next", on_all_ranks<next_step>, "next step of run:steps: step, metrics."}, "run:steps.next", 2);
     return 1;
 }
 
@@ -269,25 +292,25 @@ int evaluate(lua_State* L) {
         lua_setfield(L, -2, "acceptance");
     }
     lua_pushvalue(L, -1);
-    fire(L, 1, "evaluate", r->current_step());
+    fire_on_all(L, "evaluate", r->current_step());
     return 1;
 }
 
 int make_trace(lua_State* L) {
     auto r = run(L);
     Options o(L, 2, {"batches", "tokens", "weights", "file", "memory"});
-    MOE_CHECK(r->model().mesh().world.size() == 1, state, "run:trace", fmt::format("{} ranks", r->model().mesh().world.size()), "one rank", "each rank sees its own tokens and layers only");
+    const dist::Mesh& mesh = r->model().mesh();
     MOE_CHECK(!(o.has("batches") && o.has("tokens")), usage, "run:trace", "batches and tokens", "one of them", "");
     auto& t = r->config().training;
-    int64_t per_batch = t.micro_batch_size * t.seq_length, batches = o.integer("batches", 0);
+    int64_t per_batch = t.micro_batch_size * mesh.dp.size() * t.seq_length, batches = o.integer("batches", 0);
     if (o.has("tokens")) batches = (o.integer("tokens", 0) + per_batch - 1) / per_batch;
     MOE_CHECK(batches >= 0, usage, "run:trace: batches", std::to_string(batches), "1 or more", "");
     throw_if_interrupted(L);
     Interruptible interruptible(L, r);
     auto& moe = r->config().model.moe;
-    auto trace = std::make_shared<routing::Trace>(routing::TraceFacts{moe.num_experts, moe.n_group, t.seq_length, {}, r->config().data.tokenizer}, trace_options(o));
+    auto trace = std::make_shared<routing::Trace>(routing::TraceFacts{moe.num_experts, moe.n_group, t.seq_length, {}, r->config().data.tokenizer}, trace_options(o, mesh));
     r->evaluate(trace.get(), batches);
-    trace->finish();
+    train::agree(mesh.world, [&] { trace->finish(); });
     push<TraceValue>(L, {trace, data::open_tokenizer(r->config().data.tokenizer), t.seq_length});
     return 1;
 }
@@ -309,7 +332,13 @@ int field_model(lua_State* L) {
     push<ModelValue>(L, {std::shared_ptr<Model>(r, &r->model()), r});
     return 1;
 }
-int field_step(lua_State* L) { return lua_pushinteger(L, run_of(L)->current_step()), 1; }
+/// While a job trains, ranks are a step apart at times: all say what rank 0 says.
+int field_step(lua_State* L) {
+    auto r = run_of(L);
+    auto text = [&] { return std::to_string(r->current_step()); };
+    lua_pushinteger(L, std::stoll(r->edge().has_turns() ? from_rank_0(L, "run.step", text) : text()));
+    return 1;
+}
 int field_attempt(lua_State* L) { return lua_pushinteger(L, run_of(L)->attempt()), 1; }
 int field_stopping(lua_State* L) { return lua_pushboolean(L, run_of(L)->is_stopping()), 1; }
 int field_num_steps(lua_State* L) { return lua_pushinteger(L, run_of(L)->num_steps()), 1; }
@@ -384,7 +413,7 @@ int push_run(lua_State* L, const Config& config, const train::RunOptions& option
 }
 
 namespace {
-int new_run(lua_State* L) {
+int make_run(lua_State* L) {
     check_table(L, 1, "options");
     Options o(L, 1, {"config", "name", "console", "log", "resume", "data"});
     if (!o.has("config")) MOE_THROW(usage, "moe.run: config", "nothing", "a configuration", "moe.run { config = \"tiny\" }; moe.config_names() lists the ready ones");
@@ -460,7 +489,7 @@ int save(lua_State* L) {
     lua_setfield(L, -2, "step");
     push_string(L, path);
     lua_setfield(L, -2, "path");
-    fire(L, 1, "save", r->current_step());
+    fire_on_all(L, "save", r->current_step());
     push_string(L, path);
     return 1;
 }
@@ -471,28 +500,28 @@ int close_run(lua_State* L) {
 }
 
 const Binding kFunctions[] = {
-    {"run", new_run,
+    {"run", on_all_ranks<make_run>,
      "moe.run {config =, name =, console = true, log = true, resume =}: model, data, optimizer and a folder <output_dir>/<name>/<unix time> (none with log = false). name defaults to experiment_name; console = false prints no log lines. "
      "data = a function as for run.data = …. resume = a path, the name of a save or \"last\": goes on from that checkpoint; keys that differ from the saved ones and may not are one error."},
-    {"resume", resume,
+    {"resume", on_all_ranks<resume>,
      "moe.resume(what, {changes}, {name =, output_dir =, console = true, log = true}): a run that goes on bit for bit from a checkpoint, in the same folder with attempt + 1. what: a path (with a \"/\") of a checkpoint or of a run's folder, the name of a save, "
      "or \"last\", the newest complete one; names are looked for in the newest runs of output_dir (called name), or where neither is given in this session's latest runs, then in the newest of \"outputs\". changes: keys as for cfg:with, such as { training = { learning_rate = 1e-4 } }; another output_dir or experiment_name "
      "makes a folder of its own. A run of this session that has the folder is closed."},
-    {"replay", replay_run,
+    {"replay", on_all_ranks<replay_run>,
      "moe.replay(what, {name =, output_dir =, console = true, log = true, steps =}): a new run from step 0 with the first configuration of what (a run, or a checkpoint as for moe.resume), and every intervention of its events at its step; on one machine it ends bit-equal. Steps: as many as what has done. Throws (state) at a hook with replay = false."},
 };
 const Binding kMethods[] = {
-    {"train", do_train, "run:train(n): n optimizer steps, by default up to the configuration's length. Returns the last step's metrics."},
+    {"train", on_all_ranks<do_train>, "run:train(n): n optimizer steps, by default up to the configuration's length. Returns the last step's metrics."},
     {"steps", steps, "for step, m in run:steps(n) do … end: one optimizer step an iteration; leaving the loop stops there."},
     {"every", every, "run:every(n, f): calls f(m) after each step that n divides. Returns run."},
     {"on", on, "run:on(event, f): calls f(m) at an event: \"step\" (after each step), \"skip\" (a step whose loss or gradient was not finite), \"spike\" (a loss above mean + logging.alarms.spike_sigma deviations of the 50 steps before, once there are 10), "
      "\"evaluate\" (with run:evaluate's result), \"save\" (run:save's {step, path}). An error in f ends run:train after that step; the run can go on. Returns run."},
-    {"save", save, "run:save(name): saves the whole state and returns the checkpoint's folder: checkpoints/<name> in the run's folder, never pruned; without a name checkpoints/step_N; a name with a \"/\" is a path. Waits until it is on the disk."},
-    {"close", close_run, "run:close(): waits for the last save and gives the run's folder free; no more steps."},
-    {"evaluate", evaluate, "run:evaluate {max_batches =}: loss on validation data in nats a token: {loss (mean over domains), bits, num_tokens, by_domain = {{name, loss}, …}, and with MTP acceptance = {share of positions where module k's token is the main head's}}. Routers' counts and biases do not move."},
-    {"eval", evaluate, "run:eval {max_batches =}: as run:evaluate."},
-    {"start", start_job, "run:start(n): n steps (by default to the configured length) in the background while other inputs run; gives a job. Whatever touches the run meanwhile waits for the end of the step at hand. Callbacks are called between other inputs."},
-    {"trace", make_trace, "run:trace {batches =, tokens =, weights = true, file =, memory = 2^28}: runs validation data through the model and records every routing decision, as model:trace does. One rank only."},
+    {"save", on_all_ranks<save>, "run:save(name): saves the whole state and returns the checkpoint's folder: checkpoints/<name> in the run's folder, never pruned; without a name checkpoints/step_N; a name with a \"/\" is a path. Waits until it is on the disk."},
+    {"close", on_all_ranks<close_run>, "run:close(): waits for the last save and gives the run's folder free; no more steps."},
+    {"evaluate", on_all_ranks<evaluate>, "run:evaluate {max_batches =}: loss on validation data in nats a token: {loss (mean over domains), bits, num_tokens, by_domain = {{name, loss}, …}, and with MTP acceptance = {share of positions where module k's token is the main head's}}. Routers' counts and biases do not move."},
+    {"eval", on_all_ranks<evaluate>, "run:eval {max_batches =}: as run:evaluate."},
+    {"start", on_all_ranks<start_job>, "run:start(n): n steps (by default to the configured length) in the background while other inputs run; gives a job. Whatever touches the run meanwhile waits for the end of the step at hand. Callbacks are called between other inputs."},
+    {"trace", on_all_ranks<make_trace>, "run:trace {batches =, tokens =, weights = true, file =, memory = 2^28}: runs validation data through the model and records every routing decision, as model:trace does. A batch has micro_batch_size sequences of each data-parallel rank; every rank gets all of the trace."},
     {"counts", counts, "run:counts {by = \"domain\"}: routed tokens of the last step, int64 [layer, expert], or [layer, domain, expert]."},
 };
 const Binding kFields[] = {
@@ -505,7 +534,7 @@ const Binding kFields[] = {
     {"domains", field_domains, "run.domains: names of the data's domains."},
     {"config", field_config, "run.config: the configuration that it was built from, derived values filled in."},
 };
-const Binding kMeta[] = {{"__tostring", text, "tostring(run): one line about it."}, {"__newindex", assign_to_run, "run.lr = …, run.schedule = …, run.optimizer = …, run.data = …"}};
+const Binding kMeta[] = {{"__tostring", text, "tostring(run): one line about it."}, {"__newindex", on_all_ranks<assign_to_run>, "run.lr = …, run.schedule = …, run.optimizer = …, run.data = …"}};
 }  // namespace
 
 void open_run(lua_State* L) {

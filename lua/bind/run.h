@@ -45,6 +45,8 @@ void push_metrics(lua_State* L, const train::StepMetrics& m);
 void fire(lua_State* L, int run_index, const std::string& event, int64_t step);
 /// The callbacks of a step: step, skip, spike.
 void fire_step(lua_State* L, int run_index, const train::StepMetrics& m, bool spikes);
+/// The same for the run's own spikes; on several ranks, whoever has callbacks, an error of one rank is raised on all.
+void call_back_step(lua_State* L, int run_index, train::Run& run, RunState& state, const train::StepMetrics& m);
 /// Throws moe::Error (state) while a job trains the run.
 void check_no_job(lua_State* L, const RunValue& value, const std::string& op);
 

@@ -8,6 +8,7 @@
 #include "lua/bind/config.h"
 #include "lua/bind/control.h"
 #include "lua/bind/intervene.h"
+#include "lua/bind/ranks.h"
 #include "lua/bind/run.h"
 #include "lua/bind/script.h"
 
@@ -28,7 +29,12 @@ int set(lua_State* L) {
 
 int undo(lua_State* L) {
     auto r = live_run(L);
-    r->undo(0);
+    int64_t id = 0;
+    if (!is_nothing(L, 2)) {
+        id = check_integer(L, 2, "id");
+        MOE_CHECK(id >= 1, usage, "run:undo: id", std::to_string(id), "an intervention's id, 1 or more", "run.events lists them");
+    }
+    r->undo(id);
     lua_settop(L, 1);
     return 1;
 }
@@ -67,18 +73,18 @@ int field_part(lua_State* L) {
 }
 
 const Binding kMethods[] = {
-    {"set", set,
+    {"set", on_all_ranks<set>,
      "run:set {key = value, …}: changes keys of the configuration between two steps: nested as in a file, with dots, or the last word of one that may change (learning_rate, min_learning_rate, weight_decay, grad_clip, global_batch_size, micro_batch_size, train_steps, eval_interval, bias_update_speed, sequence_aux_loss_weight, …). "
      "data = {web = 0.7, code = 0.3}: weights of the mixture's sources from now on. An event; returns a handle."},
-    {"undo", undo, "run:undo(): takes the latest intervention in force back; an event as well. Returns run."},
-    {"restore", restore, "run:restore(name): goes back to a checkpoint of this run in place: the name of a save, \"step_N\", \"last\" or a path. Weights, optimizer, data, interventions and changed keys are as they were; steps from here on are the next attempt. Returns run."},
+    {"undo", on_all_ranks<undo>, "run:undo(), run:undo(id): takes the latest intervention in force back, or the one with this id in run.events; an event as well. What is left is what the other interventions give in their order. Returns run."},
+    {"restore", on_all_ranks<restore>, "run:restore(name): goes back to a checkpoint of this run in place: the name of a save, \"step_N\", \"last\" or a path. Weights, optimizer, data, interventions and changed keys are as they were; steps from here on are the next attempt. Returns run."},
 };
 const Binding kFields[] = {
     {"events", field_events, "run.events: what happened to it, as a list that prints as a table: step, what, old, new."},
     {"lr", field_lr, "run.lr: the next step's learning rate. run.lr = 1e-4 holds it there, run.lr = nil gives it back to the schedule; an event."},
     {"schedule", field_part<0>, "run.schedule = function(step) … return lr end: the learning rate of each step, from 1; nil: the configuration's. Stored as source like a hook; an event."},
     {"optimizer", field_part<1>,
-     "run.optimizer = function(name, value, grad, state, m) … return value end: the next value of each parameter from its value and gradient (clipped; both in the master type), state a list of the optimizer's tensors, written in place with :copy_(…) and saved with the run, m = {step, lr}; nil: the configuration's. One rank. An error undoes the step."},
+     "run.optimizer = function(name, value, grad, state, m) … return value end: the next value of each parameter from its value and gradient (clipped; both in the master type), state a list of the optimizer's tensors, written in place with :copy_(…) and saved with the run, m = {step, lr}; nil: the configuration's. On several ranks each calls it for the parameters that it has a part of, with the whole of them. An error undoes the step."},
     {"data", field_part<2>,
      "run.data = function(m) … return ids, targets, domain end: the sequences of each step: int64 [m.sequences, m.seq_length]; targets nil: the next token, -100 for none; domain nil: 0. m = {step, sequences, seq_length}; draws inside follow from seed and step, so a resume goes on with the same data. nil: the configuration's data. Also moe.run { data = … }."},
 };

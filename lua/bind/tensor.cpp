@@ -121,7 +121,7 @@ void flatten(lua_State* L, Flat& flat, size_t depth) {
 
 // --- functions ---
 
-int new_tensor(lua_State* L) {
+int make_tensor(lua_State* L) {
     bool copy = test_box<at::Tensor>(L, 1);
     Options o(L, 2, {"dtype", "device", "requires_grad"});
     std::optional<at::ScalarType> dtype;
@@ -244,7 +244,7 @@ int cat(lua_State* L) {
 #define MADE "{dtype =, device =, requires_grad = false}"
 #define DRAWN "{dtype =, device =, requires_grad = false, generator =}"
 const Binding kFunctions[] = {
-    {"tensor", new_tensor,
+    {"tensor", make_tensor,
      "moe.tensor(values, " MADE "): a tensor of nested tables of numbers: int64 where all are integers, bool of booleans, else float32. Of a tensor: a copy.\n"
      "Example: print(moe.tensor {{1, 2.5}, {3, 4}})"},
     {"zeros", zeros, "moe.zeros({4, 8}, " MADE "), moe.zeros(4, 8): a tensor of zeros, float32 unless dtype says.\nExample: print(moe.zeros({2, 3}, {dtype = \"bf16\"}))"},

@@ -19,12 +19,28 @@ int operate(lua_State* L) {
     if (!do_expand(**a, **b)) throw_unexpandable(L, **a, **b);
     return push_tensor(L, F(**a, **b));
 }
+/// operate for a result of the operands' own dtype, written over a spent tensor where there is one.
+template <Tensor (*F)(const Tensor&, const Tensor&), Tensor& (*Into)(Tensor&, const Tensor&, const Tensor&)>
+int operate_again(lua_State* L) {
+    auto *a = test_box<Tensor>(L, 1), *b = test_box<Tensor>(L, 2);
+    Tensor spent = a && b && *a && *b ? take_spent(**a, **b) : Tensor();
+    if (!spent.defined()) return operate<F>(L);
+    {
+        at::AutoDispatchBelowADInplaceOrView no_gradients;
+        Into(spent, **a, **b);
+    }
+    return push_tensor(L, std::move(spent));
+}
 
 Tensor power(const Tensor& a, const Tensor& b) { return at::pow(a, b); }
 Tensor divide(const Tensor& a, const Tensor& b) { return at::div(a, b); }
 Tensor add(const Tensor& a, const Tensor& b) { return at::add(a, b); }
 Tensor subtract(const Tensor& a, const Tensor& b) { return at::sub(a, b); }
 Tensor multiply(const Tensor& a, const Tensor& b) { return at::mul(a, b); }
+Tensor& add_into(Tensor& out, const Tensor& a, const Tensor& b) { return at::add_out(out, a, b); }
+Tensor& subtract_into(Tensor& out, const Tensor& a, const Tensor& b) { return at::sub_out(out, a, b); }
+Tensor& multiply_into(Tensor& out, const Tensor& a, const Tensor& b) { return at::mul_out(out, a, b); }
+Tensor& divide_into(Tensor& out, const Tensor& a, const Tensor& b) { return at::div_out(out, a, b); }
 Tensor floor_divide(const Tensor& a, const Tensor& b) { return at::floor_divide(a, b); }
 Tensor remainder(const Tensor& a, const Tensor& b) { return at::remainder(a, b); }
 Tensor equal_to(const Tensor& a, const Tensor& b) { return at::eq(a, b); }
@@ -62,10 +78,10 @@ int text(lua_State* L) {
 }
 
 const Binding kOperators[] = {
-    {"__add", operate<add>, "a + b: elementwise, with PyTorch's broadcasting."},
-    {"__sub", operate<subtract>, "a - b: elementwise."},
-    {"__mul", operate<multiply>, "a * b: elementwise; a:matmul(b) is the matrix product."},
-    {"__div", operate<divide>, "a / b: elementwise."},
+    {"__add", operate_again<add, add_into>, "a + b: elementwise, with PyTorch's broadcasting."},
+    {"__sub", operate_again<subtract, subtract_into>, "a - b: elementwise."},
+    {"__mul", operate_again<multiply, multiply_into>, "a * b: elementwise; a:matmul(b) is the matrix product."},
+    {"__div", operate_again<divide, divide_into>, "a / b: elementwise."},
     {"__idiv", operate<floor_divide>, "a // b: elementwise quotient, rounded down."},
     {"__mod", operate<remainder>, "a % b: elementwise remainder, with the sign of b."},
     {"__pow", operate<power>, "a ^ b: elementwise power."},

@@ -24,8 +24,8 @@ std::string token_text(const TraceValue& t, int64_t id);
 int64_t layer_argument(lua_State* L, int index, const routing::Trace& t);
 /// Methods of the type from trace_analysis.cpp.
 std::span<const Binding> trace_analysis_methods();
-/// Options of model:trace and run:trace beside those that say how much: weights, file, memory.
-routing::TraceOptions trace_options(const Options& o);
+/// Options of model:trace and run:trace beside those that say how much: weights, file, memory. Of several ranks the first writes the file.
+routing::TraceOptions trace_options(const Options& o, const dist::Mesh& mesh);
 /// The methods model:trace and model:expert_outputs, from trace_model.cpp.
 int model_trace(lua_State* L);
 int model_expert_outputs(lua_State* L);

@@ -1,6 +1,7 @@
 // Methods of traces that analyse: statistics, co-activation, flow, vocabulary, comparison.
 #include "core/metrics/statistics.h"
 #include "core/routing/trace_analysis.h"
+#include "core/train/agree.h"
 #include "lua/bind/array.h"
 #include "lua/bind/trace.h"
 
@@ -32,7 +33,7 @@ int statistics(lua_State* L) {
         auto s = metrics::load_statistics(span_of(load_E));
         auto d = routing::decision_statistics(t, layer);
         push_ordered_table(L, {"layer", "max_vio", "min_vio", "avg_vio", "normalised_entropy", "effective_experts", "variation", "num_dead", "domain_information", "token_entropy", "token_information", "groups_hit",
-                               "gate_margin", "changed_by_bias", "tokens"});
+                               "gate_margin", "changed_by_bias", "drop_rate", "tokens"});
         Row row{L};
         row.integer("layer", layer);
         row.number("max_vio", s.max_vio);
@@ -48,10 +49,27 @@ int statistics(lua_State* L) {
         row.number("groups_hit", d.groups_hit);
         row.number("gate_margin", d.gate_margin);
         row.number("changed_by_bias", d.changed_by_bias);
+        row.number("drop_rate", d.drop_rate);
         row.integer("tokens", d.num_tokens);
         lua_rawseti(L, -2, ++i);
     }
     return as_records(L);
+}
+
+int dead(lua_State* L) {
+    auto& t = trace_self(L);
+    Options o(L, 2, {"window", "layer", "relative"});
+    if (!o.has("window")) MOE_THROW(usage, "trace:dead: window", "nothing", "a number of tokens", "tr:statistics() counts over all of them");
+    int64_t window = o.integer("window", 0), E = t.num_experts();
+    std::vector<int64_t> layers = o.has("layer") ? std::vector<int64_t>{o.integer("layer", 0)} : t.layers();
+    std::vector<at::Tensor> all;
+    for (int64_t layer : layers) all.push_back(routing::dead_experts(t, layer, window));
+    MOE_CHECK(!all.empty(), state, "trace:dead", "a trace without layers", "a model with routed layers", "");
+    bool relative = o.boolean("relative", false);
+    at::Tensor counts = o.has("layer") ? all[0] : at::stack(all);
+    std::vector<Dim> dims = {{"window", {}, {}}};
+    if (!o.has("layer")) dims.insert(dims.begin(), {"layer", {}, layers});
+    return push_array(L, relative ? counts.to(at::kDouble) / double(E) : counts, relative ? "share of the experts without a token" : "experts without a token", dims);
 }
 
 int coactivation_of(lua_State* L) {
@@ -156,8 +174,11 @@ int experts(lua_State* L) { return push_tensor(L, trace_self(L).experts(layer_ar
 int weights(lua_State* L) { return push_tensor(L, trace_self(L).weights(layer_argument(L, 2, trace_self(L)))); }
 int margin(lua_State* L) { return push_tensor(L, trace_self(L).margin(layer_argument(L, 2, trace_self(L)))); }
 
+int dropped(lua_State* L) { return push_tensor(L, trace_self(L).dropped(layer_argument(L, 2, trace_self(L))).to(at::kLong)); }
+
 int save_trace(lua_State* L) {
-    trace_self(L).save(check_string(L, 2, "path"));
+    std::string path = check_string(L, 2, "path");
+    train::on_rank_0(dist::world(), [&] { trace_self(L).save(path); });
     lua_settop(L, 1);
     return 1;
 }
@@ -165,7 +186,8 @@ int save_trace(lua_State* L) {
 const Binding kAnalyses[] = {
     {"statistics", statistics,
      "tr:statistics(): records, one a layer, over all traced tokens: max_vio, min_vio, avg_vio (load against its mean), normalised_entropy, effective_experts, variation, num_dead; domain_information (of expert and domain, nats); token_entropy (mean of H(p_t) / ln E), "
-     "token_information (H(mean p) − mean H(p), nats), groups_hit (groups a token), gate_margin (mean score of the K-th expert minus the next one's), changed_by_bias (share of the chosen that the bias brought)."},
+     "token_information (H(mean p) − mean H(p), nats), groups_hit (groups a token), gate_margin (mean score of the K-th expert minus the next one's), changed_by_bias (share of the chosen that the bias brought), drop_rate (share of the chosen that capacity dropped)."},
+    {"dead", dead, "tr:dead {window =, layer =, relative = false}: a labelled array [layer, window], with a layer [window], of how many experts got nothing (relative: their share) in each run of `window` tokens, one after the other; padding does not count, and tokens after the last whole window are left out."},
     {"coactivation", coactivation_of, "tr:coactivation(layer): a labelled array [expert, other] of N_ij / N_i, over all pairs of a token's experts: the share of the expert's tokens that the other one has, too."},
     {"flow", flow_of, "tr:flow(layer, next): a labelled array of P(j in next | i in layer): the share of the tokens of expert i that go to expert j of the next routed layer, or of `next`; a row adds up to K."},
     {"mean_weights", mean_weights, "tr:mean_weights(): a labelled array [layer, expert] of the mean gate weight of an expert's tokens."},
@@ -178,7 +200,8 @@ const Binding kAnalyses[] = {
     {"experts", experts, "tr:experts(layer): chosen experts, int64 [token, choice]."},
     {"weights", weights, "tr:weights(layer): gate weights of the chosen, kept in fp16, float32 [token, choice]."},
     {"margin", margin, "tr:margin(layer): selection score of the K-th expert minus the next one's, kept in fp16, float32 [token]."},
-    {"save", save_trace, "tr:save(path): writes everything to a file that moe.trace reads. Returns tr."},
+    {"dropped", dropped, "tr:dropped(layer): how many of a token's experts were over their capacity and dropped it, int64 [token]; 0 without model.moe.capacity_factor."},
+    {"save", save_trace, "tr:save(path): writes everything to a file that moe.trace reads; of several ranks, which all call it, rank 0 does. Returns tr."},
 };
 }  // namespace
 

@@ -1,6 +1,8 @@
 // Tokens through a model, watched: model:trace, and what experts put out.
 #include "core/routing/trace.h"
 #include "core/tensor/check.h"
+#include "core/train/agree.h"
+#include "core/train/step_program.h"
 #include "lua/bind/control.h"
 #include "lua/bind/data.h"
 #include "lua/bind/model.h"
@@ -9,12 +11,14 @@
 
 #include <ATen/ATen.h>
 
+#include <utility>
+
 namespace moe::lua {
 
-routing::TraceOptions trace_options(const Options& o) {
+routing::TraceOptions trace_options(const Options& o, const dist::Mesh& mesh) {
     routing::TraceOptions out;
     out.weights = o.boolean("weights", true);
-    out.file = o.string("file", "");
+    if (std::string file = o.string("file", ""); mesh.world.rank() == 0) out.file = file;
     out.memory_bytes = o.integer("memory", out.memory_bytes);
     MOE_CHECK(out.memory_bytes > 0, usage, "trace: memory", std::to_string(out.memory_bytes), "bytes, 1 or more", "");
     return out;
@@ -46,18 +50,35 @@ struct Source {
         MOE_CHECK(left == -1 || left > 0, usage, running(L) + (o.has("batches") ? ": batches" : ": tokens"), std::to_string(left), "1 or more", "");
     }
     int64_t seq_length() const { return data ? data->config->training.seq_length : ids.size(1); }
-    std::optional<MicroBatch> next(const Model& m) {
+    /// This rank's part of the next batch, and how many tokens the whole has.
+    struct Part {
+        MicroBatch batch;
+        int64_t num_tokens = 0;
+    };
+    std::optional<Part> next(const Model& m) {
         if (!data) {
             if (!ids.defined()) return {};
-            MicroBatch batch = m.micro_batch(ids, {}, {}, {});
-            ids = at::Tensor();
-            return batch;
+            return part_of(m, std::exchange(ids, at::Tensor()), {}, {}, {}, true);
         }
         if (left == 0) return {};
         auto b = data->next();
         if (!b) return {};
         if (left > 0) left = std::max<int64_t>(0, left - b->ids.numel());
-        return m.micro_batch(b->ids, b->targets, b->domain, b->doc_start, data->hides_documents());
+        return part_of(m, b->ids, b->targets, b->domain, b->doc_start, data->hides_documents());
+    }
+
+private:
+    /// Sequences are dealt out over the data-parallel ranks, all as many; those that are missing are padding.
+    static Part part_of(const Model& m, const at::Tensor& ids, const at::Tensor& targets, const at::Tensor& domain, const at::Tensor& doc_start, bool hides_documents) {
+        const dist::Group& dp = m.mesh().dp;
+        int64_t B = ids.size(0), ranks = dp.size(), each = (B + ranks - 1) / ranks, missing = each * ranks - B;
+        auto rows = [&](const at::Tensor& t, int64_t padding) {
+            if (!t.defined() || ranks == 1) return t;
+            at::Tensor all = missing > 0 ? at::cat({t, at::full({missing, t.size(1)}, padding, t.options())}) : t;
+            return all.narrow(0, dp.rank() * each, each).contiguous();
+        };
+        at::Tensor label = domain.defined() || missing == 0 ? domain : at::zeros(ids.sizes(), at::kInt);
+        return {m.micro_batch(rows(ids, 0), rows(targets, -100), rows(label, -1), rows(doc_start, 0), hides_documents), ids.numel()};
     }
 };
 
@@ -71,33 +92,33 @@ std::map<std::string, at::Tensor> first_slots(const Model& m) {
     return {{"anchor", at::zeros({1}, at::TensorOptions().dtype(m.options().precision.compute).device(m.options().device))}};
 }
 
-/// Losses need targets and cost time: heads are left out.
-bool is_loss(const Segment& s) { return s.writes.size() == 1 && s.writes[0] == "loss"; }
 }  // namespace
 
 int model_trace(lua_State* L) {
     lua_settop(L, 3);
-    LiveModel live = whole_model(L);
+    LiveModel live = live_model(L, self<ModelValue>(L));
     Model& m = *live;
+    const dist::Group& world = m.mesh().world;
     Options o(L, 3, {"tokens", "batches", "weights", "file", "memory"});
     Source source(L, o);
     routing::TraceFacts facts{m.config().model.moe.num_experts, m.config().model.moe.n_group, source.seq_length(), {"all"}, m.config().data.tokenizer};
     if (source.data) facts.domains = source.data->loader->domains();
-    auto trace = std::make_shared<routing::Trace>(facts, trace_options(o));
-    at::NoGradGuard no_grad;
+    auto trace = std::make_shared<routing::Trace>(facts, trace_options(o, m.mesh()));
+    train::Executor executor(m);
+    if (world.size() == 1) executor.set_interrupt(&control(L).interrupted);
     while (true) {
-        throw_if_interrupted(L);
-        auto batch = source.next(m);
-        if (!batch) break;
-        batch->trace = trace.get();
-        trace->begin(batch->ids_T, batch->domain_T, batch->S);
-        auto slots = first_slots(m);
-        for (size_t s = 0; s < m.segments().size(); ++s) {
-            if (s % 16 == 0) throw_if_interrupted(L);
-            if (!is_loss(m.segments()[s])) m.run_segments(*batch, s, s + 1, slots);
-        }
+        std::optional<Source::Part> part;
+        train::agree(world, [&] {
+            throw_if_interrupted(L);
+            part = source.next(m);
+            if (part) trace->begin(part->batch.ids_T, part->batch.domain_T, part->batch.S);
+        });
+        if (!part) break;
+        part->batch.trace = trace.get();
+        executor.run_forward(part->batch, /*with_losses=*/false);
+        trace->gather(m.mesh(), part->num_tokens);
     }
-    trace->finish();
+    train::agree(world, [&] { trace->finish(); });
     push<TraceValue>(L, {trace, data::open_tokenizer(facts.tokenizer), facts.seq_length});
     return 1;
 }
@@ -117,8 +138,9 @@ int model_expert_outputs(lua_State* L) {
     at::NoGradGuard no_grad;
     while (true) {
         throw_if_interrupted(L);
-        auto batch = source.next(m);
-        if (!batch) break;
+        auto part = source.next(m);
+        if (!part) break;
+        MicroBatch* batch = &part->batch;
         auto slots = first_slots(m);
         m.run_segments(*batch, 0, experts + 1, slots);
         const Routed& routed = batch->routed.at(layer);

@@ -111,8 +111,7 @@ end
 
 -- All that is known now, so that what was planned can be read beside what has run.
 local function write_waiting(s)
-  if store.rank() > 0 then return end
-  moe.fs.mkdir(s.folder .. "/points")
+  moe.on(0, function() moe.fs.mkdir(s.folder .. "/points") end)
   local found
   repeat
     found = false
@@ -123,7 +122,9 @@ local function write_waiting(s)
       end
     end
   until not found
-  if s.script and moe.fs.exists(s.script) then moe.fs.write(s.folder .. "/script.lua", moe.fs.read(s.script)) end
+  moe.on(0, function()
+    if s.script and moe.fs.exists(s.script) then moe.fs.write(s.folder .. "/script.lua", moe.fs.read(s.script)) end
+  end)
 end
 
 function methods.run(self, options)
@@ -134,7 +135,7 @@ function methods.run(self, options)
     if v ~= nil and (math.type(v) ~= "integer" or v < least) then moe.fail { op = "sweep:run: " .. name, got = tostring(v), want = ("a whole number of %d or more"):format(least) } end
   end
   if jobs == 0 and s.ranks > 1 then moe.fail { op = "sweep:run: jobs", got = ("0 with ranks = %d"):format(s.ranks), want = "jobs = 1 or more", hint = "points of several ranks are processes of their own" } end
-  if jobs > 0 and tonumber(os.getenv("OMPI_COMM_WORLD_SIZE") or 1) > 1 then moe.fail { op = "sweep:run: jobs", got = "a program of several ranks", want = "one rank", hint = "ranks = N in moe.sweep starts each point on N ranks" } end
+  if jobs > 0 and moe.num_ranks > 1 then moe.fail { op = "sweep:run: jobs", got = "a program of several ranks", want = "one rank", hint = "ranks = N in moe.sweep starts each point on N ranks" } end
   if session.dry then error(session.dry_end, 0) end
   for _, p in ipairs(known_points(s)) do
     if options.retry and p.status == "failed" then

@@ -4,9 +4,13 @@
 #include "core/base/suggest.h"
 #include "lua/bind/bind.h"
 #include "lua/bind/control.h"
+#include "lua/bind/ranks.h"
 #include "lua/bind/script.h"
 
+#include <ATen/CPUGeneratorImpl.h>
+
 #include <algorithm>
+#include <mutex>
 
 namespace moe::lua {
 /// The files of lua/moe, in a source file that the build writes.
@@ -280,6 +284,7 @@ void open_libraries(lua_State* L) {
     push_function(L, kIoWrite, "io.write", 3);
     lua_setfield(L, -2, "write");
     lua_pop(L, 2);
+    if (control(L).ranks) share_libraries(L);
 }
 }  // namespace
 
@@ -319,8 +324,11 @@ void open_globals(lua_State* L) {
     lua_getfield(L, -1, "plot");
     lua_setfield(L, -3, "viz");
     lua_pop(L, 2);
-    // The order of draws is the same in every process: stock Lua seeds from the clock and an address.
+    // The order of draws is the same in every process: stock Lua seeds from the clock and an address, LibTorch from the system's noise.
     luaL_dostring(L, "math.randomseed(0)");
+    auto generator = at::detail::getDefaultCPUGenerator();
+    std::lock_guard guard(generator.mutex());
+    generator.set_current_seed(0);
 }
 
 

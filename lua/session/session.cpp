@@ -2,7 +2,10 @@
 
 #include "core/base/json.h"
 #include "core/base/log.h"
+#include "core/train/agree.h"
+#include "core/train/meeting.h"
 #include "lua/bind/lua.h"
+#include "lua/bind/ranks.h"
 #include "lua/session/echo.h"
 #include "lua/session/lexer.h"
 #include "lua/session/modules.h"
@@ -11,6 +14,7 @@
 
 #include <pthread.h>
 #include <sys/resource.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
@@ -81,6 +85,20 @@ bool is_global_of_lua(const void* names, std::string_view name) {
     return std::find(list.begin(), list.end(), name) != list.end();
 }
 
+// --- several ranks ---
+
+constexpr const char *kPrompt = "the prompt", *kEndOf = "the end of ";
+constexpr double kLastSecs = 5;             // a script that fails is over: whoever does not come then is ended with it
+
+std::string host_and_process() {
+    char host[256] = "";
+    gethostname(host, sizeof host - 1);
+    return fmt::format("{} {}", getpid(), host);
+}
+
+/// An input for the other ranks: "1 input 3\n1 + 1"; "0 4": the end, with an exit code.
+std::string packed_input(const std::string& name, const std::string& code) { return "1 " + name + "\n" + code; }
+
 /// require finds modules beside the script.
 void prepend_to_path(lua_State* L, const std::filesystem::path& folder) {
     std::string place = (folder.empty() ? "." : folder.native()) + "/?.lua;";
@@ -122,6 +140,13 @@ Session::Session(SessionOptions options) : interactive_(options.interactive) {
         control_.page = std::move(options.page);
     }
     handle_wake_signal();
+    if (const dist::Group& world = dist::world(); world.size() > 1) {
+        control_.ranks = std::make_shared<train::Meeting>(world.split(0, world.rank()));
+        auto words = control_.ranks->hear({"the start", host_and_process()});
+        std::string host = host_and_process().substr(std::to_string(getpid()).size());
+        for (size_t r = 1; world.rank() == 0 && r < words->size(); ++r)
+            if ((*words)[r].value.ends_with(host)) followers_.push_back(pid_t(std::atoi((*words)[r].value.c_str())));
+    }
     L_ = luaL_newstate();
     MOE_CHECK(L_, memory, "session", "no memory for a Lua state", "", "");
     control_slot(L_) = &control_;
@@ -174,7 +199,7 @@ int Session::exit_of(lua_State* L) {
     auto& self = *static_cast<Session*>(lua_touserdata(L, upvalue(1)));
     int code = is_nothing(L, 1) ? 0 : lua_isboolean(L, 1) ? !lua_toboolean(L, 1) : int(check_integer(L, 1, "code"));
     self.exit_code_ = code;
-    self.interrupt();           // so that no pcall around it holds it up
+    lua::interrupt(self.control_);      // so that no pcall around it holds it up
     throw Error({ErrorKind::interrupted, "exit", "", "", "", "", -1, ""});
 }
 
@@ -222,8 +247,78 @@ Result Session::call(int num_arguments, bool echo) {
     return result;
 }
 
+bool Session::follows() const { return control_.ranks && control_.ranks->rank() > 0; }
+
+int Session::follow(const std::function<void(bool)>& evaluating) {
+    for (;;) {
+        auto words = control_.ranks->hear({kPrompt});
+        const std::string& input = (*words)[0].value;
+        if (input.starts_with("0")) return std::atoi(input.c_str() + 1);
+        size_t line = input.find('\n');
+        if (evaluating) evaluating(true);
+        control_.interrupted = false;
+        eval(input.substr(line + 1), input.substr(2, line - 2));
+        if (evaluating) evaluating(false);
+    }
+}
+
+void Session::lead_out(int exit_code) {
+    if (control_.ranks && !follows()) control_.ranks->hear({kPrompt, fmt::format("0 {}", exit_code)});
+}
+
+void Session::leave() {
+    if (control_.ranks) control_.ranks->hear({"the way out"}, kLastSecs);
+}
+
+/// The ranks wait for each other at an evaluation's end: an error of one is the error of all. Those that are elsewhere, in a call that wants all
+/// ranks, hear of it there and come.
+Result Session::ended_by_all(Result result, const std::string& what) {
+    if (!control_.ranks || depth_ > 0) return result;
+    train::Word mine{kEndOf + what, "", result.error};
+    for (bool together = false; !together;) {
+        std::optional<std::vector<train::Word>> words;
+        {
+            Unlocked unlocked(L_);
+            words = control_.ranks->hear(mine, mine.error && !interactive_ ? kLastSecs : 0);
+        }
+        if (!words) {
+            if (result.error && result.error->rank < 0) result.error->rank = control_.ranks->rank();
+            return result;
+        }
+        together = std::all_of(words->begin(), words->end(), [](auto& w) { return w.place.starts_with(kEndOf); });
+        try {
+            train::judge(*words);
+        } catch (const Error& e) {
+            if (!result.error || !train::is_agreed(*result.error)) result.error = e.parts();
+            mine.error = result.error;
+        }
+    }
+    control_.interrupted = false;               // one that came while this waited
+    lua_sethook(L_, nullptr, 0, 0);
+    result.on_all_ranks = result.error.has_value();
+    if (result.error) result.values.clear();
+    return result;
+}
+
+namespace {
+struct Deeper {
+    int& depth;
+    explicit Deeper(int& d) : depth(d) { ++depth; }
+    ~Deeper() { --depth; }
+};
+}  // namespace
+
 Result Session::eval(const std::string& code, const std::string& name) {
+    bool leads = interactive_ && control_.ranks && !follows() && depth_ == 0;
+    if (leads) control_.ranks->hear({kPrompt, packed_input(name, code)});
+    return ended_by_all(eval_here(code, name), name);
+}
+Result Session::run_file(const std::string& path, const Arguments& arguments) { return ended_by_all(file_here(path, arguments), path); }
+Result Session::run_command(const std::string& name, const Arguments& arguments) { return ended_by_all(command_here(name, arguments), "moelab " + name); }
+
+Result Session::eval_here(const std::string& code, const std::string& name) {
     std::lock_guard guard(*control_.lock);
+    Deeper deeper(depth_);
     Result result;
     std::string chunk = "=" + name, kept = code;
     if (interactive_) {
@@ -248,12 +343,14 @@ Result Session::eval(const std::string& code, const std::string& name) {
 
 void Session::interrupt() noexcept {
     lua::interrupt(control_);
+    for (pid_t process : followers_) kill(process, SIGINT);
     // From another thread: a read that blocks comes back, because a signal with a handler and without SA_RESTART arrived.
     if (running_ && !pthread_equal(thread_, pthread_self())) pthread_kill(thread_, SIGUSR2);
 }
 
 Completion Session::complete(const std::string& code, size_t cursor) {
     std::lock_guard guard(*control_.lock);
+    Alone alone(L_);                            // other ranks know nothing of what is typed
     Completion out{cursor, cursor, {}};
     protect([&] { out = lua::complete(L_, code, cursor); });
     return out;
@@ -261,6 +358,7 @@ Completion Session::complete(const std::string& code, size_t cursor) {
 
 Inspection Session::inspect(const std::string& code, size_t cursor, bool detail) {
     std::lock_guard guard(*control_.lock);
+    Alone alone(L_);
     Inspection out;
     protect([&] { out = lua::inspect(L_, code, cursor, detail, [this](const std::string& chunk) { return source_of(chunk); }); });
     return out;
@@ -311,8 +409,9 @@ void Session::push_arguments(const Arguments& arguments, const std::string& scri
     lua_setfield(L_, -2, "options");
 }
 
-Result Session::run_file(const std::string& path, const Arguments& arguments) {
+Result Session::file_here(const std::string& path, const Arguments& arguments) {
     std::lock_guard guard(*control_.lock);
+    Deeper deeper(depth_);
     Result result;
     std::string text;
     try {
@@ -334,8 +433,9 @@ Result Session::run_file(const std::string& path, const Arguments& arguments) {
     return result;
 }
 
-Result Session::run_command(const std::string& name, const Arguments& arguments) {
+Result Session::command_here(const std::string& name, const Arguments& arguments) {
     std::lock_guard guard(*control_.lock);
+    Deeper deeper(depth_);
     Result result;
     lua_getglobal(L_, "require");
     push_string(L_, std::string(kCommandPrefix) + name);

@@ -31,6 +31,7 @@ struct Result {
     std::vector<std::string> values;               ///< eval: as echo_text shows them, in an interactive session none where all are nil
     std::optional<ErrorParts> error;
     double secs = 0;
+    bool on_all_ranks = false;                     ///< the error is that of all ranks, wherever it came from: one of them shows it
     int64_t peak_bytes = 0;                        ///< the most that was resident; in an interactive session since the start of the input
     bool ok() const { return !error; }
     /// Process exit code: 0, or that of the error's kind.
@@ -53,7 +54,8 @@ struct HistoryEntry {
     bool ok = true;
 };
 
-/// Not thread safe, but for interrupt().
+/// Not thread safe, but for interrupt(). On several ranks each has one, and all run the same: what they evaluate ends on all before it ends on one,
+/// with the error of any. Inputs of an interactive session are given to rank 0, and the others follow.
 class Session {
 public:
     explicit Session(SessionOptions options = {});
@@ -70,6 +72,16 @@ public:
     Result run_command(const std::string& name, const Arguments& arguments);
     /// Names of the embedded commands, sorted.
     static std::vector<std::string> commands();
+    /// One of several ranks.
+    bool is_of_several() const { return control_.ranks != nullptr; }
+    /// Several ranks, and not the one that gets the inputs.
+    bool follows() const;
+    /// Evaluates what rank 0 evaluates until its lead_out(), and gives the exit code. `evaluating` is told before and after each input.
+    int follow(const std::function<void(bool)>& evaluating = {});
+    /// Rank 0: there are no further inputs.
+    void lead_out(int exit_code);
+    /// Where all fail alike: returns once all ranks are here, so that none ends the others before rank 0 has shown why. A few seconds at most.
+    void leave();
     /// False where the code ends in the middle of something and more lines could complete it.
     bool is_complete(const std::string& code);
 
@@ -92,6 +104,10 @@ private:
     bool load(const std::string& code, const std::string& chunk_name, Result& result);
     Result call(int num_arguments, bool echo = false);
     void push_arguments(const Arguments& arguments, const std::string& script);
+    Result eval_here(const std::string& code, const std::string& name);
+    Result file_here(const std::string& path, const Arguments& arguments);
+    Result command_here(const std::string& name, const Arguments& arguments);
+    Result ended_by_all(Result result, const std::string& what);
     void protect(const std::function<void()>& f);
     std::string source_of(const std::string& chunk) const;
     static int history_of(lua_State* L);
@@ -102,6 +118,8 @@ private:
     bool interactive_;
     std::atomic<bool> running_ = false;
     std::atomic<pthread_t> thread_{};               ///< the one that evaluates
+    int depth_ = 0;                                 ///< evaluations inside each other
+    std::vector<pid_t> followers_;                  ///< rank 0's: processes of this machine that an interrupt reaches
     std::vector<std::string> lua_globals_;          ///< names that a fresh state has
     std::vector<HistoryEntry> history_;
     std::optional<int> exit_code_;

@@ -145,7 +145,7 @@ void vocabulary() {
     const int64_t T = 16384, D = 2048, V = 102400, n = 1024;
     Tensor ids = at::randint(V, {T}, fp32().dtype(at::kLong)), w = at::randn({V, D}, bf16()), y = at::randn({T, D}, bf16()), dw = at::zeros({V, D}, fp32());
     bandwidth("embed_forward", "T16384 V102400 D2048", "bf16", double(T) * D * 4, [&] { embed_forward_cuda(ids, w, y); });
-    bandwidth("embed_add_grad", "T16384 V102400 D2048", "bf16", double(T) * D * 10, [&] { embed_add_grad_cuda(y, ids, dw); });
+    bandwidth("embed_add_grad", "T16384 V102400 D2048", "bf16", double(T) * D * 10, [&] { embed_add_grad_cuda(y, ids, dw, false); });
     Tensor logits = at::randn({n, V}, fp32()), loss = at::empty({n}, fp32().dtype(at::kDouble)), dlogits = at::empty({n, V}, bf16()), targets = at::randint(V, {n}, fp32().dtype(at::kLong));
     bandwidth("cross_entropy", "1024x102400", "fp32 -> bf16", double(n) * V * 6, [&] { cross_entropy_cuda(logits, targets, 1.0, loss, dlogits); });
     Tensor x = at::randn({n, D}, bf16());
@@ -231,7 +231,10 @@ void grouped_on_device(int64_t E, int64_t R, int64_t O, int64_t I, bool skewed, 
     in_turn(shape, flops, {{"device_groups_forward", [&] { grouped_nt(x, offsets, w, out); }}, {"device_groups_forward_library", [&] { at::_grouped_mm(x, w.transpose(-2, -1), ends); }}});
     in_turn(shape, flops, {{"device_groups_dgrad", [&] { grouped_nn(y, offsets, w, dx); }}, {"device_groups_dgrad_library", [&] { at::_grouped_mm(y, w, ends); }}});
     if (!wgrad) return;
-    Tensor dw = at::zeros({E, O, I}, fp32());
+    Tensor dw = at::zeros({E, O, I}, fp32()), narrow = at::zeros({E, O, I}, bf16());
+    in_turn(shape + " into bf16", flops, {{"device_groups_wgrad_bf16", [&] { add_grouped_tn(y, x, offsets, narrow); }},
+                                          {"device_groups_wgrad_bf16_written", [&] { grouped_tn(y, x, offsets, narrow); }},
+                                          {"device_groups_wgrad_library_bf16_out", [&] { at::_grouped_mm(y.t(), x, ends); }}});
     in_turn(shape + " into fp32", flops, {{"device_groups_wgrad", [&] { add_grouped_tn(y, x, offsets, dw); }},
                                           {"device_groups_wgrad_written", [&] { grouped_tn(y, x, offsets, dw); }},
                                           {"device_groups_wgrad_library_bf16_out", [&] { at::_grouped_mm(y.t(), x, ends); }},
@@ -384,6 +387,59 @@ void attention() {
     in.shape.window = 1024;
     ours("attention_window", "192/128 B4 H16 S4096 window 1024", double(m.B) * m.H * (1024.0 * (m.S - 1024) + 1024.0 * 1025 / 2));
 }
+/// A layer's experts and its shared ones in forward, one after the other and the shared ones on a stream beside: milliseconds of both.
+void shared_beside() {
+    if (!wanted("shared_experts")) return;
+    const int64_t T = 16384, D = 2048, K = 6, E = 64, F = 1408;
+    Tensor x = at::randn({T, D}, bf16()), router = at::randn({E, D}, fp32()), scores = at::empty({T, E}, fp32()), ids = std::get<1>(at::topk(at::rand({T, E}, fp32()), K));
+    Tensor up = at::empty({E, 2 * F, D}, bf16()).normal_(0, 0.02), down = at::empty({E, D, F}, bf16()).normal_(0, 0.02);
+    Tensor shared_up = at::randn({4 * F, D}, bf16()).mul_(0.02), shared_down = at::randn({D, 2 * F}, bf16()).mul_(0.02), out = at::empty_like(x), shared = at::empty_like(x);
+    SortPlan plan = sort_by_expert(ids, E, kGroupAlign);
+    Tensor rows = at::empty({plan.R, D}, bf16()), gate_up = at::empty({plan.R, 2 * F}, bf16()), h = at::empty({plan.R, F}, bf16()), back = at::empty({plan.R, D}, bf16()), weight = at::rand({plan.R}, fp32());
+    Tensor shared_gate_up = at::empty({T, 4 * F}, bf16()), shared_h = at::empty({T, 2 * F}, bf16());
+    auto routed = [&] {
+        product_nt_cuda(x, router, scores);
+        sort_by_expert(ids, E, kGroupAlign);
+        gather_rows_cuda(x, plan, rows);
+        grouped_nt(rows, plan.groups.offsets_E1, up, gate_up);
+        swiglu_forward_cuda(gate_up, weight, h);
+        grouped_nt(h, plan.groups.offsets_E1, down, back);
+        add_rows_cuda(x, {}, back, plan, out);
+    };
+    auto beside = [&] {
+        product_nt_cuda(x, shared_up, shared_gate_up);
+        swiglu_forward_cuda(shared_gate_up, {}, shared_h);
+        product_nt_cuda(shared_h, shared_down, shared);
+    };
+    auto on = [&](c10::cuda::CUDAStream side, bool side_first) {
+        auto here = c10::cuda::getCurrentCUDAStream();
+        at::cuda::CUDAEvent forked, joined;
+        forked.record(here);
+        forked.block(side);
+        auto there = [&] {
+            c10::cuda::CUDAStreamGuard guard(side);
+            beside();
+            joined.record(side);
+        };
+        if (side_first) there();
+        routed();
+        if (!side_first) there();
+        joined.block(here);
+    };
+    auto low = c10::cuda::getStreamFromPool(), high = c10::cuda::getStreamFromPool(/*isHighPriority=*/true);
+    std::vector<std::pair<std::string, std::function<void()>>> ways = {{"shared_experts_in_turn", [&] { beside(); routed(); }},
+                                                                      {"shared_experts_beside", [&] { on(low, true); }},
+                                                                      {"shared_experts_beside_later", [&] { on(low, false); }},
+                                                                      {"shared_experts_beside_first", [&] { on(high, true); }}};
+    std::vector<std::vector<double>> times(ways.size());
+    for (int i = -2; i < 15; ++i)
+        for (size_t w = 0; w < ways.size(); ++w)
+            if (double t = seconds(ways[w].second, 1, 0); i >= 0) times[w].push_back(t);
+    for (size_t w = 0; w < ways.size(); ++w) {
+        std::nth_element(times[w].begin(), times[w].begin() + 7, times[w].end());
+        print(ways[w].first, times[w][7] * 1e3, "ms", "T16384 D2048 E64 K6 F1408 and 2816 shared, forward", "bf16");
+    }
+}
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -391,7 +447,7 @@ int main(int argc, char** argv) {
     if (argc > 1) filter = argv[1];
     device_name = at::cuda::getCurrentDeviceProperties()->name;
     at::NoGradGuard no_grad;
-    for (auto part : {rows_and_elements, fp8_copies, optimizer, vocabulary, dense, grouped, device_groups, fp8, attention}) {
+    for (auto part : {rows_and_elements, fp8_copies, optimizer, vocabulary, dense, grouped, device_groups, fp8, attention, shared_beside}) {
         try {
             part();
         } catch (const std::exception& e) {

@@ -346,6 +346,177 @@ test("resume: goes on with the interventions, hooks compiled from their source",
   must_equal(moe.replay(resumed, { console = false, log = false }), resumed)
 end)
 
+-- Undo out of order. What is expected is a second run that makes the acts that are left, in their order, and never made the others.
+local function expert(run, layer, e, matrix) return run.model:parameters()[("model.layers.%d.mlp.experts.%d.%s.weight"):format(layer, e, matrix or "up_proj")] end
+
+test("undo: a key that a later act changed, too, stays as that one left it", function()
+  local run = fresh()
+  local lr = run.config.training.learning_rate
+  local first, second = run:set { learning_rate = 1e-4, weight_decay = 0.3 }, run:set { learning_rate = 2e-4 }
+  first:undo()
+  equal(run.config.training.learning_rate, 2e-4)
+  equal(run.config.training.weight_decay, fresh().config.training.weight_decay)
+  equal(run.events[3].new["training.learning_rate"], 2e-4)
+  second:undo()
+  equal(run.config.training.learning_rate, lr)
+  local speed = run.config.model.moe.bias_update_speed
+  run.model.router.balance = moe.balance.none()
+  local none = run.events[#run.events].id
+  local by_hand = run:set { bias_update_speed = 0.5 }
+  run.model.router.balance = moe.balance.aux_free()          -- with the speed that it finds
+  equal(run.config.model.moe.bias_update_speed, 0.5)
+  by_hand:undo()
+  equal(run.config.model.moe.bias_update_speed, 1e-3)         -- none's 0 is not a speed
+  run:undo()
+  equal(run.config.model.moe.bias_update_speed, 0)
+  run:undo()
+  equal(run.config.model.moe.bias_update_speed, speed)
+end)
+
+test("undo: a balance below another one goes away without a trace", function()
+  local run, other = fresh(), fresh()
+  local r = run.model.router
+  r.balance = moe.balance.aux { alpha = 1e-2 }
+  local below = run.events[1].id
+  r.balance = moe.balance.aux_free { rule = "centred" }
+  local h = run:set { bias_update_rule = "sign" }
+  run:undo(below)
+  equal(run.config.model.moe.bias_update_rule, "sign")
+  h:undo()
+  equal(run.config.model.moe.bias_update_rule, "centred")
+  other.model.router.balance = moe.balance.aux_free { rule = "centred" }
+  run:train(2) other:train(2)
+  must_equal(run, other)
+end)
+
+test("undo: biases and parameters that were set twice", function()
+  local run = fresh()
+  run:train(2)
+  local start = weights(run)
+  local a = run.model.router:bias { layers = { 1, 2 }, set = { 1, 2, 3, 4, 5, 6 } }
+  local b = run.model.router:bias { layer = 1, set = 0.5 }
+  a:undo()
+  near((run.model:bias(1) - 0.5):abs():max():item(), 0)
+  equal((run.model:bias(2) - start["bias 2"]):abs():max():item(), 0)
+  b:undo()
+  is(same(start, weights(run)))
+  run.model:set("lm_head.weight", start["lm_head.weight"] * 2)
+  local first = run.events[#run.events].id
+  run.model:set("lm_head.weight", start["lm_head.weight"] * 3)
+  run:undo(first)
+  equal((run.model:parameters()["lm_head.weight"] - start["lm_head.weight"] * 3):abs():max():item(), 0)
+  run:undo()
+  is(same(start, weights(run)))
+  raises("state", function() run:undo(first) end, "not in force")
+  raises("usage", function() run:undo(0) end)
+end)
+
+test("undo: experts that were swapped, copied and drawn, in every order", function()
+  local acts = {
+    function(r) return r:swap { layer = 1, experts = { 0, 1 }, gate = true } end,
+    function(r) return r:reinit { layer = 1, expert = 1, seed = 5, gate = true } end,
+    function(r) return r:duplicate { layer = 1, from = 1, to = 2, gate = true } end,
+    function(r) return r:swap { layer = 1, experts = { 1, 2 } } end,
+    function(r) return r:bias { layer = 1, set = 0.25 } end,
+    function(r) return r:duplicate { layer = 1, from = 2, to = 0 } end,
+  }
+  local function done(list)
+    local run = fresh()
+    run:train(1)
+    local handles = {}
+    for i, act in ipairs(acts) do if list[i] then handles[i] = act(run.model.router) end end
+    return run, handles
+  end
+  for _, order in ipairs { { 1, 3, 5, 2 }, { 6, 2, 1 }, { 4, 3, 2, 1, 6, 5 }, { 2, 6, 4 } } do
+    local left = { true, true, true, true, true, true }
+    local run, handles = done(left)
+    for _, i in ipairs(order) do
+      handles[i]:undo()
+      left[i] = false
+      local ok, name = same(weights(done(left)), weights(run))
+      is(ok, ("after undoing %d of %s: %s"):format(i, table.concat(order, " "), tostring(name)))
+    end
+  end
+end)
+
+test("undo: what was trained since goes with its expert; what lay covered comes back as it was", function()
+  local run = fresh()
+  local before = expert(run, 1, 3):clone()
+  local drawn = run.model.router:reinit { layer = 1, expert = 3 }
+  run:train(1)
+  local swap = run.model.router:swap { layer = 1, experts = { 3, 5 } }
+  run:train(1)
+  local trained = expert(run, 1, 5):clone()
+  drawn:undo()
+  equal((expert(run, 1, 5) - before):abs():max():item(), 0)
+  is((trained - before):abs():max():item() > 1e-3)
+  local other = expert(run, 1, 3):clone()
+  swap:undo()
+  equal((expert(run, 1, 3) - before):abs():max():item(), 0)
+  equal((expert(run, 1, 5) - other):abs():max():item(), 0)
+end)
+
+-- Acts of every kind, some undone after later ones of their kind, with training between.
+local function tangle(run, from, to)
+  local r = run.model.router
+  local h = {}
+  local acts = {
+    [2] = function() h.lr = run:set { learning_rate = 1e-3 } h.bias = r:bias { layer = 1, set = 0.1 } h.swap = r:swap { layer = 2, experts = { 0, 1 }, gate = true } end,
+    [3] = function() h.lr2 = run:set { learning_rate = 2e-3, weight_decay = 0.2 } h.apart = r:swap { layer = 1, experts = { 2, 5 } } h.bias2 = r:bias { layer = 1, set = { 0, 0, 0.1, 0, 0, 0 } } h.drawn = r:reinit { layer = 2, expert = 1 } end,
+    [4] = function() h.lr:undo() h.bias:undo() h.copy = r:duplicate { layer = 2, from = 1, to = 4 } end,
+    [5] = function() r.balance = moe.balance.aux { alpha = 1e-2 } r.balance = moe.balance.aux_free { speed = 0.05 } end,
+    [7] = function() run:undo() h.lr2:undo() end,
+    [8] = function() if h.swap then h.swap:undo() end end,
+  }
+  for step = from, to do
+    if acts[step] then acts[step]() end
+    run:train(1)
+  end
+  return h
+end
+
+test("replay: undos out of order end bit-equal", function()
+  local run = fresh { log = true, name = "tangle" }
+  tangle(run, 1, 9)
+  must_equal(moe.replay(run, { console = false, log = false }), run)
+end)
+
+test("resume: undos out of order after a break; what a checkpoint does not carry is refused and changes nothing", function()
+  local whole, run = fresh { log = true, name = "tangle-whole" }, fresh { log = true, name = "tangle-broken" }
+  local handles = tangle(whole, 1, 6)
+  tangle(run, 1, 6)
+  run:save("tangle-middle")
+  local resumed = moe.resume("tangle-middle", nil, { console = false })
+  must_equal(whole, resumed)
+  local last = whole.events[#whole.events].id
+  for _, id in ipairs { last, handles.lr2.id, handles.bias2.id, handles.apart.id } do
+    for _, of in ipairs { whole, resumed } do of:undo(id) of:train(1) end
+    must_equal(whole, resumed)
+  end
+  equal(resumed.config.training.learning_rate, cfg.training.learning_rate)
+  local start = weights(resumed)
+  for _, h in ipairs { handles.drawn, handles.swap, handles.copy } do raises("state", function() resumed:undo(h.id) end, "gone") end
+  is(same(start, weights(resumed)))
+  resumed:train(1)
+  handles.drawn:undo()
+  must_equal(moe.replay(resumed, { console = false, log = false }), resumed)
+end)
+
+test("resume: keys that it changes, then interventions, are replayed", function()
+  local run = fresh { log = true, name = "changed" }
+  run:train(1)
+  run.model.router:mask { layer = 1, expert = 0 }
+  run:save("changed")
+  local resumed = moe.resume("changed", { training = { learning_rate = 1e-4 } }, { console = false })
+  local h = resumed:set { learning_rate = 5e-4 }
+  resumed:train(1)
+  h:undo()
+  equal(resumed.config.training.learning_rate, 1e-4)
+  resumed.model.router:swap { layer = 1, experts = { 2, 3 } }
+  resumed:train(1)
+  must_equal(moe.replay(resumed, { console = false, log = false }), resumed)
+end)
+
 test("resume: a hook with replay = false is off, and said so", function()
   local run = fresh { log = true, name = "lost" }
   local t = {}

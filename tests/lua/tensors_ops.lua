@@ -257,6 +257,36 @@ test("ops: temporaries of 1 MB in bounded memory", function()
   is(most < 200, ("grew by %.0f MiB"):format(most))
 end)
 
+test("ops: results that take the memory of tensors let go disturb nothing that is still held", function()
+  local a, b = moe.tensor { 1.0, 2.0, 3.0, 4.0 }, moe.tensor { 10.0, 20.0, 30.0, 40.0 }
+  local function leave() for _ = 1, 300 do local _ = a - b end collectgarbage() end
+  leave()
+  local views, results, weight = {}, {}, moe.tensor({ 5.0, 5.0, 5.0, 5.0 }, { requires_grad = true })
+  for i = 1, 300 do
+    local sum = a * b + b
+    views[i] = sum:narrow(0, 1, 2)          -- outlives the tensor whose memory it shows
+    results[i] = a / b - a
+  end
+  local loss = (weight * (a + b)):sum()     -- the product keeps a + b for the backward pass
+  leave()
+  local overwritten = {}
+  for i = 1, 300 do overwritten[i] = (a + a) * b end
+  for i = 1, 300 do
+    is(views[i]:allclose(moe.tensor { 2 * 20 + 20.0, 3 * 30 + 30.0 }), i)
+    near(results[i]:sum():item(), 4 * 0.1 - 10, 1e-5)
+    is(overwritten[i]:allclose(moe.tensor { 20.0, 80.0, 180.0, 320.0 }), i)
+  end
+  loss:backward()
+  is(weight.grad:allclose(moe.tensor { 11.0, 22.0, 33.0, 44.0 }))
+  local d, e = a:to("fp64"), moe.tensor { { 1.0, 2.0 }, { 3.0, 4.0 } }
+  for _ = 1, 3 do
+    leave()
+    equal((d + d).dtype, "float64")
+    equal((a:to("int64") + b:to("int64")).dtype, "int64")
+    is((e * e):allclose(moe.tensor { { 1.0, 4.0 }, { 9.0, 16.0 } }))
+  end
+end)
+
 test("ops: small temporaries do not pile up beside Lua's memory", function()
   local a = moe.ones { 2 }
   collectgarbage()

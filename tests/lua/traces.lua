@@ -183,6 +183,114 @@ test("trace: statistics of load and decisions", function()
   check.contains(tostring(tr:statistics()), "max_vio")
 end)
 
+-- Experts without a token in each run of `window` tokens that count, by a plain loop.
+local function dead_by_hand(r, window)
+  local out, met, left, n = {}, {}, E, 0
+  for t = 1, #r.ids do
+    if r.domain[t] >= 0 then
+      for k = 1, K do
+        local e = r.experts[t][k]
+        if not met[e] then met[e], left = true, left - 1 end
+      end
+      n = n + 1
+      if n % window == 0 then out[#out + 1], met, left = left, {}, E end
+    end
+  end
+  return out, n
+end
+
+test("trace: dead experts over windows of tokens", function()
+  local some = 0
+  for _, window in ipairs { 1, 7, 50, 240 } do
+    local want = dead_by_hand(r, window)
+    local got, share = tr:dead { layer = layer, window = window }, tr:dead { layer = layer, window = window, relative = true }
+    equal(got.shape[1], #want)
+    for w, n in ipairs(want) do
+      equal(got[w - 1], n)
+      near(share[w - 1], n / E, 1e-12)
+      some = some + n
+    end
+  end
+  is(some > 0)
+  local all = tr:dead { window = 50 }
+  equal(all.shape[1], #tr.layers)
+  equal(all:select("layer", layer)[2], tr:dead { layer = layer, window = 50 }[2])
+  equal(tr:dead { window = 240 }:select("layer", layer)[0], tr:statistics()[1].num_dead)
+  local spilled = model:trace(data, { memory = 1 })
+  equal(tostring(spilled:dead { window = 50 }), tostring(all))
+  raises("usage", function() return tr:dead {} end, "window")
+  raises("usage", function() return tr:dead { window = 0 } end, "1 to 240")
+  raises("usage", function() return tr:dead { window = 241 } end, "1 to 240")
+  raises("config", function() return tr:dead { window = 5, layer = 0 } end, "routed")
+end)
+
+test("trace: the rate of dropped choices by layer, against the experts' loads over their capacity", function()
+  local tight = cfg:with { model = { moe = { capacity_factor = 1.0, min_expert_capacity = 1 } } }
+  local path = folder .. "/dropped"
+  local t = moe.model(tight, { dtype = "fp32" }):trace(data)
+  t:save(path)
+  local capacity = math.ceil(24 * K / E)
+  for i, l in ipairs(t.layers) do
+    -- Of a sequence's tokens an expert takes `capacity`, whichever they are.
+    local d, loads, over, n = raw(t, l), {}, 0, 0
+    for token = 1, #d.ids do
+      if d.position[token] == 0 then loads = {} end
+      if d.domain[token] >= 0 then
+        for k = 1, K do
+          local e = d.experts[token][k]
+          loads[e] = (loads[e] or 0) + 1
+          n, over = n + 1, over + (loads[e] > capacity and 1 or 0)
+        end
+      end
+    end
+    is(over > 0)
+    near(t:statistics()[i].drop_rate, over / n, 1e-12)
+    equal(t:dropped(l):sum():item(), over)
+    is(t:dropped(l):max():item() <= K)
+    near(moe.trace(path):statistics()[i].drop_rate, over / n, 1e-12)
+  end
+  equal(tr:statistics()[1].drop_rate, 0)
+  equal(tr:dropped(layer):sum():item(), 0)
+end)
+
+test("trace: of two ranks it is that of one, also of sequences that do not come out even, and saved once", function()
+  local script = folder .. "/ranks.lua"
+  local out = assert(io.open(script, "w"))
+  out:write(([[
+    local cfg = moe.config("cpu_quick"):with { output_dir = %q, ["model.num_layers"] = 3, ["model.mla.d_model"] = 32, ["model.moe.expert_intermediate_size"] = 16, ["model.dense_intermediate_size"] = 32,
+      model = { moe = { num_experts = 8, num_experts_per_token = 3, capacity_factor = 1.1 } }, data = { synthetic = { domains = 3 } }, distributed = { expert_parallel_size = tonumber(arg[1]) },
+      training = { global_batch_size = 4, micro_batch_size = 1, seq_length = 24, train_steps = 5, use_fp64 = true } }
+    local run = moe.run { config = cfg, console = false, log = false }
+    local ids = moe.arange(0, 3 * 24):reshape { 3, 24 }
+    for name, t in pairs { a = run.model:trace(moe.data(cfg, { batch_size = 3 }), { batches = 2 }), b = run.model:trace(ids), c = run.model:trace(moe.data(cfg), { tokens = 200, memory = 1, file = %q .. "/ranks.trace" }) } do
+      local line = name .. " " .. t.num_tokens
+      for _, what in ipairs { "ids", "domain", "position" } do line = line .. " " .. (t[what](t):to("int64") * (moe.arange(0, t.num_tokens) + 1)):sum():item() end
+      for _, l in ipairs(t.layers) do
+        line = line .. (" | %%d %%d %%d"):format(l, (t:experts(l) * (moe.arange(0, 3 * t.num_tokens):reshape { t.num_tokens, 3 } + 1)):sum():item(), t:dropped(l):sum():item())
+      end
+      print(line)
+      t:save(%q .. "/saved." .. name)
+      moe.trace(%q .. "/saved." .. name)
+    end
+  ]]):format(folder, folder, folder, folder))
+  out:close()
+  local function sorted(text)
+    local lines = {}
+    for line in text:gmatch("[^\n]+") do lines[#lines + 1] = line end
+    table.sort(lines)
+    return table.concat(lines, "\n")
+  end
+  local one, code = check.moelab("run '" .. script .. "' 1")
+  equal(code, 0, one)
+  is(#sorted(one) > 100, one)
+  for _, ep in ipairs { 1, 2 } do
+    local two, code = check.moelab(("run --ranks 2 '%s' %d"):format(script, ep))
+    equal(code, 0, two)
+    equal(sorted(two), sorted(one))
+  end
+  equal(moe.trace(folder .. "/ranks.trace").num_tokens >= 200, true)
+end)
+
 test("trace: without a bias nothing is changed by it", function()
   local plain = moe.model(cfg, { dtype = "fp32" }):trace(moe.randint(0, 256, { 2, 12 }))
   equal(plain:statistics()[1].changed_by_bias, 0)

@@ -204,6 +204,44 @@ def each_kind_of_work_is_interrupted_within_50_ms():
 
 
 @test
+def while_a_step_of_seconds_runs_in_the_background_the_prompt_answers_within_50_ms():
+    with Shell() as s:
+        s.ask("run = moe.run { log = false, console = false, config = moe.config('cpu_quick'):with { training = { global_batch_size = 128, micro_batch_size = 128, seq_length = 256, "
+              "train_steps = 20 }, data = { dataset_type = 'synthetic', sources = {}, path = moe.null } } }", 300)
+        s.ask("job = run:start(10)")
+
+        def secs_to_answer(typed, answer):
+            s.settle(0.05)
+            start = time.monotonic()
+            s.send(typed)
+            s.wait(answer)
+            return time.monotonic() - start
+
+        def step():
+            return int(re.search(r"\n(\d+)\n", s.ask("job.step")).group(1))
+
+        sums, tabs, rounds_in_first = [], [], 0
+        while step() == 0 or len(sums) < 12:
+            i = len(sums)
+            sums.append(secs_to_answer(f"{i} + 1000\r", rf"\r\n.*{i + 1000}\r\n"))
+            s.wait(PROMPT)
+            tabs.append(secs_to_answer(("moe.config_na\t", "run.eve\t", "job.sta\t")[i % 3], ("mes", "(ry|nts)|every", "tus")[i % 3]))
+            s.send("\003")
+            s.wait(PROMPT)
+            rounds_in_first += step() == 0
+            time.sleep(0.2)
+        secs = float(re.search(r"\n([0-9.]+)\n", s.ask("job.last.step_secs")).group(1))
+        median = lambda list: sorted(list)[len(list) // 2]
+        print(f"# while a step of {secs:.1f} s runs, a sum was answered after {median(sums) * 1e3:.1f} ms (at most {max(sums) * 1e3:.0f}), TAB after {median(tabs) * 1e3:.1f} (at most {max(tabs) * 1e3:.0f})")
+        assert rounds_in_first >= 4, f"{rounds_in_first} rounds within the first step of {secs:.1f} s: too short for this test"
+        assert median(sums) < 0.05 and median(tabs) < 0.05, (sums, tabs)
+        has(s.ask("job:status()"), "\nrunning\n")
+        s.ask("job:stop { now = true }:wait { timeout = 30 }")
+        has(s.ask("job:status()"), "\nstopped\n")
+        has(s.ask("run.step < 10"), "true")
+
+
+@test
 def a_call_that_cannot_stop_says_so_and_the_third_interrupt_ends():
     with Shell() as s:
         s.send("string.find(string.rep('a', 40), string.rep('a*', 30) .. 'b')\r")
@@ -329,6 +367,30 @@ def other_editors_work():
             s.settle()
             s.send("\004")
             assert s.wait_exit() == 0, editor
+
+
+@test
+def several_ranks_share_one_prompt():
+    if not shutil.which("mpirun"):
+        return
+    with Shell("--threads", "1", "-n", "2") as s:
+        has(s.ask("moe.num_ranks"), "\n2\n")
+        has(s.ask("mine = moe.rank * 10; print(moe.on(1, function() return mine end))"), "\n10\n")
+        has(s.ask("if moe.rank == 1 then error('over there') end"), "[rank 1] over there")
+        s.send("moe.config_na\t")
+        s.wait("moe.config_names")
+        s.send("\003")
+        s.settle()
+        # An interrupt reaches what runs on either rank, and ends nothing.
+        for code in ["while true do end", "if moe.rank == 1 then while true do end end", "moe.sleep(60)", "moe.on(1, function() while true do end end)"]:
+            s.settle(0.05)
+            s.send(code + "\r")
+            s.settle(0.3)
+            s.send("\003")
+            s.wait("interrupted.*" + PROMPT, 20)
+            has(s.ask("moe.on(1, function() return 'alive' .. mine end)"), "alive10")
+        s.send("exit(4)\r")
+        assert s.wait_exit() == 4, s.code
 
 
 @test

@@ -167,6 +167,11 @@ public:
     void receive(void* data, int64_t count, DType type, int from) override {
         in_pieces(count, [&](int64_t first, int n) { check(MPI_Recv(at(data, first, type), n, mpi_type(type), from, kMessageTag, comm_, MPI_STATUS_IGNORE), "MPI_Recv"); });
     }
+    bool has_message(int from) override {
+        int there = 0;
+        check(MPI_Iprobe(from, kMessageTag, comm_, &there, MPI_STATUS_IGNORE), "MPI_Iprobe");
+        return there != 0;
+    }
     void flush() override {
         int code = MPI_Waitall(int(sending_.size()), sending_.data(), MPI_STATUSES_IGNORE);
         sending_.clear();

@@ -23,7 +23,11 @@ struct EmbedFunction : Function<EmbedFunction> {
     static Grads backward(AutogradContext* ctx, Grads grads) {
         WeightPtr w = held_weight(ctx);
         Tensor ids_T = ctx->get_saved_variables()[0], dy_TD = grads[0].detach().contiguous();
-        add_weight_grad(w, [w, ids_T, dy_TD] { MOE_BY_DEVICE("embed", dy_TD, embed_add_grad, dy_TD, ids_T, w->grad_to_add()); });
+        add_weight_grad(w, [w, ids_T, dy_TD] {
+            const bool from_zero = w->is_grad_stale;
+            w->grad_squares.parts = MOE_BY_DEVICE("embed", dy_TD, embed_add_grad, dy_TD, ids_T, w->grad_to_add(), from_zero);
+            w->grad_squares.version = w->grad._version();
+        });
         return {Tensor(), Tensor(), Tensor()};
     }
 };

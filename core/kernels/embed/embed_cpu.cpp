@@ -29,13 +29,16 @@ void add_rounded_grad(const Tensor& dy_TD, const Tensor& ids_T, Tensor dw_VD) {
     if (ids_T.numel() == 0) return;
     auto [seen_U, place_T, counts] = at::_unique2(ids_T.reshape({-1}), /*sorted=*/true, /*return_inverse=*/true, /*return_counts=*/false);
     Tensor sums_UD = dw_VD.index_select(0, seen_U).to(at::kFloat);
-    embed_add_grad_cpu(dy_TD, place_T.contiguous(), sums_UD);
+    embed_add_grad_cpu(dy_TD, place_T.contiguous(), sums_UD, false);
     dw_VD.index_copy_(0, seen_U, sums_UD.to(dw_VD.scalar_type()));
 }
 }  // namespace
 
-void embed_add_grad_cpu(const Tensor& dy_TD, const Tensor& ids_T, Tensor dw_VD) {
-    if (dw_VD.scalar_type() == at::kBFloat16) return add_rounded_grad(dy_TD, ids_T, dw_VD);
+Tensor embed_add_grad_cpu(const Tensor& dy_TD, const Tensor& ids_T, Tensor dw_VD, bool /*from_zero*/) {
+    if (dw_VD.scalar_type() == at::kBFloat16) {
+        add_rounded_grad(dy_TD, ids_T, dw_VD);
+        return {};
+    }
     int64_t T_ = ids_T.numel(), D = dw_VD.size(1);
     const int64_t* id = data<int64_t>(ids_T);
     by_dtype("embed", dy_TD, [&](auto zero) {
@@ -55,5 +58,6 @@ void embed_add_grad_cpu(const Tensor& dy_TD, const Tensor& ids_T, Tensor dw_VD) 
             });
         });
     });
+    return {};
 }
 }  // namespace moe::kernels

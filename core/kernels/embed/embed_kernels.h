@@ -9,7 +9,8 @@ using at::Tensor;
 void embed_forward_cpu(const Tensor& ids_T, const Tensor& w_VD, Tensor y_TD);
 void embed_forward_cuda(const Tensor& ids_T, const Tensor& w_VD, Tensor y_TD);
 
-/// dw [V, D] (fp32 or fp64) rows ids[t] += dy [T, D], deterministic: in token order within a row on the CPU.
-void embed_add_grad_cpu(const Tensor& dy_TD, const Tensor& ids_T, Tensor dw_VD);
-void embed_add_grad_cuda(const Tensor& dy_TD, const Tensor& ids_T, Tensor dw_VD);
+/// dw [V, D] (fp64, fp32 or bf16) rows ids[t] += dy [T, D], deterministic: in token order within a row on the CPU.
+/// `from_zero` says that dw is all zeros: on CUDA float64 numbers are returned then whose sum is that of dw's squares, so that a norm need not read it; else undefined.
+Tensor embed_add_grad_cpu(const Tensor& dy_TD, const Tensor& ids_T, Tensor dw_VD, bool from_zero);
+Tensor embed_add_grad_cuda(const Tensor& dy_TD, const Tensor& ids_T, Tensor dw_VD, bool from_zero);
 }  // namespace moe::kernels

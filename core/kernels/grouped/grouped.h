@@ -14,7 +14,7 @@ using at::Tensor;
 /// What groups are a multiple of, in rows.
 constexpr int64_t kGroupAlign = 128;
 
-/// Whether the products take experts with this weight [E, O, I] and this main gradient (either may be undefined: is not looked at): bf16 and fp32 on a device of compute capability 9.0,
+/// Whether the products take experts with this weight [E, O, I] and this main gradient (either may be undefined: is not looked at): bf16, and fp32 or bf16, on a device of compute capability 9.0,
 /// O a multiple of 128, I of 8, both contiguous from a multiple of 16 bytes on. Cheap: to be asked before every step. False in builds without CUDA parts.
 bool grouped_fits(const Tensor& w_EOI, const Tensor& dw_EOI = {});
 
@@ -22,7 +22,7 @@ bool grouped_fits(const Tensor& w_EOI, const Tensor& dw_EOI = {});
 void grouped_nt(const Tensor& x_RI, const Tensor& offsets_E1, const Tensor& w_EOI, Tensor y_RO);
 /// dx [R, I] = dy [R, O] w[e] [O, I], the same.
 void grouped_nn(const Tensor& dy_RO, const Tensor& offsets_E1, const Tensor& w_EOI, Tensor dx_RI);
-/// dw [E, O, I] fp32 += dy [R, O]ᵀ x [R, I] over the rows of each expert; an expert without rows keeps its dw. The same bits every time.
+/// dw [E, O, I] fp32 or bf16 (summed in fp32, rounded once) += dy [R, O]ᵀ x [R, I] over the rows of each expert; an expert without rows keeps its dw. The same bits every time.
 void add_grouped_tn(const Tensor& dy_RO, const Tensor& x_RI, const Tensor& offsets_E1, Tensor dw_EOI);
 /// dw = dyᵀ x instead: what a step's first micro-batch needs, so that nothing clears dw before and nothing reads it. An expert without rows gets zeros.
 /// Returns float64 numbers whose sum is that of dw's squares, each made in fp32 over a tile: a gradient norm need not read dw again. The same bits every time on one kind of device.

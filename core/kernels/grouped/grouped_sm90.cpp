@@ -100,25 +100,33 @@ cudaError_t grouped_nn_bf16(const GroupedShape& s, const void* dy, const void* w
                        matrix(dx, s.rows, s.in, i.block_m), stream);
 }
 
-cudaError_t add_grouped_tn_bf16(const GroupedShape& s, const void* dy, const void* x, float* dw, cudaStream_t stream) {
+int square_parts() { return device_value(cudaDevAttrMultiProcessorCount) * kSumsPerBlock; }
+
+namespace {
+template <Sums form> cudaError_t launch_sums(const GroupedShape& s, const void* dy, const void* x, const Written& written, cudaStream_t stream) {
+    static Kernel single(bf16_tn_instance(form, false), bf16_shared_bytes(bf16_tn_instance(form, false), 0)), pairs(bf16_tn_instance(form, true), bf16_shared_bytes(bf16_tn_instance(form, true), 0));
+    Kernel& kernel = s.out % (2 * single.instance().block_m) == 0 ? pairs : single;
+    return launch_bf16(kernel, s, uint32_t(s.out), uint32_t(s.in), uint32_t(s.groups), matrix(dy, s.rows, s.out, kBlockK), matrix(x, s.rows, s.in, kBlockK), written, stream);
+}
+}  // namespace
+
+cudaError_t add_grouped_tn_bf16(const GroupedShape& s, const void* dy, const void* x, void* dw, Dtype dw_dtype, cudaStream_t stream) {
     if (nothing(s)) return cudaSuccess;
+    if (dw_dtype == Dtype::bf16) return launch_sums<Sums::add_bf16>(s, dy, x, Written{dw, nullptr}, stream);
     static Kernel kernel(bf16_add_tn_instance(), bf16_shared_bytes(bf16_add_tn_instance(), 4));
     const Instance& i = kernel.instance();
     const MapKey result{dw, uint64_t(s.in), uint64_t(s.groups * s.out), i.block_n, i.block_m, kFp32, false};
     return launch_bf16(kernel, s, uint32_t(s.out), uint32_t(s.in), uint32_t(s.groups), matrix(dy, s.rows, s.out, kBlockK), matrix(x, s.rows, s.in, kBlockK), result, stream);
 }
 
-int square_parts() { return device_value(cudaDevAttrMultiProcessorCount) * kSumsPerBlock; }
-
-cudaError_t grouped_tn_bf16(const GroupedShape& s, const void* dy, const void* x, float* dw, double* squares, cudaStream_t stream) {
+cudaError_t grouped_tn_bf16(const GroupedShape& s, const void* dy, const void* x, void* dw, Dtype dw_dtype, double* squares, cudaStream_t stream) {
     if (nothing(s)) {
         if (squares)
             if (auto error = cudaMemsetAsync(squares, 0, size_t(square_parts()) * sizeof(double), stream); error != cudaSuccess) return error;
-        return cudaMemsetAsync(dw, 0, size_t(s.groups * s.out * s.in) * sizeof(float), stream);
+        return cudaMemsetAsync(dw, 0, size_t(s.groups * s.out * s.in) * (dw_dtype == Dtype::bf16 ? 2 : 4), stream);
     }
-    static Kernel single(bf16_tn_instance(), bf16_shared_bytes(bf16_tn_instance(), 0)), pairs(bf16_tn_pair_instance(), bf16_shared_bytes(bf16_tn_pair_instance(), 0));
-    Kernel& kernel = s.out % (2 * bf16_tn_instance().block_m) == 0 ? pairs : single;
-    return launch_bf16(kernel, s, uint32_t(s.out), uint32_t(s.in), uint32_t(s.groups), matrix(dy, s.rows, s.out, kBlockK), matrix(x, s.rows, s.in, kBlockK), Written{dw, squares}, stream);
+    const Written written{dw, squares};
+    return dw_dtype == Dtype::bf16 ? launch_sums<Sums::bf16>(s, dy, x, written, stream) : launch_sums<Sums::fp32>(s, dy, x, written, stream);
 }
 
 namespace {

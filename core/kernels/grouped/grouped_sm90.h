@@ -23,11 +23,11 @@ bool grouped_bf16_fits(int64_t out, int64_t in);
 cudaError_t grouped_nt_bf16(const GroupedShape& s, const void* x, const void* w, void* y, cudaStream_t stream);
 /// dx [R, I] = dy [R, O] w[e] [O, I], the same.
 cudaError_t grouped_nn_bf16(const GroupedShape& s, const void* dy, const void* w, void* dx, cudaStream_t stream);
-/// dw [E, O, I] fp32 += dyᵀ x over each group's rows of bf16. A group without rows is left alone. The same bits every time.
-cudaError_t add_grouped_tn_bf16(const GroupedShape& s, const void* dy, const void* x, float* dw, cudaStream_t stream);
-/// dw [E, O, I] fp32 = dyᵀ x over each group's rows; a group without rows gets zeros. Nothing of dw is read. squares, where given, are
+/// dw [E, O, I] in fp32 or bf16 (rounded once) += dyᵀ x over each group's rows of bf16. A group without rows is left alone. The same bits every time.
+cudaError_t add_grouped_tn_bf16(const GroupedShape& s, const void* dy, const void* x, void* dw, Dtype dw_dtype, cudaStream_t stream);
+/// dw [E, O, I] in fp32 or bf16 = dyᵀ x over each group's rows; a group without rows gets zeros. Nothing of dw is read. squares, where given, are
 /// square_parts() doubles whose sum becomes that of dw's squares.
-cudaError_t grouped_tn_bf16(const GroupedShape& s, const void* dy, const void* x, float* dw, double* squares, cudaStream_t stream);
+cudaError_t grouped_tn_bf16(const GroupedShape& s, const void* dy, const void* x, void* dw, Dtype dw_dtype, double* squares, cudaStream_t stream);
 int square_parts();
 
 /// E4M3 numbers and their fp32 scales, as quantize lays them out.

@@ -1,4 +1,4 @@
--- moelab bench NAME [steps=12] [warmup=3] [batch=] [seq=] [dtype=bf16|fp8|fp32] [--json] [--profile]: the speed of one named job; lua: the cost of bindings.
+-- moelab bench NAME [steps=12] [warmup=3] [batch=] [seq=] [dtype=bf16|fp8|fp32] [grads=fp32|bf16] [--json] [--profile]: the speed of one named job; lua: the cost of bindings.
 local function median(values)
   table.sort(values)
   local n = #values
@@ -30,7 +30,8 @@ end
 -- Whole optimizer steps on random tokens, routed by the model itself: loading, forward, backward, clipping, AdamW.
 local function train(name, b, options, profiled)
   local steps, warmup, batch, seq = options.steps or 12, options.warmup or 3, options.batch or b.batch, options.seq or b.seq
-  local dtype = options.dtype and { training = { use_bf16 = options.dtype == "bf16", use_fp8 = options.dtype == "fp8" } } or {}
+  local dtype = { training = { grads_dtype = options.grads } }
+  if options.dtype then dtype.training.use_bf16, dtype.training.use_fp8 = options.dtype == "bf16", options.dtype == "fp8" end
   local cfg = moe.config(b.config):with(b.set or {}):with(dtype):with {
     training = { global_batch_size = batch, micro_batch_size = batch, seq_length = seq, train_steps = 2 * steps + warmup, lr_warmup_steps = 0, log_interval = 1000000 },
     data = { dataset_type = "synthetic", sources = {}, path = moe.null, document_mask = false },
@@ -46,7 +47,7 @@ local function train(name, b, options, profiled)
     name = name, value = batch * seq / step_secs, unit = "tokens/s",
     shape = ("%d layers, d %d, %d experts top-%d of %d, vocabulary %d, batch %d x %d"):format(model.num_layers, model.mla.d_model, model.moe.num_experts, model.moe.num_experts_per_token,
       model.moe.expert_intermediate_size, model.vocab_size, batch, seq),
-    dtype = run.config.training.use_fp8 and "fp8" or run.config.training.use_bf16 and "bf16" or "fp32", device = run.model.device, commit = moe.commit,
+    dtype = run.config.training.use_fp8 and "fp8" or run.config.training.use_bf16 and "bf16" or "fp32", grads_dtype = run.config.training.grads_dtype, device = run.model.device, commit = moe.commit,
     steps = steps, median_step_secs = step_secs, tflops = tflops, mfu = mfu, tflops_full = tflops * full, mfu_full = mfu * full, memory_gib = last.memory, loss = last.loss,
   }
 end
@@ -65,8 +66,9 @@ return function(words, options, given)
   names[#names + 1] = "lua"
   if not words[1] then moe.fail { op = "bench", got = "no name", want = table.concat(names, " or ") } end
   moe.check_keys({ [words[1]] = true }, names, "bench: name")
-  moe.check_keys(options, { "steps", "warmup", "batch", "seq", "dtype" }, "bench: options")
+  moe.check_keys(options, { "steps", "warmup", "batch", "seq", "dtype", "grads" }, "bench: options")
   if options.dtype then moe.check_keys({ [options.dtype] = true }, { "bf16", "fp8", "fp32" }, "bench: dtype") end
+  if options.grads then moe.check_keys({ [options.grads] = true }, { "fp32", "bf16" }, "bench: grads") end
   local result = train(words[1], by_name[words[1]], options, given.profile)
   if given.json then
     print(moe.json.encode(result))

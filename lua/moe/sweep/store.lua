@@ -36,13 +36,14 @@ end
 
 function store.path(folder, id) return ("%s/points/%s.json"):format(folder, id) end
 
---- Writes a point; on several ranks only rank 0 does.
+--- Writes a point; on several ranks only rank 0 does, and the others wait until it is there.
 function store.write(folder, sweep_name, point)
-  if store.rank() > 0 then return end
-  moe.fs.write(store.path(folder, point.id), moe.json.encode({
-    id = point.id, sweep = sweep_name, status = point.status, values = point.values, budget = point.budget, round = point.round, result = point.result, error = point.error, secs = point.secs,
-    commit = point.commit, device = point.device, finished = point.finished, config = point.config:to_table(),
-  }, { indent = 1 }) .. "\n")
+  moe.on(0, function()
+    moe.fs.write(store.path(folder, point.id), moe.json.encode({
+      id = point.id, sweep = sweep_name, status = point.status, values = point.values, budget = point.budget, round = point.round, result = point.result, error = point.error, secs = point.secs,
+      commit = point.commit, device = point.device, finished = point.finished, config = point.config:to_table(),
+    }, { indent = 1 }) .. "\n")
+  end)
 end
 
 --- What a point's file says, nil where there is none. A file that cannot be read is an error that names it.
@@ -60,7 +61,5 @@ function store.refresh(folder, point)
   point.result = saved.result and odd_back(saved.result)
   return true
 end
-
-function store.rank() return tonumber(os.getenv("OMPI_COMM_WORLD_RANK") or os.getenv("PMI_RANK")) or 0 end
 
 return store

@@ -117,6 +117,25 @@ TEST_CASE("cuda embed: rows and summed gradients, repeated and absent ids", "[gp
     compare("embed no tokens", embed_op(at::empty({0}, at::kLong), 4, 8));
 }
 
+TEST_CASE("cuda embed: the squares of a gradient that begins at zero come with it, those of a second one are forgotten", "[gpu][kernels]") {
+    if (!has_gpu()) return;
+    Tensor ids = at::randint(0, 11, {300}, at::make_generator<at::CPUGeneratorImpl>(uint64_t(5)), at::TensorOptions().dtype(at::kLong)).to(at::kCUDA);
+    for (auto grad : {at::kFloat, at::kBFloat16})
+        for (int64_t D : {1032, 7}) {
+            Place p{at::Device(at::kCUDA, 0), at::kBFloat16, at::kBFloat16};
+            auto w = p.weight({13, D}, 2);
+            w->grad = w->grad.to(grad), w->is_grad_stale = true;
+            auto add = [&] { kernels::embed(p.leaf({1}, 1), ids, w).backward(p.random({300, D}, 3)); };
+            add();
+            double want = w->grad.to(at::kDouble).square().sum().item<double>();
+            REQUIRE(w->grad_squares.parts.defined());
+            CHECK(w->grad_squares.version == int64_t(w->grad._version()));
+            CHECK(std::abs(w->grad_squares.parts.sum().item<double>() - want) <= 1e-9 * want);
+            add();
+            CHECK_FALSE(w->grad_squares.parts.defined());
+        }
+}
+
 TEST_CASE("cuda embed and rmsnorm: gradients are the same bit for bit in a second run", "[gpu][kernels]") {
     if (!has_gpu()) return;
     Place p{at::Device(at::kCUDA, 0), at::kBFloat16, at::kBFloat16};

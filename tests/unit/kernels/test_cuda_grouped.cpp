@@ -48,11 +48,11 @@ struct Groups {
     Tensor y() const { return into([&](Tensor out) { kernels::grouped_nt(x, offsets_E1, w, out); }, like_y()); }
     Tensor dx() const { return into([&](Tensor out) { kernels::grouped_nn(dy, offsets_E1, w, out); }, like_dx()); }
     /// Written over NaN.
-    Tensor written() const { return into([&](Tensor out) {
+    Tensor written(at::ScalarType dtype = at::kFloat) const { return into([&](Tensor out) {
         double squares = kernels::grouped_tn(dy, x, offsets_E1, out).sum().item<double>(), want = out.to(at::kDouble).square().sum().item<double>();
         CHECK(std::abs(squares - want) <= 1e-6 * want);
-    }, at::full_like(dw, kNan)); }
-    Tensor sum() const { return into([&](Tensor out) { kernels::add_grouped_tn(dy, x, offsets_E1, out); }, dw.clone()); }
+    }, at::full_like(dw, kNan, dw.options().dtype(dtype))); }
+    Tensor sum(at::ScalarType dtype = at::kFloat) const { return into([&](Tensor out) { kernels::add_grouped_tn(dy, x, offsets_E1, out); }, dw.to(dtype, false, /*copy=*/true)); }
 
     /// In float64 on the CPU, group by group.
     Tensor y_reference() const { return by_group(like_y(), [&](int64_t e, const Tensor& rows_x, const Tensor&) { return rows_x.mm(wide(w)[e].t()); }); }
@@ -86,6 +86,10 @@ void compare_groups(const std::string& what, const Groups& g) {
     Tensor dw = g.written();
     check_close(what + " dw written", dw, g.written_reference(), 1e-5);
     for (int i = 0; i < 4; ++i) CHECK(g.written().equal(dw));
+    // A main gradient in bf16: the same sums, rounded once.
+    REQUIRE(kernels::grouped_fits(g.w, g.dw.to(at::kBFloat16)));
+    CHECK(g.written(at::kBFloat16).equal(dw.to(at::kBFloat16)));
+    CHECK(g.sum(at::kBFloat16).equal((dw + g.dw).to(at::kBFloat16)));
     for (int64_t e = 0; e < g.E; ++e)
         if (g.offsets[e] == g.offsets[e + 1]) CHECK(dw[e].eq(0).all().item<bool>());
 }
@@ -114,6 +118,8 @@ TEST_CASE("cuda grouped: no rows at all leave every result alone, and write zero
     CHECK(g.dx().equal(g.like_dx()));
     CHECK(g.sum().equal(g.dw));
     CHECK(g.written().equal(at::zeros_like(g.dw)));
+    CHECK(g.sum(at::kBFloat16).equal(g.dw.to(at::kBFloat16)));
+    CHECK(g.written(at::kBFloat16).equal(at::zeros_like(g.dw, g.dw.options().dtype(at::kBFloat16))));
     Groups none({0, 0}, 128, 64, 0);
     CHECK(none.y().numel() == 0);
     CHECK(none.sum().equal(none.dw));
@@ -188,12 +194,13 @@ TEST_CASE("cuda grouped: what does not fit is said by grouped_fits and refused b
     CHECK_FALSE(kernels::grouped_fits(w(64, 8)));
     CHECK_FALSE(kernels::grouped_fits(w(128, 12)));
     CHECK_FALSE(kernels::grouped_fits(w(128, 8, at::kFloat)));
-    CHECK_FALSE(kernels::grouped_fits(w(128, 8), w(128, 8)));
+    CHECK(kernels::grouped_fits(w(128, 8), w(128, 8)));
+    CHECK_FALSE(kernels::grouped_fits(w(128, 8), w(128, 8, at::kDouble)));
     CHECK_FALSE(kernels::grouped_fits(w(128, 16).slice(2, 0, 8)));
     Groups g({1, 1}, 128, 64);
     CHECK_THROWS_AS(kernels::grouped_nt(g.x, g.offsets_E1.to(at::kLong), g.w, g.like_y()), Error);
     CHECK_THROWS_AS(kernels::grouped_nt(g.x, g.offsets_E1.cpu(), g.w, g.like_y()), Error);
     CHECK_THROWS_AS(kernels::grouped_nt(g.dy, g.offsets_E1, g.w, g.like_y()), Error);
     CHECK_THROWS_AS(kernels::grouped_nt(g.x.narrow(1, 0, 56), g.offsets_E1, g.w, g.like_y()), Error);
-    CHECK_THROWS_AS(kernels::add_grouped_tn(g.dy, g.x, g.offsets_E1, g.dw.to(at::kBFloat16)), Error);
+    CHECK_THROWS_AS(kernels::add_grouped_tn(g.dy, g.x, g.offsets_E1, g.dw.to(at::kDouble)), Error);
 }

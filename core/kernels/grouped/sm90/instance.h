@@ -17,14 +17,15 @@ Instance bf16_nn_instance();
 Instance bf16_add_tn_instance();
 /// What bf16_tn writes to: the result, and where wanted sums of the squares of what each warp of each block has written, [blocks, kSumsPerBlock].
 struct Written {
-    float* d;
+    void* d;
     double* squares;
 };
 constexpr int kSumsPerBlock = 8;
-/// The same written instead of added, zeros for a group without rows (sums.cu). Takes Written in place of the result's map.
-Instance bf16_tn_instance();
-/// The same by pairs of blocks that share tiles of x, for an even number of tiles above one another.
-Instance bf16_tn_pair_instance();
+/// Sums written in fp32 or bf16, zeros for a group without rows, or added to bf16.
+enum class Sums { fp32, bf16, add_bf16 };
+/// Groups along k as Sums says (sums.cu). Takes Written in place of the result's map. With `pairs` by pairs of blocks that share tiles of x, for an even number of
+/// tiles above one another.
+Instance bf16_tn_instance(Sums form, bool pairs);
 
 /// E4M3 with scales (fp8.cu), groups of rows, result in bf16; w is read along its rows by both, nn's is the transposed one with scales as nt's.
 Instance fp8_nt_instance();

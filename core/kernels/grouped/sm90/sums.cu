@@ -1,6 +1,6 @@
-// dw = dyᵀ x over groups of rows, in fp32: a kernel of ours from DeepGEMM's parts (copies, descriptors, products of a warp group). DeepGEMM's own lays the tile of
+// dw = dyᵀ x over groups of rows, in fp32 or rounded to bf16, and dw += it in bf16: a kernel of ours from DeepGEMM's parts (copies, descriptors, products of a warp group). DeepGEMM's own lays the tile of
 // the result out in shared memory on its way out; a tile of 128 x 256 in fp32 leaves no room for stages there, and rows of a power of two meet in the same banks.
-// Here every thread writes what it holds to memory itself, 16 bytes at a time, without waiting for it.
+// Here every thread writes what it holds to memory itself, four numbers at a time, without waiting for it.
 #include "core/kernels/common/device_sm90.cuh"
 #include "core/kernels/grouped/sm90/instance.h"
 #include "core/kernels/grouped/sm90/tiles.cuh"
@@ -33,13 +33,29 @@ struct Ring {
     }
 };
 
-/// Writes a warp group's 64 x 256 sums. A thread holds, for every 8 columns, two neighbours in row lane / 4 and two 8 rows below; pairs of threads exchange so that
+/// Four neighbours of dw become v, or in bf16 += v, rounded once; v becomes what they hold then.
+template <bool kAdds> __device__ void put(float* to, float4& v) {
+    static_assert(!kAdds);
+    *reinterpret_cast<float4*>(to) = v;
+}
+template <bool kAdds> __device__ void put(__nv_bfloat16* to, float4& v) {
+    if constexpr (kAdds) {
+        const auto before = load<4>(to);
+        v.x += widen(before.at[0]), v.y += widen(before.at[1]), v.z += widen(before.at[2]), v.w += widen(before.at[3]);
+    }
+    Vector<__nv_bfloat16, 4> rounded{{narrow<__nv_bfloat16>(v.x), narrow<__nv_bfloat16>(v.y), narrow<__nv_bfloat16>(v.z), narrow<__nv_bfloat16>(v.w)}};
+    store<4>(to, rounded);
+    v = make_float4(widen(rounded.at[0]), widen(rounded.at[1]), widen(rounded.at[2]), widen(rounded.at[3]));
+}
+
+/// Writes a warp group's 64 x 256 sums, and returns the sum of the squares of what this thread has written. A thread holds, for every 8 columns, two neighbours in row lane / 4 and two 8 rows below; pairs of threads exchange so that
 /// the even one has 4 columns of one such block and the odd one 4 of the next.
-__device__ void write_tile(const float* sums, float* row, uint32_t pitch, uint32_t columns) {
+template <bool kAdds, class G> __device__ float write_tile(const float* sums, G* row, uint32_t pitch, uint32_t columns) {
     const uint32_t lane = threadIdx.x % 32;
     const bool odd = lane % 2;
     const uint32_t column = (odd ? 8 : 0) + lane % 4 / 2 * 4;
     row += column;
+    float squares = 0;
 #pragma unroll
     for (uint32_t half = 0; half < 2; ++half, row += 8 * pitch) {
 #pragma unroll
@@ -47,10 +63,12 @@ __device__ void write_tile(const float* sums, float* row, uint32_t pitch, uint32
             const float *first = sums + j * 4 + half * 2, *second = first + 4;
             const float x = __shfl_xor_sync(0xffffffffu, odd ? first[0] : second[0], 1), y = __shfl_xor_sync(0xffffffffu, odd ? first[1] : second[1], 1);
             if (column + j * 8 >= columns) continue;
-            const float4 v = odd ? make_float4(x, y, second[0], second[1]) : make_float4(first[0], first[1], x, y);
-            *reinterpret_cast<float4*>(row + j * 8) = v;
+            float4 v = odd ? make_float4(x, y, second[0], second[1]) : make_float4(first[0], first[1], x, y);
+            put<kAdds>(row + j * 8, v);
+            squares += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
         }
     }
+    return squares;
 }
 
 /// Everybody of the block, or of the cluster.
@@ -77,7 +95,7 @@ template <uint32_t kCluster> __device__ void copy_b(const cute::TmaDescriptor* m
     }
 }
 
-template <uint32_t kCluster>
+template <class G, bool kAdds, uint32_t kCluster>
 __global__ void __launch_bounds__(kInstanceThreads, 1) sums(const int* offsets, uint32_t m, uint32_t n, uint32_t groups, const __grid_constant__ cute::TmaDescriptor map_a,
                                                              const __grid_constant__ cute::TmaDescriptor map_b, Written out) {
     extern __shared__ __align__(1024) uint8_t shared[];
@@ -103,7 +121,7 @@ __global__ void __launch_bounds__(kInstanceThreads, 1) sums(const int* offsets, 
         }
     };
 
-    dg::sched::TilesAlongK<kM, kN, kBand, true> tiles(m, n, groups, const_cast<int*>(offsets));
+    dg::sched::TilesAlongK<kM, kN, kBand, !kAdds> tiles(m, n, groups, const_cast<int*>(offsets));
     Ring ring;
     uint32_t m_block, n_block;
     if (warp >= 8) {
@@ -132,6 +150,7 @@ __global__ void __launch_bounds__(kInstanceThreads, 1) sums(const int* offsets, 
     double squares = 0;
     while (tiles.get_next_block(m_block, n_block)) {
         const uint32_t steps = (tiles.current_shape_k + kK - 1) / kK;
+        if (kAdds && steps == 0) continue;
         float sum[Product::kNumAccum] = {};
         uint32_t before = 0;
         for (uint32_t k = 0; k < steps; ++k, ring.next()) {
@@ -158,11 +177,7 @@ __global__ void __launch_bounds__(kInstanceThreads, 1) sums(const int* offsets, 
         for (float& s : sum) dg::ptx::warpgroup_fence_operand(s);
         release(before);
         const uint32_t row = m_block * kM + half * 64 + warp % 4 * 16 + lane / 4;
-        write_tile(sum, out.d + (uint64_t(tiles.current_group_idx) * m + row) * n + n_block * kN, n, n - n_block * kN);
-        float of_tile = 0;
-#pragma unroll
-        for (const float s : sum) of_tile += s * s;
-        squares += of_tile;
+        squares += write_tile<kAdds>(sum, static_cast<G*>(out.d) + (uint64_t(tiles.current_group_idx) * m + row) * n + n_block * kN, n, n - n_block * kN);
     }
     squares = warp_sum(squares);
     if (out.squares && lane == 0) out.squares[blockIdx.x * kSumsPerBlock + warp] = squares;
@@ -170,6 +185,10 @@ __global__ void __launch_bounds__(kInstanceThreads, 1) sums(const int* offsets, 
 }
 }  // namespace
 
-Instance bf16_tn_instance() { return {reinterpret_cast<const void*>(&sums<1>), kM, kN, kStages}; }
-Instance bf16_tn_pair_instance() { return {reinterpret_cast<const void*>(&sums<2>), kM, kN, kStages, 2}; }
+template <class G, bool kAdds> Instance sums_instance(bool pairs) {
+    return {pairs ? reinterpret_cast<const void*>(&sums<G, kAdds, 2>) : reinterpret_cast<const void*>(&sums<G, kAdds, 1>), kM, kN, kStages, pairs ? 2u : 1u};
+}
+Instance bf16_tn_instance(Sums form, bool pairs) {
+    return form == Sums::fp32 ? sums_instance<float, false>(pairs) : form == Sums::bf16 ? sums_instance<__nv_bfloat16, false>(pairs) : sums_instance<__nv_bfloat16, true>(pairs);
+}
 }  // namespace moe::kernels::sm90

@@ -1,0 +1,123 @@
+#include "core/train/meeting.h"
+
+#include "core/train/agree.h"
+
+#include <ATen/ATen.h>
+
+#include <sched.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <thread>
+
+namespace moe::train {
+namespace {
+constexpr double kYieldSecs = 0.0005, kSoonSecs = 0.5;
+constexpr int kShortNap = 100, kLongNap = 3000;             // microseconds
+
+double meeting_clock() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
+void append(std::string& out, const std::string& part) {
+    uint64_t size = part.size();
+    out.append(reinterpret_cast<const char*>(&size), sizeof size).append(part);
+}
+
+std::string take(const std::string& bytes, size_t& at) {
+    uint64_t size = 0;
+    std::memcpy(&size, bytes.data() + at, sizeof size);
+    at += sizeof size + size;
+    return bytes.substr(at - size, size);
+}
+
+std::string packed_word(const Word& word) {
+    std::string out;
+    append(out, word.place);
+    append(out, word.value);
+    append(out, word.error ? packed_error(*word.error) : "");
+    return out;
+}
+
+Word unpacked_word(const std::string& bytes) {
+    size_t at = 0;
+    Word word{take(bytes, at), take(bytes, at)};
+    if (std::string error = take(bytes, at); !error.empty()) word.error = unpacked_error(error);
+    return word;
+}
+}  // namespace
+
+void Meeting::send(const std::string& bytes, int to) {
+    at::Tensor size = at::full({1}, int64_t(bytes.size()), at::kLong);
+    at::Tensor data = at::from_blob(const_cast<char*>(bytes.data()), {int64_t(bytes.size())}, at::kByte);
+    group_.send(size, to);
+    group_.send(data, to);
+    group_.flush();
+}
+
+/// Sleeps between looks: a rank that waits for a person must not take a core.
+std::optional<std::string> Meeting::receive(int from, double until) {
+    double start = meeting_clock();
+    while (!group_.has_message(from)) {
+        double now = meeting_clock();
+        if (until > 0 && now > until) return std::nullopt;
+        if (now - start < kYieldSecs) sched_yield();
+        else std::this_thread::sleep_for(std::chrono::microseconds(now - start < kSoonSecs ? kShortNap : kLongNap));
+    }
+    at::Tensor size = at::zeros({1}, at::kLong);
+    group_.receive(size, from);
+    std::string bytes(size_t(size.item<int64_t>()), '\0');
+    group_.receive(at::from_blob(bytes.data(), {int64_t(bytes.size())}, at::kByte), from);
+    return bytes;
+}
+
+std::optional<std::vector<Word>> Meeting::hear(const Word& mine, double limit_secs) {
+    double until = limit_secs > 0 ? meeting_clock() + limit_secs : 0;
+    std::string own = packed_word(mine);
+    std::string all;
+    if (rank() > 0) {
+        send(own, 0);
+        auto got = receive(0, until);
+        if (!got) return std::nullopt;
+        all = *got;
+    } else {
+        append(all, own);
+        for (int r = 1; r < size(); ++r) {
+            auto word = receive(r, until);
+            if (!word) return std::nullopt;
+            append(all, *word);
+        }
+        for (int r = 1; r < size(); ++r) send(all, r);
+    }
+    std::vector<Word> words;
+    for (size_t at = 0; at < all.size();) words.push_back(unpacked_word(take(all, at)));
+    return words;
+}
+
+void judge(const std::vector<Word>& words) {
+    auto fails = [](const Word& w) { return w.error.has_value(); };
+    auto first = std::find_if(words.begin(), words.end(), fails);
+    if (first != words.end()) {
+        ErrorParts parts = *first->error;
+        if (parts.rank < 0 && !std::all_of(words.begin(), words.end(), fails)) parts.rank = int(first - words.begin());
+        note_agreed(parts);
+        throw Error(parts);
+    }
+    auto differs = [&](const Word& w) { return w.place != words[0].place; };
+    auto other = std::find_if(words.begin(), words.end(), differs);
+    if (other == words.end()) return;
+    // Ranks at one place share a line.
+    std::string got;
+    for (size_t r = 0; r < words.size(); ++r) {
+        auto same = [&](const Word& w) { return w.place == words[r].place; };
+        if (std::find_if(words.begin(), words.begin() + long(r), same) != words.begin() + long(r)) continue;
+        std::string ranks;
+        for (size_t k = r; k < words.size(); ++k)
+            if (same(words[k])) ranks += (ranks.empty() ? "" : ", ") + std::to_string(k);
+        got += fmt::format("{}{} {}: {}", got.empty() ? "" : "; ", ranks.size() > 1 ? "ranks" : "rank", ranks, words[r].place);
+    }
+    ErrorParts parts = {ErrorKind::dist, "ranks at different places", got, "the same call on all ranks", "what one rank does alone belongs into moe.on(rank, f)", "", int(other - words.begin()), ""};
+    note_agreed(parts);
+    throw Error(parts);
+}
+
+}  // namespace moe::train

@@ -1,0 +1,465 @@
+#include "lua/bind/ranks.h"
+
+#include "core/train/agree.h"
+#include "lua/bind/bind.h"
+#include "lua/bind/control.h"
+#include "lua/bind/script.h"
+
+#include <cstring>
+
+namespace moe::lua {
+namespace {
+using train::Word;
+constexpr double kErrorSecs = 60;           // others may be in a long step; who never comes waits for this rank in a collective
+constexpr size_t kMostText = 60;
+
+// --- plain values as bytes ---
+
+constexpr int kMostDepth = 50;
+
+template <class T>
+void append(std::string& out, T value) {
+    out.append(reinterpret_cast<const char*>(&value), sizeof value);
+}
+template <class T>
+T take(const std::string& bytes, size_t& at) {
+    T value;
+    std::memcpy(&value, bytes.data() + at, sizeof value);
+    at += sizeof value;
+    return value;
+}
+
+/// Throws (usage) for what has no meaning in another process.
+void pack_value(lua_State* L, int index, std::string& out, int depth = 0) {
+    index = lua_absindex(L, index);
+    luaL_checkstack(L, 4, "values");
+    int type = lua_type(L, index);
+    out.push_back(char(type == LUA_TNUMBER && lua_isinteger(L, index) ? 'i' : '0' + type));
+    if (type == LUA_TNIL) return;
+    if (type == LUA_TBOOLEAN) return out.push_back(char(lua_toboolean(L, index)));
+    if (type == LUA_TNUMBER) return lua_isinteger(L, index) ? append(out, lua_tointeger(L, index)) : append(out, lua_tonumber(L, index));
+    if (type == LUA_TSTRING) {
+        size_t size = 0;
+        const char* data = lua_tolstring(L, index, &size);
+        append(out, uint64_t(size));
+        out.append(data, size);
+        return;
+    }
+    MOE_CHECK(type == LUA_TTABLE && depth < kMostDepth, usage, running(L) + ": result", depth < kMostDepth ? got_text(L, index) : "a table inside itself", "numbers, texts, booleans and tables of them",
+              "results go to all ranks: end the function without a return, or return what can go");
+    size_t place = out.size();
+    append(out, uint64_t(0));
+    uint64_t count = 0;
+    lua_pushnil(L);
+    while (lua_next(L, index)) {
+        pack_value(L, -2, out, depth + 1);
+        pack_value(L, -1, out, depth + 1);
+        lua_pop(L, 1);
+        ++count;
+    }
+    std::memcpy(out.data() + place, &count, sizeof count);
+}
+
+void push_value(lua_State* L, const std::string& bytes, size_t& at) {
+    luaL_checkstack(L, 4, "values");
+    char type = bytes[at++];
+    if (type == 'i') return lua_pushinteger(L, take<lua_Integer>(bytes, at));
+    switch (type - '0') {
+        case LUA_TNIL: return lua_pushnil(L);
+        case LUA_TBOOLEAN: return lua_pushboolean(L, bytes[at++]);
+        case LUA_TNUMBER: return lua_pushnumber(L, take<lua_Number>(bytes, at));
+        case LUA_TSTRING: {
+            auto size = take<uint64_t>(bytes, at);
+            push_string(L, std::string_view(bytes).substr(at, size));
+            at += size;
+            return;
+        }
+        default: {
+            auto count = take<uint64_t>(bytes, at);
+            lua_newtable(L);
+            for (uint64_t i = 0; i < count; ++i) {
+                push_value(L, bytes, at);
+                push_value(L, bytes, at);
+                lua_rawset(L, -3);
+            }
+        }
+    }
+}
+
+/// The values from stack index `first` on.
+std::string pack_from(lua_State* L, int first) {
+    std::string out;
+    for (int i = first, n = lua_gettop(L); i <= n; ++i) pack_value(L, i, out);
+    return out;
+}
+int push_all(lua_State* L, const std::string& bytes) {
+    int n = 0;
+    for (size_t at = 0; at < bytes.size(); ++n) push_value(L, bytes, at);
+    return n;
+}
+
+// --- meetings ---
+
+std::string at_place(lua_State* L, const std::string& what) {
+    std::string place = lua_place(L);
+    return place.empty() ? what : what + " at " + place;
+}
+
+/// Numbers, texts and booleans as they are, those in tables of options too: what may be different in silence is only what cannot be compared.
+std::string argument_text(lua_State* L, int index, bool inside) {
+    int type = lua_type(L, index);
+    if (type == LUA_TTABLE && !inside && !lua_rawlen(L, index)) {
+        std::string text;
+        lua_pushcfunction(L, sorted_pairs);
+        lua_pushvalue(L, index);
+        if (lua_getmetatable(L, -1)) return lua_pop(L, 3), "…";
+        lua_call(L, 1, 3);
+        int iterate = lua_absindex(L, -3);
+        for (;;) {
+            lua_pushvalue(L, iterate);
+            lua_pushvalue(L, iterate + 1);
+            lua_pushvalue(L, iterate + 2);
+            lua_call(L, 2, 2);
+            if (lua_isnil(L, -2)) break;
+            if (lua_type(L, -2) == LUA_TSTRING) text += (text.empty() ? "" : ", ") + to_string(L, -2) + " = " + argument_text(L, lua_gettop(L), true);
+            lua_pop(L, 1);
+            lua_replace(L, iterate + 2);
+        }
+        lua_settop(L, iterate - 1);
+        return "{" + text + "}";
+    }
+    if (type == LUA_TNUMBER || type == LUA_TBOOLEAN || type == LUA_TNIL) return to_string(L, index);
+    if (type != LUA_TSTRING) return "…";
+    std::string text = to_string(L, index);
+    return '"' + (text.size() > kMostText ? text.substr(0, kMostText - 3) + "…" : text) + '"';
+}
+
+std::string call_text(lua_State* L) {
+    int n = lua_gettop(L);
+    luaL_checkstack(L, 10, "arguments");
+    std::string name = running(L), text;
+    bool method = name.find(':') != std::string::npos;
+    for (int i = method ? 2 : 1; i <= n; ++i) text += (text.empty() ? "" : ", ") + argument_text(L, i, false);
+    return name + "(" + text + ")";
+}
+
+std::vector<Word> hear(lua_State* L, train::Meeting& ranks, const Word& mine) {
+    double limit = mine.error ? kErrorSecs : 0;
+    std::optional<std::vector<Word>> words;
+    {
+        Unlocked unlocked(L);
+        words = ranks.hear(mine, limit);
+    }
+    if (words) return *words;
+    ErrorParts parts = *mine.error;
+    if (parts.rank < 0) parts.rank = ranks.rank();
+    throw Error(parts);
+}
+
+/// This rank's error, where it failed, becomes everybody's; else those of others are thrown.
+void settle_error(lua_State* L, train::Meeting& ranks, const std::string& place, const std::optional<ErrorParts>& error) {
+    Word mine{place, "", error};
+    if (error && error->traceback.empty()) {                // for ranks that are elsewhere
+        if (std::string at = lua_place(L); !at.empty()) mine.error->where = at;
+        luaL_traceback(L, L, nullptr, 0);
+        mine.error->traceback = to_string(L, -1);
+        lua_pop(L, 1);
+    }
+    try {
+        train::judge(hear(L, ranks, mine));
+    } catch (const Error& e) {
+        bool own = error && train::is_agreed(*error);      // what all raise alike looks as on one rank
+        throw Error(own ? *error : e.parts());
+    }
+    if (error) throw Error(*error);
+}
+}  // namespace
+
+train::Meeting* ranks_of(lua_State* L) {
+    Control& c = control(L);
+    return c.alone ? nullptr : c.ranks.get();
+}
+
+Alone::Alone(lua_State* L) : depth_(control(L).alone) { ++depth_; }
+Alone::~Alone() { --depth_; }
+
+void meet(lua_State* L) {
+    Control& c = control(L);
+    if (!c.ranks) return;
+    MOE_CHECK(!c.alone, state, running(L), fmt::format("rank {} alone", c.ranks->rank()), "a call of all ranks", "in moe.on and in hooks there is only what one rank can do by itself");
+    Word mine{at_place(L, call_text(L))};
+    if (c.interrupted) mine.error = ErrorParts{ErrorKind::interrupted, "interrupted", "", "", "", "", -1, ""};
+    train::judge(hear(L, *c.ranks, mine));
+}
+
+int call_on_all_ranks(lua_State* L, Function f) {
+    if (!control(L).ranks) return f(L);
+    meet(L);
+    std::optional<ErrorParts> error;
+    try {
+        return f(L);
+    } catch (const std::exception&) {
+        error = current_exception_parts();
+    }
+    if (train::is_agreed(*error)) throw Error(*error);
+    settle_error(L, *control(L).ranks, at_place(L, running(L) + ", which failed,"), error);
+    return 0;
+}
+
+namespace {
+/// Stack: a light userdata, arguments.
+int call_settled(lua_State* L) {
+    auto& f = *static_cast<const std::function<void(lua_State*)>*>(lua_touserdata(L, 1));
+    lua_remove(L, 1);
+    try {
+        f(L);
+        return 0;
+    } catch (const std::exception&) {
+        push_error(L, current_exception_parts());
+    }
+    return lua_error(L);
+}
+
+/// f with the top values as its stack; its error.
+std::optional<ErrorParts> caught(lua_State* L, int num_arguments, const std::function<void(lua_State*)>& f) {
+    lua_pushcfunction(L, call_settled);
+    lua_insert(L, -(num_arguments + 1));
+    lua_pushlightuserdata(L, const_cast<std::function<void(lua_State*)>*>(&f));
+    lua_insert(L, -(num_arguments + 1));
+    try {
+        call_protected(L, num_arguments + 1, 0);
+    } catch (const Error& e) {
+        return e.parts();
+    }
+    return std::nullopt;
+}
+}  // namespace
+
+void settle(lua_State* L, int num_arguments, const std::string& what, const std::function<void(lua_State*)>& f) {
+    auto error = caught(L, num_arguments, f);
+    train::Meeting* ranks = ranks_of(L);
+    if (error && (!ranks || train::is_agreed(*error))) throw Error(*error);
+    if (ranks) settle_error(L, *ranks, at_place(L, what), error);
+}
+
+std::string from_rank_0(lua_State* L, const std::string& what, const std::function<std::string()>& f) {
+    train::Meeting* ranks = ranks_of(L);
+    if (!ranks) return f();
+    Word mine{at_place(L, what)};
+    if (ranks->rank() == 0) {
+        Alone alone(L);
+        try {
+            mine.value = f();
+        } catch (const std::exception&) {
+            mine.error = current_exception_parts();
+        }
+    }
+    auto words = hear(L, *ranks, mine);
+    bool others = std::any_of(words.begin() + 1, words.end(), [&](const Word& w) { return w.error || w.place != mine.place; });
+    if (words[0].error && !others) {                        // as on one rank
+        train::note_agreed(*words[0].error);
+        throw Error(*words[0].error);
+    }
+    train::judge(words);
+    return words[0].value;
+}
+
+// --- moe.on ---
+
+namespace {
+int on(lua_State* L) {
+    int64_t rank = check_integer(L, 1, "rank");
+    check_function(L, 2, "f");
+    Control& c = control(L);
+    int64_t size = c.ranks ? c.ranks->size() : 1, own = c.ranks ? c.ranks->rank() : 0;
+    MOE_CHECK(rank >= 0 && rank < size, usage, "moe.on: rank", std::to_string(rank), fmt::format("0 to {}", size - 1), "moe.num_ranks tells how many there are");
+    MOE_CHECK(!c.alone || rank == own, state, "moe.on", fmt::format("rank {} inside of what rank {} does alone", rank, own), "a call of all ranks", "");
+    lua_remove(L, 1);
+    if (!c.ranks || c.alone) {
+        lua_call(L, lua_gettop(L) - 1, LUA_MULTRET);
+        return lua_gettop(L);
+    }
+    lua_pushinteger(L, rank);
+    lua_insert(L, 1);
+    meet(L);
+    lua_remove(L, 1);
+    Word mine{at_place(L, "the end of moe.on")};
+    if (rank == own) {
+        Alone alone(L);
+        mine.error = caught(L, lua_gettop(L), [&](lua_State* S) {
+            lua_call(S, lua_gettop(S) - 1, LUA_MULTRET);
+            mine.value = pack_from(S, 1);
+        });
+    }
+    auto words = hear(L, *c.ranks, mine);
+    train::judge(words);
+    lua_settop(L, 0);
+    return push_all(L, words[size_t(rank)].value);
+}
+
+// --- what rank 0 knows ---
+
+/// The stock function in upvalue 1 with the values on the stack; its results replace them.
+int call_stock_here(lua_State* L) {
+    lua_pushvalue(L, upvalue(1));
+    lua_insert(L, 1);
+    lua_call(L, lua_gettop(L) - 1, LUA_MULTRET);
+    return lua_gettop(L);
+}
+
+/// The same on rank 0, its results on all. What Lua raises arrives as moe::Error.
+int call_stock_there(lua_State* L) {
+    if (!ranks_of(L)) return call_stock_here(L);
+    std::string name = running(L);
+    std::string values = from_rank_0(L, name, [&] {
+        std::string out;
+        lua_pushvalue(L, upvalue(1));
+        lua_insert(L, 1);
+        auto error = caught(L, lua_gettop(L), [&](lua_State* S) {
+            lua_call(S, lua_gettop(S) - 1, LUA_MULTRET);
+            out = pack_from(S, 1);
+        });
+        if (error) throw Error(*error);
+        return out;
+    });
+    lua_settop(L, 0);
+    return push_all(L, values);
+}
+
+/// os.time and os.date of a time that is given need nobody.
+int time_of(lua_State* L) { return is_nothing(L, 1) ? call_stock_there(L) : call_stock_here(L); }
+int date_of(lua_State* L) { return is_nothing(L, 2) ? call_stock_there(L) : call_stock_here(L); }
+
+/// Without a seed: the one that rank 0 draws.
+int seed_random(lua_State* L) {
+    if (lua_gettop(L) > 0 || !ranks_of(L)) return call_stock_here(L);
+    call_stock_there(L);
+    return call_stock_here(L);
+}
+
+/// Upvalue 2: io.stdin; 3: io.input.
+int read_input(lua_State* L) {
+    int n = lua_gettop(L);
+    lua_pushvalue(L, upvalue(3));
+    lua_call(L, 0, 1);
+    bool is_stdin = lua_rawequal(L, -1, upvalue(2));
+    lua_settop(L, n);
+    return is_stdin ? call_stock_there(L) : call_stock_here(L);
+}
+
+/// file:read with upvalues the stock function, io.stdin: of other files each rank reads its own.
+int read_file(lua_State* L) {
+    if (!lua_rawequal(L, 1, upvalue(2)) || !ranks_of(L)) return call_stock_here(L);
+    // A file cannot travel, but on rank 0 it is there: the place of the call is what all say.
+    return call_stock_there(L);
+}
+
+/// Upvalues: the shared io.read, a list of formats.
+int next_line(lua_State* L) {
+    lua_settop(L, 0);
+    lua_pushvalue(L, upvalue(1));
+    int n = int(lua_rawlen(L, upvalue(2)));
+    for (int i = 1; i <= n; ++i) lua_rawgeti(L, upvalue(2), i);
+    lua_call(L, n, LUA_MULTRET);
+    return lua_gettop(L);
+}
+constexpr Binding kNextLine = {"next", next_line, "the next line of standard input."};
+
+/// io.lines: upvalue 1 the stock one, 2 the shared io.read.
+int lines_of(lua_State* L) {
+    if (!is_nothing(L, 1)) return call_stock_here(L);
+    if (lua_gettop(L) > 0) lua_remove(L, 1);
+    int n = lua_gettop(L);
+    lua_createtable(L, n, 0);
+    lua_insert(L, 1);
+    for (int i = n; i > 0; --i) lua_rawseti(L, 1, i);
+    lua_pushvalue(L, upvalue(2));
+    lua_insert(L, 1);
+    push_function(L, kNextLine, "io.lines.next", 2);
+    return 1;
+}
+
+/// All ranks end here, or none does. A failing one does not wait for long.
+int end_program(lua_State* L) {
+    if (train::Meeting* ranks = ranks_of(L)) {
+        bool well = is_nothing(L, 1) || (lua_isboolean(L, 1) ? lua_toboolean(L, 1) : lua_tointeger(L, 1) == 0);
+        Word mine{at_place(L, call_text(L))};
+        std::optional<std::vector<Word>> words;
+        {
+            Unlocked unlocked(L);
+            words = ranks->hear(mine, well ? 0 : 5);
+        }
+        if (words) train::judge(*words);
+    }
+    return call_stock_here(L);
+}
+
+constexpr Binding kTime = {"time", time_of, "os.time(table): as in Lua; without a table rank 0's time on all ranks."};
+constexpr Binding kDate = {"date", date_of, "os.date(format, time): as in Lua; without a time that of rank 0 on all ranks."};
+constexpr Binding kClock = {"clock", call_stock_there, "os.clock(): as in Lua; rank 0's on all ranks."};
+constexpr Binding kTmpname = {"tmpname", call_stock_there, "os.tmpname(): as in Lua; the same name on all ranks."};
+constexpr Binding kExit = {"exit", end_program, "os.exit(code, close): as in Lua; all ranks must call it."};
+constexpr Binding kRandomseed = {"randomseed", seed_random, "math.randomseed(…): as in Lua; without a seed all ranks take the one that rank 0 draws."};
+constexpr Binding kMoeClock = {"clock", call_stock_there, "moe.clock(): seconds of a clock that never goes back; for differences. Rank 0's on all ranks, so that loops until a time end together."};
+constexpr Binding kIsTerminal = {"is_terminal", call_stock_there, "moe.is_terminal(): true where rank 0's standard output is a terminal."};
+constexpr Binding kRead = {"read", read_input, "io.read(…): as in Lua; what rank 0 reads from standard input goes to all ranks."};
+constexpr Binding kLines = {"lines", lines_of, "io.lines(file, …): as in Lua; lines of standard input go from rank 0 to all ranks."};
+constexpr Binding kFileRead = {"read", read_file, "file:read(…): as in Lua; what rank 0 reads from standard input goes to all ranks."};
+
+const Binding kFunctions[] = {
+    {"on", on,
+     "moe.on(rank, f, …): all ranks call it, f(…) runs on one of them alone, and the others wait. What f raises is raised on all ranks, with its rank. Results that are numbers, texts, booleans or tables of them are returned on all ranks. "
+     "Inside f there is only what a rank can do by itself: no training, no saving. On one rank it is f(…).\nExample: print(moe.on(0, function() return moe.rank end))"},
+};
+
+/// A help text for a field that is a plain value: its name has it.
+void document(lua_State* L, const char* name, const char* text) {
+    lua_newtable(L);
+    set_help(L, -1, name, text);
+    lua_pop(L, 1);
+}
+
+/// Replaces table.name; the stock function becomes upvalue 1, the `more` values on the stack's top the others. The table is below these.
+void replace(lua_State* L, const Binding& binding, const std::string& full_name, int more = 0) {
+    lua_getfield(L, -(more + 1), binding.name);
+    lua_insert(L, -(more + 1));
+    push_function(L, binding, full_name, more + 1);
+    lua_setfield(L, -2, binding.name);
+}
+}  // namespace
+
+void share_libraries(lua_State* L) {
+    lua_getglobal(L, "os");
+    for (const Binding* b : {&kTime, &kDate, &kClock, &kTmpname, &kExit}) replace(L, *b, std::string("os.") + b->name);
+    lua_pop(L, 1);
+    lua_getglobal(L, "math");
+    replace(L, kRandomseed, "math.randomseed");
+    lua_pop(L, 1);
+    lua_getglobal(L, "io");
+    lua_getfield(L, -1, "stdin");
+    luaL_getmetafield(L, -1, "__index");
+    lua_pushvalue(L, -2);
+    replace(L, kFileRead, "file:read", 1);
+    lua_pop(L, 2);
+    lua_getfield(L, -1, "stdin");
+    lua_getfield(L, -2, "input");
+    replace(L, kRead, "io.read", 2);
+    lua_getfield(L, -1, "read");
+    replace(L, kLines, "io.lines", 1);
+    lua_pop(L, 1);
+}
+
+void open_ranks(lua_State* L) {
+    Control& c = control(L);
+    set_functions(L, "moe.", kFunctions);
+    lua_pushinteger(L, c.ranks ? c.ranks->rank() : 0);
+    lua_setfield(L, -2, "rank");
+    lua_pushinteger(L, c.ranks ? c.ranks->size() : 1);
+    lua_setfield(L, -2, "num_ranks");
+    document(L, "moe.rank", "moe.rank: which of the processes of `moelab run --ranks N` this is, from 0; 0 for a single one. All run the same script; only rank 0 prints.");
+    document(L, "moe.num_ranks", "moe.num_ranks: how many processes run this script; 1 without --ranks.");
+    if (!c.ranks) return;
+    replace(L, kMoeClock, "moe.clock");
+    replace(L, kIsTerminal, "moe.is_terminal");
+}
+}  // namespace moe::lua

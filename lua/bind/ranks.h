@@ -1,0 +1,43 @@
+// Several ranks run the same inputs. What Lua does must then be the same on all: bindings that need all ranks meet first, an error of one rank is
+// raised on all, and what could differ (the time, what a person types) comes from rank 0. On one rank all of this does nothing.
+#pragma once
+#include "core/train/meeting.h"
+#include "lua/bind/lua.h"
+
+#include <functional>
+#include <string>
+
+namespace moe::lua {
+
+/// Where the running thread meets those of the other ranks; null on one rank, and while this rank runs something alone.
+train::Meeting* ranks_of(lua_State* L);
+
+/// While it lives, what runs is this rank's alone: a function of moe.on, a hook, completion.
+class Alone {
+public:
+    explicit Alone(lua_State* L);
+    ~Alone();
+    Alone(const Alone&) = delete;
+
+private:
+    int& depth_;
+};
+
+/// Every rank has come to the running binding at the same line with the same plain arguments: else throws moe::Error (dist) on all, with each
+/// rank's place. Throws (state) where this rank runs alone. Lets the state's lock go while it waits.
+void meet(lua_State* L);
+/// f(L), a binding that all ranks call: they meet first, and what is thrown on one is thrown on all, as soon as these come to a meeting.
+int call_on_all_ranks(lua_State* L, Function f);
+template <Function f>
+int on_all_ranks(lua_State* L) {
+    return call_on_all_ranks(L, f);
+}
+/// Calls f with the top `num_arguments` values, popped, as its stack. What it raises is thrown as moe::Error, on all ranks. `what` names it.
+void settle(lua_State* L, int num_arguments, const std::string& what, const std::function<void(lua_State*)>& f);
+/// What f gives, or throws, on rank 0: on all ranks.
+std::string from_rank_0(lua_State* L, const std::string& what, const std::function<std::string()>& f);
+
+/// Functions of Lua's libraries whose results differ between processes give rank 0's; for a fresh state of one of several ranks.
+void share_libraries(lua_State* L);
+
+}  // namespace moe::lua

@@ -1,0 +1,334 @@
+-- Scripts on four ranks: the same prints as on one, errors that arrive on all, inputs that act at the same step.
+local check = dofile(arg[0]:match("^(.*)/") .. "/lib/check.lua")
+local test, equal, is, contains = check.test, check.equal, check.is, check.contains
+
+local folder = check.folder()
+local out = check.moelab("--threads 1 -n 2 -e 'moe.num_ranks'")
+if not out:find("^2\n") then
+  is(out:find("mpirun", 1, true) or out:find("MPI", 1, true), "two ranks do not start, and not for want of MPI: " .. out)
+  print("ok ranks # skip no MPI here")
+  check.done()
+  return
+end
+
+-- What every script begins with: a small run, and prints that are kept, so that ranks can be compared in what they would have printed.
+local HEAD = [=[
+local said, print_line = {}, print
+function print(...)
+  local words = {}
+  for i = 1, select("#", ...) do words[i] = tostring((select(i, ...))) end
+  said[#said + 1] = table.concat(words, "\t")
+  print_line(...)
+end
+-- Raises where a rank has said anything else than rank 0.
+local function all_said_the_same()
+  local first = moe.on(0, function() return table.concat(said, "\n") end)
+  for r = 1, moe.num_ranks - 1 do
+    local text = moe.on(r, function() return table.concat(said, "\n") end)
+    if text ~= first then error("rank " .. r .. " would print:\n" .. text .. "\ninstead of:\n" .. first) end
+  end
+end
+-- On all ranks the values that f gives on each.
+local function each(f)
+  local list = {}
+  for r = 0, moe.num_ranks - 1 do list[#list + 1] = tostring(moe.on(r, f)) end
+  return table.concat(list, " ")
+end
+local function shown(ok, e)
+  if ok then return "no error" end
+  return ("%s rank %d: %s | %s | traceback %s"):format(e.kind, e.rank, e.op, e.got, tostring(e.traceback ~= ""))
+end
+local function small(options)
+  return moe.run { console = false, log = false, config = moe.config {
+    experiment_name = "small", deterministic = true,
+    model = { num_layers = 2, vocab_size = 264, first_k_dense_replace = 1, dense_intermediate_size = 32, init_method_std = 0.06,
+      mla = { d_model = 16, d_latent = 8, num_heads = 2, qk_nope_head_dim = 4, qk_rope_head_dim = 4, v_head_dim = 4 },
+      moe = { num_experts = 4, num_experts_per_token = 2, expert_intermediate_size = 8, num_shared_experts = 1, bias_update_speed = 0.01 } },
+    training = { global_batch_size = 4, micro_batch_size = 1, seq_length = 16, train_steps = options and options.steps or 1000, learning_rate = 3e-3 },
+    data = { dataset_type = "synthetic", synthetic = { domains = 3 } }, validation = { enabled = false, max_batches = 2 },
+    distributed = options and options.distributed, checkpointing = { enabled = false, save_on_exit = false } } }
+end
+]=]
+
+local function write(name, code)
+  local path = folder .. "/" .. name .. ".lua"
+  moe.fs.write(path, HEAD .. code)
+  return path
+end
+local function run_on(ranks, path) return check.moelab(("--threads 1 run -n %d '%s' '%s'"):format(ranks, path, check.folder())) end
+-- Where `moelab run` says more than the script, such as what mpirun adds to a failure.
+local function line_of(text, part)
+  for line in text:gmatch("[^\n]+") do
+    if line:find(part, 1, true) then return line end
+  end
+end
+
+local plain = write("plain", [=[
+  print(moe.randn { 2, 3 }, moe.arange(12):reshape { 3, 4 }:sum(1), moe.rand { 3 }:softmax(-1))
+  for key, value in pairs { zebra = 1, ape = 2, cat = { 3 }, [3] = "three", [1] = "one", dog = true } do print(key, type(value) == "table" and #value or value) end
+  print(math.random(1, 1 << 40), math.random(), moe.generator(7).initial_seed)
+  local kept = {}
+  for i = 1, 200 do kept["key" .. (i * 7919 % 1000)] = i end
+  local order = {}
+  for key in pairs(kept) do order[#order + 1] = key end
+  print(table.concat(order, " "))
+  print(moe.config("tiny"))
+  local cfg = moe.config "cpu_tiny"
+  print(cfg:params())
+  local rows = {}
+  for seed = 1, 3 do
+    for _, k in ipairs { 1, 2 } do rows[#rows + 1] = { seed = seed, top_k = k, loss = 1 / (seed + k) + math.random() } end
+  end
+  print(moe.table(rows):group("top_k"):agg { loss = { "loss", "mean" } })
+  print(moe.table(moe.commands()))
+  local sweep = moe.sweep { name = "points", base = "cpu_tiny", output_dir = arg[1], fn = function(point) return { loss = point.index + math.random() } end,
+    grid = { seed = { 1, 2 }, ["model.moe.num_experts_per_token"] = { 1, 2 } } }
+  require "moe.sweep.session".quiet = true                    -- no times
+  sweep:run()
+  for i, row in ipairs(sweep:table()) do print(i, row.seed, row["model.moe.num_experts_per_token"], row.loss, row.status) end
+  print(sweep:table():group("model.moe.num_experts_per_token"):agg { loss = { "loss", "mean" } })
+  local a, t, none, tenth = moe.on(moe.num_ranks - 1, function(a) return a, { x = { 1, 2.5, "three" }, y = true }, nil, 0.1 end, "given")
+  print(a, math.type(t.x[1]), t.x[2], t.x[3], t.y, none, tenth == 0.1)
+  local now = os.time()
+  assert(each(function() return now end) == (now .. " "):rep(moe.num_ranks):sub(1, -2), "ranks have other times")
+  local name = os.tmpname()
+  assert(not each(function() return name end):gsub(name, "", 1):gsub(" " .. name, ""):find("%S"), "ranks have other names")
+  os.remove(name)
+  math.randomseed()
+  local drawn = math.random(1 << 60)
+  for word in each(function() return drawn end):gmatch("%d+") do assert(word == tostring(drawn), "ranks draw other numbers after math.randomseed()") end
+  print(pcall(moe.on, 9, print))
+  all_said_the_same()
+]=])
+
+test("ranks: a script without training prints on four what it prints on one", function()
+  local one, code_one = run_on(1, plain)
+  local four, code_four = run_on(4, plain)
+  equal(code_one, 0, one)
+  equal(code_four, 0, four)
+  is(#one > 2000, "little was printed")
+  equal((four:gsub("0 to 3", "0 to 0")), one)
+end)
+
+local training = write("training", [=[
+  local run = small()
+  local m = run:train(2)
+  print(("%d %.6f %.6f"):format(m.step, m.loss, m.grad_norm))
+  print(run:evaluate { max_batches = 1 }.loss)
+  for step, m in run:steps(2) do print(step, m.loss) end
+  local h = run.model.router:mask { layer = 1, expert = 3 }
+  print(run:train(1).loss, run:counts()[1])
+  h:undo()
+  run.lr = 1e-4
+  print(run.lr, run.events)
+
+  -- Rank 2 alone fails: in a callback, a hook, a data function, a learning rate, an argument; all ranks get it, and go on.
+  local fails = true
+  local before = run.step
+  run:on("step", function() if fails and moe.rank == 2 then error("the callback of rank 2") end end)
+  print("callback", shown(pcall(run.train, run, 3)), run.step - before)
+  fails = false
+  local hook = run.model.router:hook("pre_topk", function(s) if fails and moe.rank == 2 then error("the hook of rank 2") end return s.scores end, { replay = false })
+  fails, before = true, run.step
+  print("hook", shown(pcall(run.train, run, 3)), run.step - before)
+  print("hook in evaluation", shown(pcall(run.evaluate, run)))
+  fails = false
+  print(run:train(1).step - before)
+  hook:undo()
+  run.lr = nil
+  run.schedule = function(step) if moe.rank == 2 then return nil end return 1e-3 end
+  print("schedule", shown(pcall(run.train, run, 1)))
+  run:undo()
+  run.data = function(m) if moe.rank == 2 then error("no data") end return moe.zeros({ m.sequences, m.seq_length }, { dtype = "int64" }) end
+  print("data", shown(pcall(run.train, run, 1)))
+  run:undo()
+  print("moe.on", shown(pcall(moe.on, 2, function() moe.randn { 2 }:matmul(moe.randn { 3 }) end)))
+  print("alone", shown(pcall(moe.on, 1, function() run:train(1) end)))
+  local function value() if moe.rank == 2 then return 1 / 0 end return 1 end
+  print("argument", shown(pcall(run.train, run, moe.rank == 2 and 5 or 4)))
+  print("inside a callback", shown(pcall(function()
+    local in_callback = true
+    run:on("step", function() if in_callback then in_callback = false if moe.rank == 2 then error("before the save") end run:evaluate { max_batches = 1 } end end)
+    run:train(1)
+  end)))
+  print("after all that", run:train(1).loss)
+
+  -- Calls that differ, within seconds.
+  local start = moe.clock()
+  print("calls", shown(pcall(function() if moe.rank == 2 then run:eval() else run:train(1) end end)))
+  print("time", shown(pcall(function() if moe.rank == 1 then os.time() else run:train(1) end end)))
+  assert(moe.clock() - start < 10, "took " .. moe.clock() - start .. " s")
+  print("all fail alike", shown(pcall(run.train, run, "many")))
+
+  -- Experts on several ranks: a hook that fails in the middle of a step's collectives.
+  local cut = small { distributed = { expert_parallel_size = 4 } }
+  local wrong = true
+  cut.model.router:hook("post_topk", function(s) if wrong and moe.rank == 2 then error("in the middle") end end, { replay = false })
+  print("in the middle", shown(pcall(cut.train, cut, 2)), cut.step)
+  wrong = false
+  print(cut:train(1).loss)
+  all_said_the_same()
+]=])
+
+test("ranks: training prints the same twice, what one rank raises arrives on all, and the run goes on", function()
+  local first, code = run_on(4, training)
+  equal(code, 0, first)
+  local has = function(name, text)
+    local line = line_of(first, name)
+    is(line, name .. " was not printed: " .. first)
+    contains(line, text)
+  end
+  has("callback", "lua rank 2: the callback of rank 2")
+  has("callback", "traceback true\t1")
+  has("hook", "lua rank 2: the hook of rank 2 |  | traceback true\t0")
+  has("hook in evaluation", "lua rank 2: the hook of rank 2")
+  has("schedule", "rank 2: ")
+  has("data", "lua rank 2: no data")
+  has("moe.on", "shape rank 2: matmul: inner dims differ")
+  has("alone", "state rank 1: run:train")
+  has("argument", "dist rank 2: ranks at different places | ranks 0, 1, 3: run:train(4)")
+  has("argument", "; rank 2: run:train(5)")
+  has("inside a callback", "lua rank 2: before the save")
+  has("calls", "ranks 0, 1, 3: run:train(1) at ")
+  has("calls", "training.lua:")
+  has("calls", "; rank 2: run:eval")
+  has("time", "rank 1: os.time")
+  has("all fail alike", "usage rank -1: ")
+  has("in the middle", "lua rank 2: in the middle |  | traceback true\t0")
+  equal(run_on(4, training), first)
+end)
+
+test("ranks: what one rank raises elsewhere ends the program on all, shown with its rank", function()
+  local start = moe.clock()
+  local text, code = run_on(4, write("alone", [=[
+    local run = small()
+    run:train(1)
+    if moe.rank == 2 then error("only here") end
+    run:train(1)
+    print("not reached")
+  ]=]))
+  equal(code, 1, text)
+  contains(line_of(text, "only here") or text, "error: [rank 2] only here")
+  is(not text:find("not reached", 1, true), text)
+  equal(select(2, text:gsub("only here", "")), 1, "how often it is shown")
+  -- One that ends before the others, while these train; and one that fails while the others never come to a meeting.
+  text, code = run_on(4, write("ends", [=[
+    local run = small()
+    if moe.rank == 2 then return end
+    run:train(1)
+  ]=]))
+  equal(code, 1, text)
+  contains(text, "ranks 0, 1, 3: run:train(1) at ")
+  contains(text, "rank 2: the end of ")
+  text, code = run_on(4, write("busy", [=[
+    moe.on(0, function() end)
+    if moe.rank == 2 then moe.fail { op = "mine", got = "nothing" } end
+    while true do end
+  ]=]))
+  is(code ~= 0, text)
+  contains(text, "error: [rank 2] mine: got nothing")
+  is(moe.clock() - start < 45, "took " .. moe.clock() - start .. " s")
+end)
+
+local background = write("background", [=[
+  local run, steps, rates, skipped = small { steps = 100000 }, {}, {}, {}
+  run:on("step", function(m) steps[#steps + 1] = m.step rates[m.step] = m.lr end)
+  local job = run:start(100000)
+  -- Every rank comes at another time to each input.
+  local function wait() moe.sleep(0.03 * ((moe.rank * 3 + 1) % 4)) end
+  local function at() return each(function() return #steps end) end
+  assert(1 + 1 == 2)
+  wait() run.lr = 1e-4
+  wait() run.lr = 2e-4
+  local h = run.model.router:mask { layer = 1, expert = 0 }
+  wait() h:undo()
+  wait() job:pause()
+  local paused = run.step
+  assert(job:status() == "paused", job:status())
+  assert(paused == job.step and at() == ((paused .. " "):rep(moe.num_ranks)):sub(1, -2), "paused at " .. paused .. ", steps " .. at())
+  moe.sleep(0.1)
+  assert(run.step == paused, "a step while paused")
+  run.lr = 3e-4
+  job:resume()
+  wait()
+  print("train meanwhile", shown(pcall(run.train, run, 1)))
+  print("alone meanwhile", shown(pcall(moe.on, 1, function() return run.lr end)))
+  print("status", job:status(), shown(pcall(function() if moe.rank == 3 then return job:status() end return run.lr end)))
+  wait() run.lr = nil
+  job:stop()
+  print(job:status(), run.step == job.step, job.last.step == job.step)
+  -- What each rank has seen at every step, and where the rate changed.
+  local function history()
+    local list, last = {}, nil
+    for i, step in ipairs(steps) do
+      assert(step == i)
+      if rates[step] ~= last then list[#list + 1] = step .. ":" .. rates[step] last = rates[step] end
+    end
+    return table.concat(list, ",") .. " of " .. #steps
+  end
+  local first = moe.on(0, history)
+  for r = 1, moe.num_ranks - 1 do assert(moe.on(r, history) == first, "rank " .. r .. ": " .. moe.on(r, history) .. ", rank 0: " .. first) end
+  for _, rate in ipairs { "0.0001", "0.0002", "0.0003" } do assert(first:find(":" .. rate, 1, true), rate .. " is not in " .. first) end
+  local events = {}
+  for _, e in ipairs(run.events) do if e.event == "intervention" or e.event == "undo" then events[#events + 1] = e.step .. e.event end end
+  for r = 0, moe.num_ranks - 1 do assert(moe.on(r, function() return table.concat(events, " ") end) == table.concat(events, " "), "other events on rank " .. r) end
+  print("events", #events)
+  -- A callback of one rank ends the job on all; the run goes on.
+  local fails = true
+  run:on("step", function() if fails and moe.rank == 2 then error("in the background") end end)
+  job = run:start(5)
+  print("callback", shown(pcall(job.wait, job)))
+  print(job:status(), job.error.rank)
+  fails = false
+  print("goes on", run:train(1).step == run.step)
+  -- And its end, with callbacks that need all ranks.
+  local losses = {}
+  run:every(1, function() losses[#losses + 1] = run:evaluate { max_batches = 1 }.loss end)
+  print("waited", run:start(3):wait().step == run.step, #losses)
+  all_said_the_same()
+]=])
+
+test("ranks: inputs while a job trains act at the same step on all", function()
+  local text, code = run_on(4, background)
+  equal(code, 0, text)
+  contains(text, "train meanwhile\tstate rank -1: run:train | a run that a job trains")
+  contains(text, "alone meanwhile\tstate rank 1: ")
+  contains(text, "status\trunning\tdist rank 3: ranks at different places | ranks 0, 1, 2: ")
+  contains(text, "stopped\ttrue\ttrue")
+  contains(text, "events\t6")
+  contains(text, "callback\tlua rank 2: in the background")
+  contains(text, "failed\t2")
+  contains(text, "goes on\ttrue")
+  contains(text, "waited\ttrue\t3")
+end)
+
+test("ranks: plain mode gives every input to all, and shows the errors of any", function()
+  local input = folder .. "/input"
+  moe.fs.write(input, [=[
+mine = moe.rank + 1
+moe.on(3, function() return mine end)
+if moe.rank == 2 then
+  error("of rank 2")
+end
+line = io.read("l")
+typed by a person
+moe.on(2, function() return line end)
+if moe.rank == 1 then error("again") else moe.clock() end
+-- a comment, and values
+moe.num_ranks, "still here";
+moe.num_ranks, "and here"
+1 + nil
+exit(3)
+]=])
+  local text, code = check.moelab(("--threads 1 -n 4 < '%s'"):format(input))
+  equal(code, 3, text)
+  contains(text, "4\n")
+  contains(text, "error: [rank 2] of rank 2")
+  contains(text, "typed by a person\n")
+  contains(text, "error: [rank 1] again")
+  contains(text, "4\tand here\n")
+  contains(text, "error: attempt to perform arithmetic on a nil value")
+  is(not text:find("still here", 1, true), text)
+end)
+
+check.done()
