@@ -21,9 +21,12 @@ int edit_distance(std::string_view a, std::string_view b) {
     return last[b.size()];
 }
 
+constexpr size_t kLongestWord = 200;
+
 std::string nearest(std::string_view word, const std::vector<std::string>& candidates) {
     const std::string* best = nullptr;
     int best_distance = 0;
+    if (word.size() > kLongestWord) return {};              // no misspelt name, and each comparison would cost its length
     for (const std::string& candidate : candidates) {
         int d = edit_distance(word, candidate);
         // A word that is part of a name ("experts" in "num_experts") is nearer than its missing letters say.

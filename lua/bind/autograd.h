@@ -2,19 +2,20 @@
 #pragma once
 #include "lua/bind/lua.h"
 
+#include <c10/util/ThreadLocalDebugInfo.h>
+
 namespace moe::lua {
 
-/// Lua's thread waits in C++ until this goes out of scope: functions of Lua that autograd calls from its own threads (backward on a GPU) may run meanwhile, for nothing else does.
-/// To be held by every binding that runs a backward. Without it such a call from another thread is an error, not a race.
+/// This thread, which holds the state's lock, waits in C++ until this goes out of scope: functions of Lua that autograd calls for it from threads of its own (backward on a GPU) may run meanwhile,
+/// for nothing else does. To be held by every binding that runs a backward. Without it such a call from another thread is an error, not a race.
 class LuaWaits {
 public:
     explicit LuaWaits(lua_State* L);
-    ~LuaWaits();
     LuaWaits(const LuaWaits&) = delete;
     LuaWaits& operator=(const LuaWaits&) = delete;
 
 private:
-    struct Host* host_;
+    c10::DebugInfoGuard guard_;
 };
 
 /// Adds moe.autograd.

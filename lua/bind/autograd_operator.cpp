@@ -4,6 +4,7 @@
 #include "core/tensor/check.h"
 #include "lua/bind/autograd.h"
 #include "lua/bind/control.h"
+#include "lua/bind/script.h"
 #include "lua/bind/tensor.h"
 
 #include <ATen/ATen.h>
@@ -11,18 +12,14 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/custom_class.h>
 
-#include <atomic>
 #include <mutex>
-#include <thread>
 
 namespace moe::lua {
 
 /// What all operators of a Lua state share.
 struct Host {
-    std::mutex mutex;                        ///< of calls from other threads, and of `given_back`
+    std::mutex mutex;                        ///< of what follows
     lua_State* main = nullptr;               ///< null once the state is closed
-    std::thread::id thread;
-    std::atomic<int> waits = 0;              ///< Lua's thread is in that many LuaWaits
     std::vector<int> given_back;             ///< references that nodes no longer need
 };
 using HostPtr = std::shared_ptr<Host>;
@@ -107,6 +104,60 @@ int call_lua(lua_State* L, int n) {
     return lua_gettop(L) - base + 1;
 }
 
+/// What LibTorch's engine hands on, from the thread that asked for gradients to those that make them: who waits, and on which coroutine.
+struct Waiting : c10::DebugInfoBase {
+    HostPtr host;
+    lua_State* L;
+    Waiting(HostPtr h, lua_State* l) : host(std::move(h)), L(l) {}
+};
+constexpr auto kWaiting = c10::DebugInfoKind::TEST_INFO_2;         // moe's own backward uses none of the kinds
+
+/// A turn of this thread with the Lua state, for a backward: `L` is a coroutine that nobody else uses meanwhile. Three kinds of threads come here. One that holds the state's lock (backward of a script on the
+/// CPU) goes on where it is. An engine's thread (on a GPU) that works for one that waits with the lock takes that one's place. A job's, in its step, takes the lock as for a hook. Any other is refused: it could
+/// only run beside another thread, or wait for one that waits for it.
+class Turn {
+public:
+    Turn(const HostPtr& host, const std::string& name) {
+        MOE_CHECK(host->main, state, name + ": backward", "a Lua state that is closed", "a live one", "");
+        Control& session = control(host->main);
+        Control* own = background_control();
+        auto* waiting = static_cast<Waiting*>(c10::ThreadLocalDebugInfo::get(kWaiting));
+        if (session.lock->is_mine()) {
+            L = own && own->running ? own->running : session.running;
+        } else if (waiting && waiting->host == host) {
+            engine_ = std::unique_lock(one_);
+            L = waiting->L;
+        } else {
+            MOE_CHECK(own, state, name + ": backward", "a call from a thread that is not Lua's", "a backward that Lua waits for", "parts written in Lua train on a GPU without operators of moe.autograd");
+            lock_ = std::unique_lock(*session.lock);
+            MOE_CHECK(*session.alive, state, name + ": backward", "a session that has ended", "a live one", "");
+            MOE_CHECK(lua_checkstack(host->main, 2), memory, name + ": backward", "no room on Lua's stack", "", "");
+            L = lua_newthread(host->main);
+            control_slot(L) = own;
+            ref_ = luaL_ref(host->main, LUA_REGISTRYINDEX);
+            own_ = own;
+            before_ = own->running.exchange(L);
+        }
+        top_ = lua_gettop(L);
+    }
+    ~Turn() {
+        lua_settop(L, top_);
+        if (!own_) return;
+        own_->running = before_;
+        luaL_unref(L, LUA_REGISTRYINDEX, ref_);
+    }
+    Turn(const Turn&) = delete;
+    lua_State* L = nullptr;
+
+private:
+    static inline std::recursive_mutex one_;           // a backward inside of one comes on the same thread
+    std::unique_lock<std::recursive_mutex> engine_;
+    std::unique_lock<StateLock> lock_;
+    Control* own_ = nullptr;
+    lua_State* before_ = nullptr;
+    int ref_ = LUA_NOREF, top_ = 0;
+};
+
 struct LuaFunction : torch::autograd::Function<LuaFunction> {
     static Tensors forward(AutogradContext* ctx, const Running* running, at::TensorList inputs) {
         lua_State* L = running->L;
@@ -146,21 +197,9 @@ struct LuaFunction : torch::autograd::Function<LuaFunction> {
 
     static Tensors backward(AutogradContext* ctx, Tensors grads) {
         auto call = c10::static_intrusive_pointer_cast<Call>(ctx->saved_data.at("call").toCapsule());
-        Host& host = *call->host;
-        bool ours = std::this_thread::get_id() == host.thread;
-        MOE_CHECK(host.main && (ours || host.waits > 0), state, call->name + ": backward", host.main ? "a call from a thread that is not Lua's" : "a Lua state that is closed", "a backward that Lua waits for",
-                  "parts written in Lua do not train in the background on a GPU");
-        // Engine threads come one at a time; Lua's own thread has the state to itself anyway.
-        static std::mutex one;
-        std::unique_lock<std::mutex> lock;
-        if (!ours) lock = std::unique_lock(one);
-        lua_State* L = control(host.main).running;
+        Turn turn(call->host, call->name);
+        lua_State* L = turn.L;
         int top = lua_gettop(L);
-        struct Restore {
-            lua_State* L;
-            int top;
-            ~Restore() { lua_settop(L, top); }
-        } restore{L, top};
         MOE_CHECK(lua_checkstack(L, int(grads.size()) + 12), memory, call->name + ": backward", "no room on Lua's stack", "", "");
         lua_rawgeti(L, LUA_REGISTRYINDEX, call->backward);
         lua_rawgeti(L, LUA_REGISTRYINDEX, call->ctx);
@@ -284,8 +323,7 @@ const Binding kFunctions[] = {
 };
 }  // namespace
 
-LuaWaits::LuaWaits(lua_State* L) : host_(host_of(L).get()) { ++host_->waits; }
-LuaWaits::~LuaWaits() { --host_->waits; }
+LuaWaits::LuaWaits(lua_State* L) : guard_(kWaiting, std::make_shared<Waiting>(host_of(L), L)) {}
 
 void open_autograd_operators(lua_State* L) {
     register_type<HostPtr>(L, {.name = nullptr, .help = "autograd host: what operators written in Lua share.", .methods = {}, .fields = {}, .meta = {}});
@@ -306,7 +344,6 @@ void open_autograd_operators(lua_State* L) {
     lua_rawgeti(L, LUA_REGISTRYINDEX, LUA_RIDX_MAINTHREAD);
     host->main = lua_tothread(L, -1);
     lua_pop(L, 1);
-    host->thread = std::this_thread::get_id();
     push(L, host);
     lua_rawsetp(L, LUA_REGISTRYINDEX, kHost);
     lua_newtable(L);

@@ -103,6 +103,11 @@ void StateLock::release(int depth) {
     free_.notify_all();
 }
 
+bool StateLock::is_mine() {
+    std::lock_guard guard(mutex_);
+    return depth_ > 0 && owner_ == std::this_thread::get_id();
+}
+
 int StateLock::release_all() {
     int depth = 0;
     {
@@ -138,9 +143,23 @@ void remember_chunk(Control& control, const std::string& name, const std::string
     if (control.chunks.size() > kMost) control.chunks.pop_back();
 }
 
+void start_thread(Control& session, std::function<void()> work) {
+    for (auto t = session.threads.begin(); t != session.threads.end();) {
+        if (*t->ended) t->thread.join(), t = session.threads.erase(t);
+        else ++t;
+    }
+    auto& t = session.threads.emplace_back();
+    t.thread = std::thread([work = std::move(work), ended = t.ended]() mutable {
+        work();
+        work = nullptr;                     // what it holds may be the last of its kind, a run with all its tensors
+        *ended = true;
+    });
+}
+
 void end_background(Control& control) {
     for (auto& weak : std::exchange(control.background, {}))
         if (auto work = weak.lock()) work->end();
+    for (auto& t : std::exchange(control.threads, {})) t.thread.join();
     std::lock_guard guard(*control.lock);
     *control.alive = false;
 }

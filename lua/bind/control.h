@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <deque>
 #include <functional>
+#include <list>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -30,6 +31,8 @@ public:
     /// Lets it go however often this thread has taken it, and gives how often that was; 0 where it does not hold it.
     int release_all();
     void take(int depth);
+    /// Whether this thread holds it.
+    bool is_mine();
 
 private:
     void release(int depth);
@@ -48,6 +51,12 @@ public:
     virtual void end() = 0;
 };
 
+/// A thread of a session. `ended` is set at its very end, when it has let go of all it held.
+struct BackgroundThread {
+    std::thread thread;
+    std::shared_ptr<std::atomic<bool>> ended = std::make_shared<std::atomic<bool>>(false);
+};
+
 struct Control {
     std::atomic<bool> interrupted = false;
     std::atomic<lua_State*> running = nullptr;           ///< the coroutine that runs now: the one whose hook an interrupt arms
@@ -64,6 +73,7 @@ struct Control {
     std::shared_ptr<train::Meeting> ranks;               ///< where this thread meets those of the other ranks; null on one rank
     int alone = 0;                                       ///< above 0: what runs is this rank's alone
     std::vector<std::weak_ptr<Background>> background;              ///< ended before the state is closed
+    std::list<BackgroundThread> threads;                            ///< joined before the state is closed: a program that ends must not have one that still frees what it worked with
 };
 
 /// The control of a state; it lives in the state's extra space, which coroutines copy.
@@ -72,6 +82,8 @@ inline Control& control(lua_State* L) { return *control_slot(L); }
 
 /// Notes the text of a chunk under the name that its functions have as their source ("=input", "@run.lua").
 void remember_chunk(Control& control, const std::string& name, const std::string& text);
+/// Starts a thread that belongs to the session, and joins those that have ended. With the state's lock.
+void start_thread(Control& session, std::function<void()> work);
 /// Ends all background work and marks the state as about to be closed. Without the lock.
 void end_background(Control& control);
 

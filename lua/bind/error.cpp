@@ -3,6 +3,8 @@
 #include <c10/util/Exception.h>
 
 #include <algorithm>
+#include <filesystem>
+#include <stdexcept>
 
 namespace moe::lua {
 namespace {
@@ -36,11 +38,11 @@ ErrorKind kind_of_torch_message(const std::string& message) {
     auto has = [&](const char* word) { return message.find(word) != std::string::npos; };
     if (has("out of memory") || has("can't allocate memory")) return ErrorKind::memory;
     if (has("CUDA error")) return ErrorKind::cuda;
-    if (has("same device") || has("on device")) return ErrorKind::device;
+    if (has("same device") || has("on device") || has("not linked with support")) return ErrorKind::device;
     if (has("dtype") || has("scalar type") || has("not implemented for '")) return ErrorKind::dtype;
     if (has("size") || has("shape") || has("imension") || has("range")) return ErrorKind::shape;
     if (has("backward through the graph") || has("requires grad") || has("inplace operation")) return ErrorKind::state;
-    if (has("xpected") || has("must") || has("subscript") || has("not support") || has("can't be cast") || has("cannot") || has("multiple times") || has("at least") || has("required") || has("Supports") || has("overflow")) return ErrorKind::usage;
+    if (has("xpected") || has("must") || has("subscript") || has("not support") || has("can't be cast") || has("cannot") || has("multiple times") || has("at least") || has("required") || has("Supports") || has("overflow") || has("unsupported operation") || has("supposed to") || has("ZeroDivision") || has("einsum()")) return ErrorKind::usage;
     return ErrorKind::internal;
 }
 }  // namespace
@@ -147,9 +149,18 @@ ErrorParts current_exception_parts() {
     } catch (const c10::Error& e) {
         parts.op = first_line(e.what_without_backtrace());
         parts.kind = kind_of_torch_message(parts.op);
+        if (parts.kind == ErrorKind::internal && parts.op.find("INTERNAL ASSERT") == std::string::npos) parts.kind = ErrorKind::usage;      // its checks are of arguments
     } catch (const std::bad_alloc& e) {
         parts.op = "allocation failed: out of memory";
         parts.kind = ErrorKind::memory;
+    } catch (const std::length_error&) {
+        parts.op = "allocation failed: more elements than there can be";
+        parts.kind = ErrorKind::memory;
+    } catch (const std::filesystem::filesystem_error& e) {
+        parts.op = first_line(e.path1().c_str()).substr(0, 200);
+        parts.got = e.code().message();
+        parts.want = "a path that can be used";
+        parts.kind = ErrorKind::io;
     } catch (const std::exception& e) {
         parts.op = first_line(e.what());
         parts.kind = kind_of_torch_message(parts.op);

@@ -84,7 +84,7 @@ std::string text_of(lua_State* L, int index) {
 }
 
 int help_text(lua_State* L) {
-    luaL_checkany(L, 1);
+    if (lua_isnone(L, 1)) bad_argument(L, 1, "x", "a value, or a name");
     if (lua_isnoneornil(L, 2)) {
         push_string(L, text_of(L, 1));
         return 1;
@@ -113,6 +113,12 @@ int document(lua_State* L) {
     if (!lua_isfunction(L, 1) && !lua_istable(L, 1)) bad_argument(L, 1, "value", "a function or a module");
     set_help(L, 1, check_string(L, 2, "name"), check_string(L, 3, "text"));
     lua_settop(L, 1);
+    if (lua_istable(L, 1)) {
+        lua_pushliteral(L, "__methods");
+        bool is_type = lua_rawget(L, 1) == LUA_TTABLE;
+        lua_settop(L, 1);
+        if (is_type) guard_type(L);
+    }
     return 1;
 }
 

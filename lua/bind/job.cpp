@@ -55,19 +55,15 @@ Job::Job(lua_State* L, int run_index, int64_t num_steps) : value_(check<RunValue
 }
 
 Job::~Job() {
-    if (thread_.joinable()) {
-        if (is_own_thread()) thread_.detach();
-        else thread_.join();
-    }
     std::lock_guard guard(*control_.lock);
     if (!*control_.alive) return;
     lua_pushnil(co_);
     lua_rawsetp(co_, LUA_REGISTRYINDEX, this);
 }
 
-void Job::begin() {
+void Job::begin(Control& session) {
     if (is_on_ranks()) value_.run->edge().begin_turns();
-    thread_ = std::thread([self = shared_from_this()] { self->work(); });
+    start_thread(session, [self = shared_from_this()] { self->work(); });
 }
 
 void Job::call_back(const train::StepMetrics& m, bool spikes) {
@@ -226,7 +222,6 @@ void Job::stop(bool now) {
 void Job::end() {
     stop(false);
     wait([] { return false; });
-    if (thread_.joinable() && !is_own_thread()) thread_.join();
 }
 
 bool Job::wait(const std::function<bool()>& give_up) {
@@ -424,7 +419,7 @@ int start_job(lua_State* L) {
     auto& list = session_control(L).background;
     std::erase_if(list, [](auto& w) { return w.expired(); });
     list.push_back(job);
-    job->begin();
+    job->begin(session_control(L));
     push<JobValue>(L, {job});
     return 1;
 }

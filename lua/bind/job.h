@@ -18,7 +18,7 @@ public:
     /// Of the run at index on L, which stays alive as long as the job; `num_steps` more.
     Job(lua_State* L, int run_index, int64_t num_steps);
     ~Job() override;
-    void begin();
+    void begin(Control& session);
     /// On several ranks these two wait for the end of the step at hand. Without the state's lock.
     void pause();
     void resume();
@@ -54,7 +54,6 @@ private:
     RunValue value_;
     lua_State* co_ = nullptr;             ///< index 1 the run, index 2 the function that calls back
     int threads_ = 1;
-    std::thread thread_;
     std::atomic<std::thread::id> thread_id_{};
     std::atomic<int64_t> step_ = 0, left_ = 0;
     mutable std::mutex mutex_;            ///< of what follows

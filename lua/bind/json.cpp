@@ -76,8 +76,9 @@ Json table_to_json(lua_State* L, int index, int depth) {
 
 int encode(lua_State* L) {
     Options options(L, 2, {"indent"});
-    int indent = int(options.integer("indent", -1));
-    push_string(L, to_json(L, 1).dump(indent, ' ', false, Json::error_handler_t::replace));
+    int64_t indent = options.integer("indent", -1);
+    MOE_CHECK(indent >= -1 && indent <= 80, usage, "moe.json.encode: indent", std::to_string(indent), "0 to 80; -1 for one line", "");
+    push_string(L, to_json(L, 1).dump(int(indent), ' ', false, Json::error_handler_t::replace));
     return 1;
 }
 
@@ -99,7 +100,8 @@ const Binding kFunctions[] = {
 
 Json to_json(lua_State* L, int index) { return value_to_json(L, index, 0); }
 
-void push_json(lua_State* L, const Json& value) {
+static void push_json(lua_State* L, const Json& value, int depth) {
+    MOE_CHECK(depth < kMaxDepth, data, running(L), fmt::format("JSON nested deeper than {}", kMaxDepth), "less", "");
     luaL_checkstack(L, 8, "nested JSON");
     switch (value.type()) {
         case Json::value_t::boolean: lua_pushboolean(L, value.get<bool>()); return;
@@ -113,7 +115,7 @@ void push_json(lua_State* L, const Json& value) {
             lua_setmetatable(L, -2);
             lua_Integer i = 0;
             for (auto& item : value) {
-                push_json(L, item);
+                push_json(L, item, depth + 1);
                 lua_rawseti(L, -2, ++i);
             }
             return;
@@ -125,7 +127,7 @@ void push_json(lua_State* L, const Json& value) {
             }
             push_ordered_table(L, names);
             for (auto& name : names) {
-                push_json(L, value[name]);
+                push_json(L, value[name], depth + 1);
                 lua_setfield(L, -2, name.c_str());
             }
             return;
@@ -133,6 +135,8 @@ void push_json(lua_State* L, const Json& value) {
         default: lua_pushlightuserdata(L, nullptr); return;
     }
 }
+
+void push_json(lua_State* L, const Json& value) { push_json(L, value, 0); }
 
 void open_json(lua_State* L) {
     lua_pushlightuserdata(L, nullptr);

@@ -327,6 +327,7 @@ const Binding kFunctions[] = {
 
 /// kernel.reference: of the module moe.kernels_reference, kept once looked up. Upvalue 1: the kernel's full name.
 static int index_kernel(lua_State* L) {
+    check_table(L, 1, "kernel");
     std::string name = lua_tostring(L, upvalue(1)), key = to_string(L, 2);
     MOE_CHECK(key == "reference", usage, name + "." + key, "no such field", "reference", "");
     lua_getglobal(L, "require");

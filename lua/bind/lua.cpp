@@ -82,7 +82,13 @@ int index_object(lua_State* L) {
     for (auto& name : ordered_keys(L, kFields)) known.push_back(name);
     std::string key = lua_type(L, 2) == LUA_TSTRING ? lua_tostring(L, 2) : got_text(L, 2);
     std::string hint = did_you_mean(key, known);
-    MOE_THROW(usage, type + "." + key, "no such method or field", "one of those that help(" + type + ") lists", hint.empty() ? "help(x) lists them" : hint);
+    MOE_THROW(usage, type + "." + key.substr(0, 80), "no such method or field", "one of those that help(" + type + ") lists", hint.empty() ? "help(x) lists them" : hint);
+}
+
+/// __newindex of types that have none of their own. Upvalue: the type's name.
+int refuse_assignment(lua_State* L) {
+    std::string type = lua_tostring(L, upvalue(1));
+    MOE_THROW(usage, type + "." + got_text(L, 2), "an assignment", "fields are read only", "help(x) lists what can be called");
 }
 
 int ordered_next(lua_State* L) {
@@ -137,11 +143,15 @@ void sort_keys(lua_State* L, int list, lua_Integer n) {
 }
 }  // namespace
 
-void push_function(lua_State* L, const Binding& binding, const std::string& full_name, int num_upvalues) {
-    lua_pushlightuserdata(L, reinterpret_cast<void*>(binding.function));
+static void push_guarded(lua_State* L, Function function, const std::string& full_name, int num_upvalues = 0) {
+    lua_pushlightuserdata(L, reinterpret_cast<void*>(function));
     push_string(L, full_name);
     if (num_upvalues) lua_rotate(L, -(num_upvalues + 2), 2);
     lua_pushcclosure(L, guarded, num_upvalues + 2);
+}
+
+void push_function(lua_State* L, const Binding& binding, const std::string& full_name, int num_upvalues) {
+    push_guarded(L, binding.function, full_name, num_upvalues);
     set_help(L, -1, full_name, binding.help);
 }
 
@@ -323,7 +333,13 @@ void register_type(lua_State* L, const Type& type, Function gc) {
     lua_pushstring(L, type.name);
     push_function(L, {"__index", index_object, "x.name: a method or a field; help(x) lists them."}, prefix + "__index", 4);
     lua_setfield(L, -2, "__index");
-    lua_pushcfunction(L, gc);
+    if (lua_getfield(L, -1, "__newindex") == LUA_TNIL) {
+        lua_pushstring(L, type.name);
+        push_function(L, {"__newindex", refuse_assignment, "x.name = value: an error: the fields of this type are read only."}, prefix + "__newindex", 1);
+        lua_setfield(L, -3, "__newindex");
+    }
+    lua_pop(L, 1);
+    push_guarded(L, gc, prefix + "free");
     lua_pushvalue(L, -1);
     lua_setfield(L, -3, "__gc");
     lua_setfield(L, -2, "__close");

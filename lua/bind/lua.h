@@ -40,6 +40,13 @@ void push_callable(lua_State* L, const Binding& binding, const std::string& full
 void set_functions(lua_State* L, const std::string& prefix, std::span<const Binding> bindings);
 /// Name of the binding that runs, e.g. "tensor:matmul"; "lua" outside of one.
 std::string running(lua_State* L);
+/// What the guard is to C++, for functions written in Lua: errors that are plain texts ("attempt to index a nil value") come out of them as error objects.
+/// Replaces the function on the stack's top; of a table there the functions that have a help text.
+void guard_module(lua_State* L);
+/// The same for the methods and operators of a type written in Lua: a metatable with `__methods`, on the stack's top.
+void guard_type(lua_State* L);
+/// Pushes the Lua function behind a guarded one, else the value at `index` itself.
+void push_unguarded(lua_State* L, int index);
 /// Registers a help text for the value at `index` (a function, a table or a userdata), under a name.
 void set_help(lua_State* L, int index, const std::string& name, const std::string& text);
 /// Pushes the registry table name → function or module of everything that has a help text.
@@ -138,19 +145,6 @@ void register_type(lua_State* L, const Type& type, Function gc);
 template <class T>
 using Box = std::optional<T>;
 
-template <class T>
-int collect(lua_State* L) {
-    static_cast<Box<T>*>(lua_touserdata(L, 1))->reset();
-    return 0;
-}
-template <class T>
-void register_type(lua_State* L, Type type) {
-    type.name = TypeName<T>::value;
-    register_type(L, type, &collect<T>);
-    luaL_getmetatable(L, type.name);
-    lua_rawsetp(L, LUA_REGISTRYINDEX, &TypeKey<T>::key);
-}
-
 /// Pushes a value as userdata.
 template <class T>
 T& push(lua_State* L, T value) {
@@ -176,6 +170,20 @@ T& check(lua_State* L, int index, const char* name) {
     if (!box) bad_argument(L, index, name, std::string("a ") + TypeName<T>::value, index == 1 ? "call methods with a colon: x:method(…)" : "");
     if (!*box) MOE_THROW(state, running(L), std::string("a ") + TypeName<T>::value + " that was freed", "a live one", "it ended with :free() or its <close> scope");
     return **box;
+}
+template <class T>
+int collect(lua_State* L) {
+    auto* box = test_box<T>(L, 1);
+    if (!box) bad_argument(L, 1, "self", std::string("a ") + TypeName<T>::value, "call methods with a colon: x:free()");
+    box->reset();
+    return 0;
+}
+template <class T>
+void register_type(lua_State* L, Type type) {
+    type.name = TypeName<T>::value;
+    register_type(L, type, &collect<T>);
+    luaL_getmetatable(L, type.name);
+    lua_rawsetp(L, LUA_REGISTRYINDEX, &TypeKey<T>::key);
 }
 template <class T>
 T& self(lua_State* L) {

@@ -16,6 +16,7 @@
 #include <cstring>
 #include <filesystem>
 #include <limits>
+#include <memory>
 #include <thread>
 
 extern char** environ;
@@ -42,14 +43,7 @@ public:
         if (failed) pid_ = 0;
         MOE_CHECK(!failed, io, "moe.spawn", name_ + ": " + std::strerror(failed), "a program on the PATH, and an output file that can be written", "");
     }
-    Process(Process&& other) noexcept { *this = std::move(other); }
-    Process& operator=(Process&& other) noexcept {
-        std::swap(pid_, other.pid_);
-        std::swap(status_, other.status_);
-        std::swap(ended_, other.ended_);
-        std::swap(name_, other.name_);
-        return *this;
-    }
+    Process(const Process&) = delete;
     ~Process() { kill_now(); }
 
     pid_t pid() const { return pid_; }
@@ -79,8 +73,10 @@ private:
     bool ended_ = false;
     std::string name_;
 };
+/// Shared: whoever waits for one lets the state's lock go, and a callback may free it meanwhile.
+using ProcessPtr = std::shared_ptr<Process>;
 template <>
-struct TypeName<Process> {
+struct TypeName<ProcessPtr> {
     static constexpr const char* value = "process";
 };
 
@@ -99,7 +95,7 @@ int spawn(lua_State* L) {
     }
     MOE_CHECK(!words.empty(), usage, "moe.spawn: words", "none", "{\"program\", \"argument\", …}", "");
     Options o(L, 2, {"output"});
-    push<Process>(L, Process(words, o.string("output", "")));
+    push<ProcessPtr>(L, std::make_shared<Process>(words, o.string("output", "")));
     return 1;
 }
 
@@ -108,50 +104,56 @@ void push_code(lua_State* L, Process& p) {
     else lua_pushnil(L);
 }
 
+/// A moment in which others may use the state: callbacks of a job are not kept waiting.
+void nap(lua_State* L) {
+    Unlocked unlocked(L);
+    std::this_thread::sleep_for(kPoll);
+}
+
 /// Asks them to save and end, and ends those that do not.
-void stop_all(const std::vector<Process*>& list) {
-    for (auto* p : list) p->signal(SIGTERM);
+void stop_all(lua_State* L, const std::vector<ProcessPtr>& list) {
+    for (auto& p : list) p->signal(SIGTERM);
     auto end = Clock::now() + kGrace;
     auto all_ended = [&] {
         bool all = true;
-        for (auto* p : list) all &= p->ended();
+        for (auto& p : list) all &= p->ended();
         return all;
     };
-    while (!all_ended() && Clock::now() < end) std::this_thread::sleep_for(kPoll);
-    for (auto* p : list) p->kill_now();
+    while (!all_ended() && Clock::now() < end) nap(L);
+    for (auto& p : list) p->kill_now();
 }
 
 /// Place in the list of one that has ended, −1 after the time. An interrupt, or the wish that this program stops, stops all of them.
-int wait_for(lua_State* L, const std::vector<Process*>& list, double timeout_secs) {
+int wait_for(lua_State* L, const std::vector<ProcessPtr>& list, double timeout_secs) {
     auto start = Clock::now();
     for (;;) {
         for (size_t i = 0; i < list.size(); ++i)
             if (list[i]->ended()) return int(i);
         if (control(L).interrupted || stop_requested()) {
-            stop_all(list);
+            stop_all(L, list);
             throw_if_interrupted(L);
             throw Error({ErrorKind::interrupted, "interrupted", "", "", "", "", -1, ""});
         }
         if (std::chrono::duration<double>(Clock::now() - start).count() >= timeout_secs) return -1;
-        std::this_thread::sleep_for(kPoll);
+        nap(L);
     }
 }
 
 int wait(lua_State* L) {
-    auto& p = self<Process>(L);
+    ProcessPtr p = self<ProcessPtr>(L);
     Options o(L, 2, {"timeout_secs"});
     StopListener listener;
-    wait_for(L, {&p}, o.number("timeout_secs", std::numeric_limits<double>::infinity()));
-    push_code(L, p);
+    wait_for(L, {p}, o.number("timeout_secs", std::numeric_limits<double>::infinity()));
+    push_code(L, *p);
     return 1;
 }
 
 int wait_any(lua_State* L) {
     check_table(L, 1, "processes");
-    std::vector<Process*> list;
+    std::vector<ProcessPtr> list;
     for (lua_Integer i = 1, n = lua_Integer(lua_rawlen(L, 1)); i <= n; ++i) {
         lua_rawgeti(L, 1, i);
-        list.push_back(&check<Process>(L, -1, fmt::format("processes[{}]", i).c_str()));
+        list.push_back(check<ProcessPtr>(L, -1, fmt::format("processes[{}]", i).c_str()));
         lua_pop(L, 1);
     }
     Options o(L, 2, {"timeout_secs"});
@@ -164,24 +166,24 @@ int wait_any(lua_State* L) {
     return 2;
 }
 
-int poll(lua_State* L) { return push_code(L, self<Process>(L)), 1; }
+int poll(lua_State* L) { return push_code(L, *self<ProcessPtr>(L)), 1; }
 int stop(lua_State* L) {
-    auto& p = self<Process>(L);
-    stop_all({&p});
-    push_code(L, p);
+    ProcessPtr p = self<ProcessPtr>(L);
+    stop_all(L, {p});
+    push_code(L, *p);
     return 1;
 }
 int kill_process(lua_State* L) {
-    auto& p = self<Process>(L);
-    p.kill_now();
-    push_code(L, p);
+    ProcessPtr p = self<ProcessPtr>(L);
+    p->kill_now();
+    push_code(L, *p);
     return 1;
 }
-int pid(lua_State* L) { return lua_pushinteger(L, self<Process>(L).pid()), 1; }
+int pid(lua_State* L) { return lua_pushinteger(L, self<ProcessPtr>(L)->pid()), 1; }
 int text(lua_State* L) {
-    auto* box = test_box<Process>(L, 1);
+    auto* box = test_box<ProcessPtr>(L, 1);
     if (!box || !*box) return lua_pushliteral(L, "process (freed)"), 1;
-    Process& p = **box;
+    Process& p = ***box;
     push_string(L, fmt::format("process {}: {}, {}", p.pid(), std::filesystem::path(p.name()).filename().native(), p.ended() ? fmt::format("ended with {}", p.code()) : "runs"));
     return 1;
 }
@@ -211,6 +213,6 @@ const Binding kMeta[] = {{"__tostring", text, "tostring(process): one line about
 
 void open_process(lua_State* L) {
     set_functions(L, "moe.", kFunctions);
-    register_type<Process>(L, {.name = nullptr, .help = "process: a program that moe.spawn started.", .methods = kMethods, .fields = kFields, .meta = kMeta});
+    register_type<ProcessPtr>(L, {.name = nullptr, .help = "process: a program that moe.spawn started.", .methods = kMethods, .fields = kFields, .meta = kMeta});
 }
 }  // namespace moe::lua

@@ -44,6 +44,7 @@ constexpr MetricsField kMetrics[] = {
 };
 
 int metrics_text(lua_State* L) {
+    check_table(L, 1, "metrics");
     train::StepMetrics m;
     for (auto& f : kMetrics) {
         lua_getfield(L, 1, f.name);

@@ -116,6 +116,7 @@ uint64_t seed_of(uint64_t run_seed, int64_t step, uint32_t kind) {
 
 InBackground::InBackground(Control& control) { background = &control; }
 InBackground::~InBackground() { background = nullptr; }
+Control* background_control() { return background; }
 
 void call_protected(lua_State* co, int num_arguments, int num_results) {
     int base = lua_gettop(co) - num_arguments;

@@ -34,6 +34,9 @@ public:
     ~InBackground();
 };
 
+/// The control of the background thread that this is, null for another thread.
+Control* background_control();
+
 /// A protected call on a coroutine: function and arguments are on its stack. Throws what it raised as moe::Error with its traceback.
 void call_protected(lua_State* co, int num_arguments, int num_results);
 

@@ -94,12 +94,15 @@ void add_value(lua_State* L, Flat& flat) {
     flat.values.push_back(lua_tonumber(L, -1));
 }
 
+constexpr size_t kMostDims = 64;
+
 /// Value on the stack's top.
 void flatten(lua_State* L, Flat& flat, size_t depth) {
     if (!lua_istable(L, -1)) {
         if (depth != flat.shape.size()) MOE_THROW(shape, running(L), "rows of different depth", "nested tables of one shape", "");
         return add_value(L, flat);
     }
+    MOE_CHECK(depth < kMostDims, shape, running(L), "a table that contains itself, or one nested deeper than 64", "nested tables of one shape", "");
     luaL_checkstack(L, 4, "nested table");
     auto n = int64_t(lua_rawlen(L, -1));
     if (depth == flat.shape.size()) {

@@ -1,4 +1,5 @@
 -- moe.array(values, options): a tensor whose dims and places have names: prints, plots and saves itself.
+local csv = require "moe.table.csv"
 local Array = { __name = "array" }
 local methods = {}
 
@@ -112,53 +113,34 @@ moe.document(methods.rows, "array:rows", "a:rows(): records, one a place: its la
 
 -- --- files ---
 
-local function csv_cell(v)
-  if v ~= v then return "nan" end
-  local text = math.type(v) == "float" and ("%.17g"):format(v) or tostring(v)
-  return text:find('[",\n\r]') and '"' .. text:gsub('"', '""') .. '"' or text
-end
-
-local function to_csv(a)
-  local head = {}
-  for i, name in ipairs(a.dims) do head[i] = csv_cell(name) end
-  head[#head + 1] = csv_cell(a.name)
-  local lines = { table.concat(head, ",") }
+local function save_csv(a, path)
+  local head, rows = { table.unpack(a.dims) }, {}
+  head[#head + 1] = a.name
   each(a, function(at, value)
-    local cells = {}
-    for i, label in ipairs(at) do cells[i] = csv_cell(label) end
-    cells[#cells + 1] = csv_cell(value)
-    lines[#lines + 1] = table.concat(cells, ",")
+    at[#a.dims + 1] = value
+    rows[#rows + 1] = at
   end)
-  return table.concat(lines, "\n") .. "\n"
+  moe.fs.write(path, csv(head, rows))
 end
 
--- Source: NEP 1, version 1.0 of the format.
-local function to_npy(a)
-  local flat, integers = a.tensor:reshape({ -1 }):to_table(), true
-  for _, v in ipairs(flat) do integers = integers and math.type(v) == "integer" end
-  local head = ("{'descr': '%s', 'fortran_order': False, 'shape': (%s,), }"):format(integers and "<i8" or "<f8", table.concat(a.tensor.shape, ", "))
-  head = head .. (" "):rep(64 - (10 + #head + 1) % 64) .. "\n"
-  local parts, format = { "\x93NUMPY\1\0", ("<I2"):pack(#head), head }, integers and "<i8" or "<d"
-  for _, v in ipairs(flat) do parts[#parts + 1] = format:pack(type(v) == "boolean" and (v and 1 or 0) or v) end
-  return table.concat(parts)
-end
+local function save_npy(a, path) moe.save_npy(path, a.tensor.dtype == "bfloat16" and a.tensor:float() or a.tensor) end
 
 -- JSON has no nan: such places are null.
-local function to_json(a)
+local function save_json(a, path)
   local function clean(v)
     if type(v) ~= "table" then return v == v and v ~= math.huge and v ~= -math.huge and v or moe.null end
     local out = {}
     for i, x in ipairs(v) do out[i] = clean(x) end
     return out
   end
-  return moe.json.encode { name = a.name, dims = a.dims, labels = a.labels, shape = a.tensor.shape, values = clean(a.tensor:to_table()) }
+  moe.fs.write(path, moe.json.encode { name = a.name, dims = a.dims, labels = a.labels, shape = a.tensor.shape, values = clean(a.tensor:to_table()) })
 end
 
-local WRITERS = { csv = to_csv, npy = to_npy, json = to_json }
+local WRITERS = { csv = save_csv, npy = save_npy, json = save_json }
 function methods.save(a, path)
   local write = type(path) == "string" and WRITERS[path:lower():match("%.(%w+)$") or ""]
   if not write then moe.fail { op = "array:save: path", got = type(path) == "string" and '"' .. path .. '"' or type(path), want = "a file name that ends in .csv, .npy or .json" } end
-  moe.fs.write(path, write(a))
+  write(a, path)
   return a
 end
 moe.document(methods.save, "array:save", "a:save(path): writes .csv (a line for each place: its labels and the value), .npy (values alone) or .json (names, labels, values). Returns a.")
@@ -308,6 +290,7 @@ Array.__add, Array.__sub = operator(function(x, y) return x + y end), operator(f
 Array.__mul, Array.__div = operator(function(x, y) return x * y end), operator(function(x, y) return x / y end)
 Array.__unm = function(x) return make(-x.tensor, x) end
 Array.__methods = methods
+moe.document(Array, "array", "array: a tensor whose dims and places have names, from moe.array.")
 
 return moe.document(make, "moe.array",
   "moe.array(values, {dims = {\"layer\", \"expert\"}, labels = {layer = {1, 2}}, name = \"tokens\"}): a labelled array: a tensor (or nested lists) with a name for every dim and a label for every place (0, 1, … where none is given). It prints as a table; a:select(dim, label), a[i] (0-based), #a, "

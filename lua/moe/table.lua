@@ -1,4 +1,5 @@
 -- moe.table(rows, options): rows of named columns: printed in aligned columns, sorted, filtered, grouped, saved.
+local csv = require "moe.table.csv"
 local Table = { __name = "table" }
 
 local function width_of(text) return utf8.len(text) or #text end
@@ -192,33 +193,14 @@ function methods.markdown(t)
   return table.concat(out, "\n") .. "\n"
 end
 
--- All digits that are needed to read the same number again.
-local function exact(v)
-  if v ~= v then return "nan" end
-  local text = ("%.15g"):format(v)
-  return tonumber(text) == v and text or ("%.17g"):format(v)
-end
-
--- Source: RFC 4180.
 function methods.csv(t)
-  local function join(cells)
-    for i, text in ipairs(cells) do
-      if text:find('[",\r\n]') then cells[i] = '"' .. text:gsub('"', '""') .. '"' end
-    end
-    return table.concat(cells, ",")
-  end
-  local head, out = {}, {}
+  local head, rows = {}, {}
   for c, key in ipairs(t.columns) do head[c] = tostring(key) end
-  out[1] = join(head)
-  for _, row in ipairs(t.rows) do
-    local cells = {}
-    for c, key in ipairs(t.columns) do
-      local v = row[key]
-      cells[c] = (v == nil or v == moe.null) and "" or math.type(v) == "float" and exact(v) or type(v) == "table" and moe.json.encode(v) or tostring(v)
-    end
-    out[#out + 1] = join(cells)
+  for r, row in ipairs(t.rows) do
+    rows[r] = {}
+    for c, key in ipairs(t.columns) do rows[r][c] = row[key] end
   end
-  return table.concat(out, "\n") .. "\n"
+  return csv(head, rows)
 end
 
 function methods.to_table(t)
@@ -273,6 +255,7 @@ end
 function methods.agg(t, metrics) return setmetatable({ of = t, keys = {}, list = { { first = t.rows[1] or {}, table = t } } }, Groups):agg(metrics) end
 
 function Groups:each()
+  if getmetatable(self) ~= Groups then moe.fail { op = "groups:each", got = type(self), want = "groups, from table:group" } end
   local i = 0
   return function()
     i = i + 1

@@ -370,7 +370,7 @@ namespace {
 /// "function at input 3:1" and the lines.
 std::string source_text(lua_State* L, int index, const std::function<std::string(const std::string&)>& source_of) {
     lua_Debug d;
-    lua_pushvalue(L, index);
+    push_unguarded(L, index);
     lua_getinfo(L, ">S", &d);
     if (*d.what == 'C') return {};
     std::string out = fmt::format("-- {}:{}\n", d.short_src, d.linedefined), text = source_of(d.source);

@@ -7,6 +7,7 @@
 #include "lua/bind/ranks.h"
 
 #include <ATen/CPUGeneratorImpl.h>
+#include "lua/bind/script.h"
 
 #include <algorithm>
 #include <mutex>
@@ -62,11 +63,13 @@ int load_embedded(lua_State* L) {
     if (luaL_loadbufferx(L, module->text.data(), module->text.size(), chunk.c_str(), "t")) return lua_error(L);
     push_string(L, module->name);
     lua_call(L, 1, 1);
+    if (module->name.find('.', 4) == std::string::npos) guard_module(L);        // "moe.x"; further files of it are called by it alone
     return 1;
 }
 
 /// __index of the table moe: modules written in Lua are loaded on first use; other unknown names are errors.
 int index_moe(lua_State* L) {
+    check_table(L, 1, "moe");
     std::string key = to_string(L, 2);
     std::string module = "moe." + key;
     for (auto& m : embedded_modules()) {
@@ -192,9 +195,23 @@ int sort(lua_State* L) {
     return call_stock(L);
 }
 
+/// Threads that train, write or read ahead must not see the program's end: jobs are ended and the state is closed first, as at the end of a script. Upvalue 1: the stock function.
+int exit_program(lua_State* L) {
+    if (!is_nothing(L, 1) && !lua_isboolean(L, 1)) check_integer(L, 1, "code");
+    MOE_CHECK(!background_control(), state, "os.exit", "a callback of a job", "another input", "an error ends the job: error \"enough\"");
+    {
+        Unlocked unlocked(L);
+        end_background(session_control(L));
+    }
+    lua_settop(L, 1);
+    lua_pushboolean(L, true);
+    return call_stock(L);
+}
+
 /// A module that was edited: required anew. Of moe's own modules the table moe forgets the old one, too.
 int reload(lua_State* L) {
     std::string name = check_string(L, 1, "module");
+    lua_settop(L, 1);
     luaL_getsubtable(L, LUA_REGISTRYINDEX, LUA_LOADED_TABLE);
     if (name == "moe" || (lua_getfield(L, -1, name.c_str()) != LUA_TNIL && lua_rawlen(L, 1) == 0)) {
         MOE_THROW(usage, "reload", '"' + name + '"', "a module written in Lua", "reload \"mymodule\" requires mymodule.lua anew");
@@ -236,6 +253,7 @@ const Binding kGlobals[] = {
 };
 constexpr Binding kIpairs = {"ipairs", guarded_ipairs, "ipairs(t): as in Lua; on tensors and layers, which are 0-based, it is an error."};
 constexpr Binding kSort = {"sort", sort, "table.sort(list, less): as in Lua; an interrupt ends it."};
+constexpr Binding kExit = {"exit", exit_program, "os.exit(code): ends the program, as in Lua; jobs are ended after the step at hand, and everything is closed first."};
 constexpr Binding kIoWrite = {"write", io_write, "io.write(…): as in Lua; to standard output it goes where print goes."};
 constexpr Binding kFileWrite = {"write", file_write, "file:write(…): as in Lua; to standard output it goes where print goes."};
 constexpr Binding kIndexMoe = {"__index", index_moe, "moe.name: loads a module of moe on first use."};
@@ -247,6 +265,11 @@ void open_libraries(lua_State* L) {
     lua_getfield(L, -1, "sort");
     push_function(L, kSort, "table.sort", 1);
     lua_setfield(L, -2, "sort");
+    lua_getglobal(L, "os");
+    lua_getfield(L, -1, "exit");
+    push_function(L, kExit, "os.exit", 1);
+    lua_setfield(L, -2, "exit");
+    lua_pop(L, 1);
     lua_getglobal(L, "io");
     lua_getfield(L, -1, "stdout");
     luaL_getmetafield(L, -1, "__index");        // the methods of all files

@@ -192,6 +192,68 @@ end)
 
 -- --- parts in Lua ---
 
+test("job: callbacks are called while the session waits for a process", function()
+  local run, seen = fresh(), 0
+  run:on("step", function() seen = seen + 1 end)
+  local job = run:start(20)
+  local process = moe.spawn { "sleep", "30" }
+  local start = moe.clock()
+  while job:status() == "running" and moe.clock() < start + 20 do process:wait { timeout_secs = 0.02 } end
+  process:kill()
+  equal(seen, 20)
+end)
+
+test("job: a program that ends by os.exit or an error ends its jobs first", function()
+  local script = folder .. "/ends.lua"
+  for ending, want in pairs { ["os.exit(3)"] = 3, ["os.exit(true, false)"] = 0, ["error 'no'"] = 1 } do
+    moe.fs.write(script, ([[
+      local check = {}
+      local small = dofile("%s/lib/small_run.lua")(check, "%s")
+      local run = small.fresh()
+      run:on("step", function(m) setmetatable({}, { __gc = function() end }) end)
+      run:start(100000)
+      moe.sleep(0.02)
+      %s]]):format(arg[0]:match("^(.*)/"), folder, ending))
+    local out, code = check.moelab(("run '%s'"):format(script))
+    equal(code, want, out)
+  end
+end)
+
+test("job: what it was the last to hold is gone before the session ends", function()
+  for _ = 1, 3 do
+    local run = fresh()
+    local job = run:start(3)
+    job:free()
+    run:free()
+  end
+  collectgarbage()
+end)
+
+test("parts: an operator of moe.autograd in a score trains in a job as in the foreground, and beside the session's own", function()
+  local function with_operator()
+    local run = fresh()
+    run.model.router.score = function(logits)
+      local twice = moe.autograd { forward = function(ctx, x) ctx.x = x return x * x end, backward = function(ctx, g) return 2 * g * ctx.x end }
+      return twice(logits:sigmoid())
+    end
+    return run
+  end
+  local a, b = with_operator(), with_operator()
+  local job = a:start(4)
+  local cube = moe.autograd { forward = function(ctx, x) ctx.x = x return x ^ 3 end, backward = function(ctx, g) return g * 3 * ctx.x ^ 2 end }
+  local count = 0
+  repeat
+    local x = moe.full({ 50 }, 2.0):requires_grad_()
+    cube(x):sum():backward()
+    is(x.grad:eq(12):all())
+    count = count + 1
+  until job:status() ~= "running"
+  is(not job.error, tostring(job.error))
+  b:train(4)
+  must_equal(a, b)
+  is(count > 1)
+end)
+
 test("parts: a router's score", function()
   local a, b = fresh { config = cfg:with { model = { moe = { scoring_func = "softmax" } } } }, fresh()
   b.model.router.score = function(logits) return logits:softmax(-1) end

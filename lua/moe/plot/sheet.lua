@@ -132,6 +132,8 @@ moe.document(Picture.save, "plot:save", 'p:save(path, {scale = 2}): writes the p
 function Sheet:picture(width, height, panels)
   return setmetatable({ width = math.ceil(width), height = math.ceil(height), primitives = self.items, panels = panels }, Picture)
 end
+Picture.__methods = { png = Picture.png, save = Picture.save }
+moe.document(Picture, "plot", "plot: a picture, as viz.line and the others give it. Fields: width, height, svg.")
 Sheet.Picture = Picture
 
 return Sheet

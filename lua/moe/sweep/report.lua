@@ -107,7 +107,7 @@ end
 -- --- the page ---
 
 local function processor()
-  local text = moe.fs.exists("/proc/cpuinfo") and io.open("/proc/cpuinfo"):read("a") or ""
+  local text = moe.fs.exists("/proc/cpuinfo") and moe.fs.read("/proc/cpuinfo") or ""
   local _, n = text:gsub("\nprocessor%s*:", "")
   return ("%s, %d threads of it used"):format(text:match("model name%s*:%s*([^\n]+)") or "unknown processor", moe.num_threads()), n
 end
