@@ -264,6 +264,43 @@ std::string from_rank_0(lua_State* L, const std::string& what, const std::functi
     return words[0].value;
 }
 
+// --- sessions ---
+
+std::shared_ptr<train::Meeting> open_meeting() {
+    const dist::Group& world = dist::world();
+    return world.size() > 1 ? std::make_shared<train::Meeting>(world.split(0, world.rank())) : nullptr;
+}
+
+std::vector<std::string> exchange(train::Meeting& ranks, const std::string& place, const std::string& mine, double limit_secs) {
+    std::vector<std::string> values;
+    auto words = ranks.hear({place, mine}, limit_secs);
+    for (size_t r = 0; words && r < words->size(); ++r) values.push_back((*words)[r].value);
+    return values;
+}
+
+bool end_on_all_ranks(lua_State* L, const std::string& what, std::optional<ErrorParts>& error, double limit_secs) {
+    static const std::string kEndOf = "the end of ";
+    train::Meeting& ranks = *control(L).ranks;
+    for (bool together = false; !together;) {
+        std::optional<std::vector<Word>> words;
+        {
+            Unlocked unlocked(L);
+            words = ranks.hear({kEndOf + what, "", error}, error ? limit_secs : 0);
+        }
+        if (!words) {
+            if (error->rank < 0) error->rank = ranks.rank();
+            return false;
+        }
+        together = std::all_of(words->begin(), words->end(), [](const Word& w) { return w.place.starts_with(kEndOf); });
+        try {
+            train::judge(*words);
+        } catch (const Error& e) {
+            if (!error || !train::is_agreed(*error)) error = e.parts();
+        }
+    }
+    return true;
+}
+
 // --- moe.on ---
 
 namespace {

@@ -5,7 +5,10 @@
 #include "lua/bind/lua.h"
 
 #include <functional>
+#include <memory>
+#include <optional>
 #include <string>
+#include <vector>
 
 namespace moe::lua {
 
@@ -36,6 +39,16 @@ int on_all_ranks(lua_State* L) {
 void settle(lua_State* L, int num_arguments, const std::string& what, const std::function<void(lua_State*)>& f);
 /// What f gives, or throws, on rank 0: on all ranks.
 std::string from_rank_0(lua_State* L, const std::string& what, const std::function<std::string()>& f);
+
+// --- for sessions ---
+
+/// Where a session meets those of the other ranks, over a communicator of its own; null on one rank.
+std::shared_ptr<train::Meeting> open_meeting();
+/// What each rank says between evaluations, in rank order. Nothing where one has not come after `limit_secs` (0: no limit).
+std::vector<std::string> exchange(train::Meeting& ranks, const std::string& place, const std::string& mine, double limit_secs = 0);
+/// The ranks wait for each other at an evaluation's end: an error of one becomes that of all. Those that are elsewhere, in a call that wants all ranks,
+/// hear of it there and come. False where one has not come after `limit_secs`, which counts where this rank failed (0: no limit).
+bool end_on_all_ranks(lua_State* L, const std::string& what, std::optional<ErrorParts>& error, double limit_secs);
 
 /// Functions of Lua's libraries whose results differ between processes give rank 0's; for a fresh state of one of several ranks.
 void share_libraries(lua_State* L);

@@ -2,8 +2,6 @@
 
 #include "core/base/json.h"
 #include "core/base/log.h"
-#include "core/train/agree.h"
-#include "core/train/meeting.h"
 #include "lua/bind/lua.h"
 #include "lua/bind/ranks.h"
 #include "lua/session/echo.h"
@@ -87,7 +85,7 @@ bool is_global_of_lua(const void* names, std::string_view name) {
 
 // --- several ranks ---
 
-constexpr const char *kPrompt = "the prompt", *kEndOf = "the end of ";
+constexpr const char* kPrompt = "the prompt";
 constexpr double kLastSecs = 5;             // a script that fails is over: whoever does not come then is ended with it
 
 std::string host_and_process() {
@@ -140,12 +138,12 @@ Session::Session(SessionOptions options) : interactive_(options.interactive) {
         control_.page = std::move(options.page);
     }
     handle_wake_signal();
-    if (const dist::Group& world = dist::world(); world.size() > 1) {
-        control_.ranks = std::make_shared<train::Meeting>(world.split(0, world.rank()));
-        auto words = control_.ranks->hear({"the start", host_and_process()});
-        std::string host = host_and_process().substr(std::to_string(getpid()).size());
-        for (size_t r = 1; world.rank() == 0 && r < words->size(); ++r)
-            if ((*words)[r].value.ends_with(host)) followers_.push_back(pid_t(std::atoi((*words)[r].value.c_str())));
+    control_.ranks = open_meeting();
+    if (control_.ranks) {
+        std::string own = host_and_process(), host = own.substr(own.find(' '));
+        auto processes = exchange(*control_.ranks, "the start", own);
+        for (size_t r = 1; !follows() && r < processes.size(); ++r)
+            if (processes[r].ends_with(host)) followers_.push_back(pid_t(std::atoi(processes[r].c_str())));
     }
     L_ = luaL_newstate();
     MOE_CHECK(L_, memory, "session", "no memory for a Lua state", "", "");
@@ -251,8 +249,7 @@ bool Session::follows() const { return control_.ranks && control_.ranks->rank() 
 
 int Session::follow(const std::function<void(bool)>& evaluating) {
     for (;;) {
-        auto words = control_.ranks->hear({kPrompt});
-        const std::string& input = (*words)[0].value;
+        std::string input = exchange(*control_.ranks, kPrompt, "")[0];
         if (input.starts_with("0")) return std::atoi(input.c_str() + 1);
         size_t line = input.find('\n');
         if (evaluating) evaluating(true);
@@ -263,39 +260,19 @@ int Session::follow(const std::function<void(bool)>& evaluating) {
 }
 
 void Session::lead_out(int exit_code) {
-    if (control_.ranks && !follows()) control_.ranks->hear({kPrompt, fmt::format("0 {}", exit_code)});
+    if (control_.ranks && !follows()) exchange(*control_.ranks, kPrompt, fmt::format("0 {}", exit_code));
 }
 
 void Session::leave() {
-    if (control_.ranks) control_.ranks->hear({"the way out"}, kLastSecs);
+    if (control_.ranks) exchange(*control_.ranks, "the way out", "", kLastSecs);
 }
 
-/// The ranks wait for each other at an evaluation's end: an error of one is the error of all. Those that are elsewhere, in a call that wants all
-/// ranks, hear of it there and come.
 Result Session::ended_by_all(Result result, const std::string& what) {
     if (!control_.ranks || depth_ > 0) return result;
-    train::Word mine{kEndOf + what, "", result.error};
-    for (bool together = false; !together;) {
-        std::optional<std::vector<train::Word>> words;
-        {
-            Unlocked unlocked(L_);
-            words = control_.ranks->hear(mine, mine.error && !interactive_ ? kLastSecs : 0);
-        }
-        if (!words) {
-            if (result.error && result.error->rank < 0) result.error->rank = control_.ranks->rank();
-            return result;
-        }
-        together = std::all_of(words->begin(), words->end(), [](auto& w) { return w.place.starts_with(kEndOf); });
-        try {
-            train::judge(*words);
-        } catch (const Error& e) {
-            if (!result.error || !train::is_agreed(*result.error)) result.error = e.parts();
-            mine.error = result.error;
-        }
-    }
+    bool together = end_on_all_ranks(L_, what, result.error, interactive_ ? 0 : kLastSecs);
     control_.interrupted = false;               // one that came while this waited
     lua_sethook(L_, nullptr, 0, 0);
-    result.on_all_ranks = result.error.has_value();
+    result.on_all_ranks = together && result.error;
     if (result.error) result.values.clear();
     return result;
 }
@@ -310,7 +287,7 @@ struct Deeper {
 
 Result Session::eval(const std::string& code, const std::string& name) {
     bool leads = interactive_ && control_.ranks && !follows() && depth_ == 0;
-    if (leads) control_.ranks->hear({kPrompt, packed_input(name, code)});
+    if (leads) exchange(*control_.ranks, kPrompt, packed_input(name, code));
     return ended_by_all(eval_here(code, name), name);
 }
 Result Session::run_file(const std::string& path, const Arguments& arguments) { return ended_by_all(file_here(path, arguments), path); }

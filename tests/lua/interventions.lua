@@ -456,6 +456,19 @@ test("undo: what was trained since goes with its expert; what lay covered comes 
   equal((expert(run, 1, 5) - other):abs():max():item(), 0)
 end)
 
+test("undo: weights of the last sixteen acts are kept", function()
+  local run = fresh()
+  local start, handles = weights(run), {}
+  for i = 0, 17 do handles[i] = run.model.router:reinit { layer = 1 + i % 2, expert = i // 2 % 6 } end
+  handles[6]:undo()
+  equal((expert(run, 1, 3) - start["model.layers.1.mlp.experts.3.up_proj.weight"]):abs():max():item(), 0)
+  handles[1]:undo()                                          -- covered by 13: nothing comes back
+  local now = weights(run)
+  raises("state", function() handles[13]:undo() end, "gone")
+  is(same(now, weights(run)))
+  is(handles[13].active)
+end)
+
 -- Acts of every kind, some undone after later ones of their kind, with training between.
 local function tangle(run, from, to)
   local r = run.model.router
@@ -541,6 +554,40 @@ test("run: keys that a resume could not change are resumed as they were set", fu
   equal(again.config.training.global_batch_size, 8)
   again:train(1)
   equal(again:counts()[1]:sum():item(), 8 * 32 * 2)
+end)
+
+test("ranks: acts on experts of two ranks, a scripted optimizer, undos out of order; save, resume and replay", function()
+  local script = folder .. "/ranks.lua"
+  local out = assert(io.open(script, "w"))
+  out:write(([[
+    local check = dofile(%q .. "/lib/check.lua")
+    local small = dofile(%q .. "/lib/small_run.lua")(check, %q)
+    local cfg = small.cfg:with { experiment_name = "on-ranks", training = { micro_batch_size = 1 }, distributed = { expert_parallel_size = 2, zero_stage = 1 } }
+    local run = moe.run { config = cfg, console = false }
+    local r = run.model.router
+    run:train(1)
+    local swap = r:swap { layer = 1, experts = { 0, 5 }, gate = true }
+    local drawn = r:reinit { layer = 1, expert = 5 }
+    local bias = r:bias { layers = { 1, 2 }, set = 0.2 }
+    run.optimizer = function(name, value, grad, state, m) state[1]:copy_(0.9 * state[1] + grad) return value - m.lr * state[1] / (1e-6 + state[1]:norm()) end
+    run:train(2)
+    r:bias { layer = 1, set = { 1, 0, 0, 0, 0, 0 } }
+    r:duplicate { layer = 2, from = 4, to = 1 }
+    bias:undo() swap:undo() drawn:undo()
+    run:train(1)
+    local path = run:save("ranks")
+    run:train(2)
+    small.must_equal(moe.replay(run, { console = false, log = false }), run)
+    local resumed = moe.resume(path, nil, { console = false })
+    resumed:train(2)
+    small.must_equal(resumed, run)
+    print("loss " .. resumed:train(1).loss)
+    check.done()
+  ]]):format(arg[0]:match("^(.*)/"), arg[0]:match("^(.*)/"), folder))
+  out:close()
+  local text, code = check.moelab(("run --ranks 2 '%s'"):format(script))
+  equal(code, 0, text)
+  contains(text, "loss ")
 end)
 
 test("recomputation: hooks run once a decision, and change no bit", function()

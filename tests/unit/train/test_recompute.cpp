@@ -32,6 +32,7 @@ struct SilentRank : dist::Backend {
     void all_to_all(const void*, const int64_t*, void*, const int64_t*, dist::DType) override {}
     void send(const void*, int64_t, dist::DType, int) override {}
     void receive(void*, int64_t, dist::DType, int) override {}
+    bool has_message(int) override { return false; }
     void flush() override {}
 };
 }  // namespace
