@@ -90,6 +90,15 @@ int parameters(lua_State* L) {
     return push_parameters(L, m, [&](const std::string& name) { return m.store().value(name); });
 }
 
+/// f of a model that is cut over ranks: they compute it together. Of one that each rank has whole, each may call it by itself.
+template <Function f>
+int by_all_that_have_it(lua_State* L) {
+    Model& m = *self<ModelValue>(L).model;
+    auto& mesh = m.mesh();
+    bool is_cut = mesh.tp.size() * mesh.ep.size() * mesh.pp.size() > 1 || (mesh.world.size() > 1 && m.config().distributed.zero_stage == 3);
+    return is_cut ? call_on_all_ranks(L, f) : f(L);
+}
+
 int num_parameters(lua_State* L) {
     lua_pushinteger(L, model(L)->store().num_parameters());
     return 1;
@@ -140,15 +149,6 @@ int text(lua_State* L) {
     push_string(L, fmt::format("model: {} parameters, {} layers ({} with {} experts, {} a token), d_model {}, {} on {}", format_count(double(m.store().num_parameters())), c.num_layers,
                                m.routed_layers().size(), c.moe.num_experts, c.moe.num_experts_per_token, c.mla.d_model, dtype_text(m.options().precision.compute), m.options().device.str()));
     return 1;
-}
-
-/// f of a model that is cut over ranks: they compute it together. Of one that each rank has whole, each may call it by itself.
-template <Function f>
-int by_all_that_have_it(lua_State* L) {
-    Model& m = *self<ModelValue>(L).model;
-    auto& mesh = m.mesh();
-    bool is_cut = mesh.tp.size() * mesh.ep.size() * mesh.pp.size() > 1 || (mesh.world.size() > 1 && m.config().distributed.zero_stage == 3);
-    return is_cut ? call_on_all_ranks(L, f) : f(L);
 }
 
 int new_model(lua_State* L) {
