@@ -167,6 +167,8 @@ local training = write("training", [=[
   print("in the middle", shown(pcall(cut.train, cut, 2)), cut.step)
   wrong = false
   print(cut:train(1).loss)
+  print("cut model", shown(pcall(function() if moe.rank == 1 then os.time() else cut.model:loss { { 1, 2, 3 } } end end)))
+  print("whole model", moe.on(1, function() return run.model:loss({ { 1, 2, 3 } }):item() end) > 0, cut.model:loss({ { 1, 2, 3 } }):item() > 0)
   all_said_the_same()
 ]=])
 
@@ -195,6 +197,8 @@ test("ranks: training prints the same twice, what one rank raises arrives on all
   has("time", "rank 1: os.time")
   has("all fail alike", "usage rank -1: ")
   has("in the middle", "lua rank 2: in the middle |  | traceback true\t0")
+  has("cut model", "ranks 0, 2, 3: model:loss(…) at ")
+  has("whole model", "true\ttrue")
   equal(run_on(4, training), first)
 end)
 
