@@ -84,12 +84,16 @@ Values Interventions::undo_keys(const Item& item, const std::vector<Item>& other
         MOE_CHECK(next.contains(it.key()), state, "undo: " + it.key(), "a value before that is not known", "a checkpoint of this version", "");
         if (next[it.key()] != it.value()) changes[it.key()] = next[it.key()];
     }
-    if (!changes.empty()) change_config_(changes);
     auto each_key = [](const Values& keys, auto&& f) {
         for (auto it = keys.begin(); it != keys.end(); ++it) f(it.key());
     };
-    for (const Item& other : others) each_key(keys_of(other, next), [&](const std::string& key) { left[key] = base_.at(key); });
+    auto before = [&](const std::string& key) {
+        MOE_CHECK(base_.contains(key), state, "undo: " + key, "a value before that is not known", "a checkpoint of this version", "");
+        return base_[key];
+    };
+    for (const Item& other : others) each_key(keys_of(other, next), [&](const std::string& key) { left[key] = before(key); });
     each_key(keys_of(item, now), [&](const std::string& key) { own[key] = next.at(key); });
+    if (!changes.empty()) change_config_(changes);
     base_ = std::move(left);
     return own;
 }

@@ -119,16 +119,27 @@ Profile profile(const std::function<void()>& work) {
     wait_for_gpu();
     kineto::prepareProfiler(config, what);
     kineto::enableProfiler(config, what, {at::RecordScope::FUNCTION, at::RecordScope::BACKWARD_FUNCTION, at::RecordScope::USER_SCOPE});
+    auto recorded = [] {
+        try {
+            return kineto::disableProfiler();
+        } catch (const c10::Error& e) {               // its own checks of what the driver has told it
+            std::string said = e.what_without_backtrace();
+            MOE_THROW(state, "profile", said.substr(0, said.find('\n')), "a recording that LibTorch's profiler can read", "record again");
+        }
+    };
     auto start = std::chrono::steady_clock::now();
     try {
         work();
         wait_for_gpu();
     } catch (...) {
-        kineto::disableProfiler();
+        try {
+            kineto::disableProfiler();
+        } catch (const c10::Error&) {                 // what went wrong first is said
+        }
         throw;
     }
     double wall = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    auto result = kineto::disableProfiler();
+    auto result = recorded();
     Profile out = summary(result->events());
     out.wall_secs = wall;
     return out;

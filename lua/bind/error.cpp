@@ -37,7 +37,8 @@ std::string first_line(const char* text) {
 ErrorKind kind_of_torch_message(const std::string& message) {
     auto has = [&](const char* word) { return message.find(word) != std::string::npos; };
     if (has("out of memory") || has("can't allocate memory")) return ErrorKind::memory;
-    if (has("CUDA error")) return ErrorKind::cuda;
+    for (const char* library : {"CUDA error", "CUDA driver", "cuDNN", "CUDNN", "CUBLAS", "cuBLAS", "NCCL", "nvrtc"})
+        if (has(library)) return ErrorKind::cuda;
     if (has("same device") || has("on device") || has("not linked with support")) return ErrorKind::device;
     if (has("dtype") || has("scalar type") || has("not implemented for '")) return ErrorKind::dtype;
     if (has("size") || has("shape") || has("imension") || has("range")) return ErrorKind::shape;

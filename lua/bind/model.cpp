@@ -90,6 +90,15 @@ int parameters(lua_State* L) {
     return push_parameters(L, m, [&](const std::string& name) { return m.store().value(name); });
 }
 
+/// f of a model that is cut over ranks: they compute it together. Of one that each rank has whole, each may call it by itself.
+template <Function f>
+int by_all_that_have_it(lua_State* L) {
+    Model& m = *self<ModelValue>(L).model;
+    auto& mesh = m.mesh();
+    bool is_cut = mesh.tp.size() * mesh.ep.size() * mesh.pp.size() > 1 || (mesh.world.size() > 1 && m.config().distributed.zero_stage == 3);
+    return is_cut ? call_on_all_ranks(L, f) : f(L);
+}
+
 int num_parameters(lua_State* L) {
     lua_pushinteger(L, model(L)->store().num_parameters());
     return 1;
@@ -154,10 +163,10 @@ const Binding kFunctions[] = {
      "moe.model(config, {dtype = \"fp32\" | \"fp64\" | \"bf16\", training = true}): builds a model with initial weights, without data. training = false keeps no gradients. Its biases and weights depend on config.seed alone."},
 };
 const Binding kMethods[] = {
-    {"logits", logits, "m:logits(ids): ids int64 [batch, time] (tensor or tables) → fp32 (or fp64) [batch, time, vocabulary]."},
-    {"loss", loss, "m:loss(ids): mean loss in nats of each next token, a 0-d tensor; as Hugging Face's with labels = ids."},
-    {"grads", grads, "m:grads(ids): name → gradient of m:loss(ids), for every parameter, in declaration order."},
-    {"parameters", parameters, "m:parameters(): name → tensor (a view of the weights), in declaration order, under Hugging Face's names."},
+    {"logits", by_all_that_have_it<logits>, "m:logits(ids): ids int64 [batch, time] (tensor or tables) → fp32 (or fp64) [batch, time, vocabulary]."},
+    {"loss", by_all_that_have_it<loss>, "m:loss(ids): mean loss in nats of each next token, a 0-d tensor; as Hugging Face's with labels = ids."},
+    {"grads", by_all_that_have_it<grads>, "m:grads(ids): name → gradient of m:loss(ids), for every parameter, in declaration order."},
+    {"parameters", by_all_that_have_it<parameters>, "m:parameters(): name → tensor (a view of the weights), in declaration order, under Hugging Face's names."},
     {"num_parameters", num_parameters, "m:num_parameters(): elements of all parameters on this rank."},
     {"set", on_all_ranks<set>, "m:set(name, tensor): overwrites a parameter, any float dtype. Returns m. Of a run it is an event: run:undo() takes it back, and moe.replay does it again where the value has at most 1 MiB."},
     {"layer", layer_of_model, "m:layer(i): the layer i, from 0, as m.layers[i]."},

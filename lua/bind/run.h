@@ -1,4 +1,4 @@
-// A run in Lua: what run.cpp, run_control.cpp and job.cpp share.
+// A run in Lua: what run.cpp, run_making.cpp, run_control.cpp and job.cpp share.
 #pragma once
 #include "core/train/run.h"
 #include "lua/bind/model.h"
@@ -60,6 +60,8 @@ std::span<const Binding> control_fields();
 int assign_to_run(lua_State* L);
 int replay_run(lua_State* L);
 
+/// moe.run, moe.resume, moe.replay.
+std::span<const Binding> run_functions();
 /// Makes a run and pushes it.
 int push_run(lua_State* L, const Config& config, const train::RunOptions& options);
 /// The options that every new run has: name, console, log.

@@ -1,6 +1,7 @@
 #include "lua/bind/tensor.h"
 
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
 #include <c10/core/Allocator.h>
 #include <c10/core/CPUAllocator.h>
 
@@ -11,7 +12,7 @@ namespace {
 // As many as a loop leaves behind between two passes of the collector: about 5 MB with what LibTorch has beside the numbers.
 constexpr size_t kMostBytes = 256, kPlaces = 64, kMostTensors = 8192;
 
-/// The last few by dtype and sizes. Of a thread: a state's lock may pass from one thread to another, the pools of both stay their own.
+/// By dtype and sizes. Of a thread: a state's lock may pass from one thread to another, the pools of both stay their own.
 struct Pool {
     std::array<std::vector<at::Tensor>, kPlaces> places;
     size_t count = 0;
@@ -23,12 +24,15 @@ struct Pool {
 };
 thread_local Pool pool;
 
-bool is_plain(const at::Tensor& t) { return t.is_cpu() && t.layout() == at::kStrided && at::isFloatingType(t.scalar_type()) && !t.requires_grad() && t.is_contiguous(); }
+/// Dense, of the CPU, floating, small, without anything of autograd: no gradient wanted, held or hooked.
+bool is_plain(const at::Tensor& t) {
+    static const c10::DispatchKeySet of_plain = at::empty({0}).key_set();
+    return t.key_set() == of_plain && !t.unsafeGetTensorImpl()->autograd_meta() && at::isFloatingType(t.scalar_type()) && t.nbytes() <= kMostBytes && t.is_contiguous();
+}
 }  // namespace
 
 void keep_spent(at::Tensor t) {
-    // What autograd knows of it, a .grad too, would come back with it.
-    if (!t.defined() || t.use_count() != 1 || t.unsafeGetTensorImpl()->autograd_meta() || !is_plain(t) || t.nbytes() > kMostBytes) return;
+    if (!t.defined() || t.use_count() != 1 || !is_plain(t)) return;
     const at::Storage& storage = t.storage();
     // Memory of its own that may be written: not a view's, not a file's.
     if (storage.use_count() != 1 || storage.nbytes() > kMostBytes || t.storage_offset() != 0 || storage.data_ptr().get_deleter() != c10::GetCPUAllocator()->raw_deleter()) return;
@@ -38,7 +42,7 @@ void keep_spent(at::Tensor t) {
 }
 
 at::Tensor take_spent(const at::Tensor& a, const at::Tensor& b) {
-    if (a.scalar_type() != b.scalar_type() || a.sizes() != b.sizes() || a.nbytes() > kMostBytes || !is_plain(a) || !is_plain(b)) return {};
+    if (a.scalar_type() != b.scalar_type() || a.sizes() != b.sizes() || !is_plain(a) || !is_plain(b)) return {};
     auto& place = pool.place(a.scalar_type(), a.sizes());
     if (place.empty() || place.back().scalar_type() != a.scalar_type() || place.back().sizes() != a.sizes()) return {};
     at::Tensor t = std::move(place.back());

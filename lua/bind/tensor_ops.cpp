@@ -21,7 +21,7 @@ int operate(lua_State* L) {
 }
 /// operate for a result of the operands' own dtype, written over a spent tensor where there is one.
 template <Tensor (*F)(const Tensor&, const Tensor&), Tensor& (*Into)(Tensor&, const Tensor&, const Tensor&)>
-int operate_again(lua_State* L) {
+int operate_into_spent(lua_State* L) {
     auto *a = test_box<Tensor>(L, 1), *b = test_box<Tensor>(L, 2);
     Tensor spent = a && b && *a && *b ? take_spent(**a, **b) : Tensor();
     if (!spent.defined()) return operate<F>(L);
@@ -78,10 +78,10 @@ int text(lua_State* L) {
 }
 
 const Binding kOperators[] = {
-    {"__add", operate_again<add, add_into>, "a + b: elementwise, with PyTorch's broadcasting."},
-    {"__sub", operate_again<subtract, subtract_into>, "a - b: elementwise."},
-    {"__mul", operate_again<multiply, multiply_into>, "a * b: elementwise; a:matmul(b) is the matrix product."},
-    {"__div", operate_again<divide, divide_into>, "a / b: elementwise."},
+    {"__add", operate_into_spent<add, add_into>, "a + b: elementwise, with PyTorch's broadcasting."},
+    {"__sub", operate_into_spent<subtract, subtract_into>, "a - b: elementwise."},
+    {"__mul", operate_into_spent<multiply, multiply_into>, "a * b: elementwise; a:matmul(b) is the matrix product."},
+    {"__div", operate_into_spent<divide, divide_into>, "a / b: elementwise."},
     {"__idiv", operate<floor_divide>, "a // b: elementwise quotient, rounded down."},
     {"__mod", operate<remainder>, "a % b: elementwise remainder, with the sign of b."},
     {"__pow", operate<power>, "a ^ b: elementwise power."},

@@ -25,7 +25,6 @@ Config base() {
     c.model.moe.n_group = 2;
     c.model.moe.topk_group = 2;
     c.model.moe.bias_update_speed = 0.05;
-    c.data.packing = false;
     c.training.use_mtp = true;
     c.training.seq_length = 24;
     c.training.global_batch_size = 8;
@@ -39,6 +38,7 @@ std::unique_ptr<Run> trained(Config c, const dist::Group& world) {
     quiet.log_folder = quiet.console = false;
     auto run = std::make_unique<Run>(c, quiet, world);
     run->train(2);
+    // Not from the start: two tokens with the same past have equal weights, and which of them capacity drops is a matter of rounding; training would spread that.
     run->intervene("set", {{"changes", {{"model.moe.capacity_factor", 1.1}, {"model.moe.min_expert_capacity", 2}}}});
     return run;
 }
@@ -79,9 +79,6 @@ TEST_CASE("trace: every layout records what one process does, on every rank", "[
     double dropped = 0;
     for (int64_t layer : want->layers()) dropped += decision_statistics(*want, layer).drop_rate;
     REQUIRE(dropped > 0);
-    // Two tokens with the same past have equal weights, and which of them capacity drops is a matter of rounding: there are none.
-    Tensor ids = want->ids().view({-1, base().training.seq_length});
-    REQUIRE(!ids.select(1, 0).eq(ids.select(1, 1)).any().item<bool>());
     for (const Layout& layout : test::layouts()) {
         INFO(layout.name());
         Config c = layout.of(base());

@@ -556,7 +556,8 @@ test("run: keys that a resume could not change are resumed as they were set", fu
   equal(again:counts()[1]:sum():item(), 8 * 32 * 2)
 end)
 
-test("ranks: acts on experts of two ranks, a scripted optimizer, undos out of order; save, resume and replay", function()
+local ON_RANKS = "ranks: acts on experts of two ranks, a scripted optimizer, undos out of order; save, resume and replay"
+if check.has_ranks(ON_RANKS) then test(ON_RANKS, function()
   local script = folder .. "/ranks.lua"
   local out = assert(io.open(script, "w"))
   out:write(([[
@@ -588,7 +589,7 @@ test("ranks: acts on experts of two ranks, a scripted optimizer, undos out of or
   local text, code = check.moelab(("run --ranks 2 '%s'"):format(script))
   equal(code, 0, text)
   contains(text, "loss ")
-end)
+end) end
 
 test("recomputation: hooks run once a decision, and change no bit", function()
   local full = fresh { config = cfg:with { training = { gradient_checkpointing = "full" } } }

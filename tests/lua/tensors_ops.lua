@@ -278,6 +278,12 @@ test("ops: results that take the memory of tensors let go disturb nothing that i
   end
   loss:backward()
   is(weight.grad:allclose(moe.tensor { 11.0, 22.0, 33.0, 44.0 }))
+  local once = moe.tensor({ 1.0, 1.0, 1.0, 1.0 }, { requires_grad = true })
+  ;(once * a):sum():backward()
+  once.requires_grad = false
+  once = nil
+  leave()
+  for _ = 1, 300 do is((a + b).grad == nil) end      -- nor a gradient of another
   local d, e = a:to("fp64"), moe.tensor { { 1.0, 2.0 }, { 3.0, 4.0 } }
   for _ = 1, 3 do
     leave()

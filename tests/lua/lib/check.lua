@@ -49,6 +49,15 @@ function check.moelab(line)
   return text, tonumber(code)
 end
 
+-- Whether programs of several ranks start here; where not, for want of MPI, the sentence counts as skipped.
+function check.has_ranks(sentence)
+  local out = check.moelab("--threads 1 -n 2 -e 'moe.num_ranks'")
+  if out:find("^2\n") then return true end
+  check.is(out:find("mpirun", 1, true) or out:find("MPI", 1, true), "two ranks do not start, and not for want of MPI: " .. out)
+  print("ok " .. sentence .. " # skip no MPI here")
+  return false
+end
+
 -- Runs a script in the background, interrupts it (or sends another signal) once it has made the file `ready`, and gives output and exit code. A program
 -- that does not end is killed after a minute.
 function check.interrupted(script, ready, signal)
