@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <tuple>
 
 namespace moe::routing {
 namespace {
@@ -34,6 +35,18 @@ void check_choice(const Tensor& ids_TK, int64_t E) {
     Tensor sorted = std::get<0>(ids_TK.sort(-1));
     bool twice = sorted.narrow(1, 1, ids_TK.size(1) - 1).eq(sorted.narrow(1, 0, ids_TK.size(1) - 1)).any().item<bool>();
     MOE_CHECK(!twice, usage, "post_topk: ids", "an expert twice in a row", "different experts for each token", "");
+}
+
+/// f(), a function of a script with the checks of what it gave; false where it failed, and the failure is kept.
+template <class F>
+bool succeeds(const Intervention& change, F&& f) {
+    try {
+        f();
+    } catch (const std::exception&) {
+        if (!change.keep || !change.keep()) throw;
+        return false;
+    }
+    return true;
 }
 
 Tensor forced_choice(const Tensor& forced, const RouteCall& call, const Tensor& logits_TE) {
@@ -79,16 +92,19 @@ kernels::Route route(const Intervention& change, const Tensor& logits_TE, const 
         out = kernels::route(logits_TE, bias_E, options, ids_TK);
     } else {
         if (change.score) {
-            Tensor s = change.score(logits_TE, call);
-            MOE_CHECK(s.defined() && s.sizes() == logits_TE.sizes(), shape, "router.score", s.defined() ? shape_text(s.sizes()) : "nothing", shape_text(logits_TE.sizes()), "one score for each logit");
-            out.scores_TE = s.to(logits_TE.scalar_type());
+            bool well = succeeds(change, [&] {
+                Tensor s = change.score(logits_TE, call);
+                MOE_CHECK(s.defined() && s.sizes() == logits_TE.sizes(), shape, "router.score", s.defined() ? shape_text(s.sizes()) : "nothing", shape_text(logits_TE.sizes()), "one score for each logit");
+                out.scores_TE = s.to(logits_TE.device(), logits_TE.scalar_type());
+            });
+            if (!well) out.scores_TE = logits_TE.sigmoid();
         } else {
             out.scores_TE = kernels::route(logits_TE, bias_E, options, ids_TK).scores_TE;
         }
         if (!again && !change.pre_topk.empty()) {
             at::NoGradGuard no_grad;
             Tensor s = out.scores_TE.detach();
-            for (auto& hook : change.pre_topk) s = checked(hook(logits_TE.detach(), s, bias_E, call), logits_TE, "pre_topk: scores", logits_TE.scalar_type());
+            for (auto& hook : change.pre_topk) succeeds(change, [&] { s = checked(hook(logits_TE.detach(), s, bias_E, call), logits_TE, "pre_topk: scores", logits_TE.scalar_type()); });
             hooked.scores_TE = s;
         }
         if (hooked.scores_TE.defined()) out.scores_TE = replaced(out.scores_TE, hooked.scores_TE);
@@ -100,18 +116,22 @@ kernels::Route route(const Intervention& change, const Tensor& logits_TE, const 
         Tensor ids = out.ids_TK, weights = out.weights_TK.detach();
         bool has_hooked_weights = false;
         for (auto& hook : change.post_topk) {
-            auto [given_ids, given_weights] = hook(ids, weights, out.scores_TE.detach(), call);
+            Tensor given_ids, given_weights;
+            bool well = succeeds(change, [&] {
+                std::tie(given_ids, given_weights) = hook(ids, weights, out.scores_TE.detach(), call);
+                if (given_ids.defined()) {
+                    given_ids = checked(given_ids, ids, "post_topk: ids", at::kLong);
+                    check_choice(given_ids, logits_TE.size(1));
+                }
+                if (given_weights.defined()) given_weights = checked(given_weights, weights, "post_topk: weights", weights.scalar_type());
+            });
+            if (!well) continue;
             if (given_ids.defined()) {
-                ids = checked(given_ids, ids, "post_topk: ids", at::kLong);
-                check_choice(ids, logits_TE.size(1));
+                ids = given_ids;
                 if (!given_weights.defined()) weights = weigh(out.scores_TE.detach(), ids, options);
             }
-            if (given_weights.defined()) {
-                weights = checked(given_weights, weights, "post_topk: weights", weights.scalar_type());
-                has_hooked_weights = true;
-            } else if (given_ids.defined()) {
-                has_hooked_weights = false;
-            }
+            if (given_weights.defined()) weights = given_weights;
+            if (given_ids.defined() || given_weights.defined()) has_hooked_weights = given_weights.defined();
         }
         out.ids_TK = ids;
         if (has_hooked_weights) hooked.weights_TK = weights;

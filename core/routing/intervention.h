@@ -38,6 +38,9 @@ struct Intervention {
     ScoreFunction score;
     std::vector<PreTopK> pre_topk;
     std::vector<PostTopK> post_topk;
+    /// Asked in the catch of what a function threw, or what it gave: true where the failure is kept for later, and the function counts as if it had
+    /// changed nothing. Null: all is thrown at once.
+    std::function<bool()> keep;
     /// Functions of a script, which no recorded graph could call.
     bool calls_scripts() const { return score || !pre_topk.empty() || !post_topk.empty(); }
 };
@@ -49,7 +52,7 @@ struct HookResults {
 
 /// kernels::route under an intervention. bias [E] is the layer's own, or undefined. With `again` the choice `given_TK` and `hooked` are
 /// taken and no hook runs. The gradient goes through a hook's result as if the hook had added a constant. Throws moe::Error (shape,
-/// dtype, usage) for what a hook gives that is not as described above, or names an expert twice or one that is not there.
+/// dtype, usage) for what a hook gives that is not as described above, or names an expert twice or one that is not there, unless change.keep keeps it.
 kernels::Route route(const Intervention& change, const Tensor& logits_TE, const Tensor& bias_E, const RouteCall& call, const Tensor& given_TK, bool again, HookResults& hooked);
 
 /// The K largest of scores + bias among the experts of the topk_group best groups, as kernels::route, from scores: int64 [T, K]. No graph.

@@ -26,6 +26,7 @@ ErrorParts unpacked_error(const std::string& bytes) {
 }
 
 void note_agreed(const ErrorParts& error) { agreed_error() = error; }
+void forget_agreed() { agreed_error() = {}; }
 
 bool is_agreed(const ErrorParts& e) {
     const ErrorParts& last = agreed_error();

@@ -23,7 +23,9 @@ ErrorParts unpacked_error(const std::string& bytes);
 
 /// Notes that all ranks throw this error now: what this thread throws is then no news for the others.
 void note_agreed(const ErrorParts& error);
-/// Whether this is the error that this thread noted last.
+/// Before something that may throw anew: the same words of one rank alone are news.
+void forget_agreed();
+/// Whether this is the error that this thread noted last and has not forgotten.
 bool is_agreed(const ErrorParts& error);
 
 }  // namespace moe::train

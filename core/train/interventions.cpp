@@ -268,6 +268,7 @@ Interventions::Folded Interventions::fold(const std::vector<Item>& items) const 
         x.bias_frozen = s.frozen;
         x.score = s.score;
         x.pre_topk = s.pre_topk;
+        if (compiler_.failures) x.keep = [failures = compiler_.failures] { return failures->keep(); };
         x.post_topk = s.post_topk;
         out.layers[layer] = std::move(x);
         std::string key = std::to_string(layer);

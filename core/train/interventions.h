@@ -55,6 +55,8 @@ class Interventions {
 public:
     explicit Interventions(Model& model) : model_(model), contents_(model) {}
     void set_compiler(ScriptCompiler compiler) { compiler_ = std::move(compiler); }
+    /// Of its hooks; null where none was compiled for.
+    const std::shared_ptr<HookFailures>& failures() const { return compiler_.failures; }
     /// Where keys of the configuration can be changed: takes {"key": value, …}, gives the old values in the same form.
     void set_config_changer(std::function<Values(const Values&)> f) { change_config_ = std::move(f); }
 

@@ -35,6 +35,7 @@ std::string packed_word(const Word& word) {
     append(out, word.place);
     append(out, word.value);
     append(out, word.error ? packed_error(*word.error) : "");
+    append(out, std::to_string(word.digest));
     return out;
 }
 
@@ -42,6 +43,7 @@ Word unpacked_word(const std::string& bytes) {
     size_t at = 0;
     Word word{take(bytes, at), take(bytes, at)};
     if (std::string error = take(bytes, at); !error.empty()) word.error = unpacked_error(error);
+    word.digest = std::stoull(take(bytes, at));
     return word;
 }
 }  // namespace
@@ -71,19 +73,22 @@ std::optional<std::string> Meeting::receive(int from, double until) {
 }
 
 std::optional<std::vector<Word>> Meeting::hear(const Word& mine, double limit_secs) {
+    MOE_CHECK(!is_broken_, dist, "the ranks have lost each other", "a rank that did not come in time to a call of all", "all ranks", "end the program; its first error says why");
     double until = limit_secs > 0 ? meeting_clock() + limit_secs : 0;
     std::string own = packed_word(mine);
     std::string all;
     if (rank() > 0) {
         send(own, 0);
         auto got = receive(0, until);
-        if (!got) return std::nullopt;
+        is_broken_ = !got;
+        if (is_broken_) return std::nullopt;
         all = *got;
     } else {
         append(all, own);
         for (int r = 1; r < size(); ++r) {
             auto word = receive(r, until);
-            if (!word) return std::nullopt;
+            is_broken_ = !word;
+            if (is_broken_) return std::nullopt;
             append(all, *word);
         }
         for (int r = 1; r < size(); ++r) send(all, r);
@@ -102,20 +107,21 @@ void judge(const std::vector<Word>& words) {
         note_agreed(parts);
         throw Error(parts);
     }
-    auto differs = [&](const Word& w) { return w.place != words[0].place; };
+    auto differs = [&](const Word& w) { return w.place != words[0].place || w.digest != words[0].digest; };
     auto other = std::find_if(words.begin(), words.end(), differs);
     if (other == words.end()) return;
     // Ranks at one place share a line.
     std::string got;
     for (size_t r = 0; r < words.size(); ++r) {
-        auto same = [&](const Word& w) { return w.place == words[r].place; };
+        auto same = [&](const Word& w) { return w.place == words[r].place && w.digest == words[r].digest; };
         if (std::find_if(words.begin(), words.begin() + long(r), same) != words.begin() + long(r)) continue;
         std::string ranks;
         for (size_t k = r; k < words.size(); ++k)
             if (same(words[k])) ranks += (ranks.empty() ? "" : ", ") + std::to_string(k);
         got += fmt::format("{}{} {}: {}", got.empty() ? "" : "; ", ranks.size() > 1 ? "ranks" : "rank", ranks, words[r].place);
     }
-    ErrorParts parts = {ErrorKind::dist, "ranks at different places", got, "the same call on all ranks", "what one rank does alone belongs into moe.on(rank, f)", "", int(other - words.begin()), ""};
+    bool same_places = std::all_of(words.begin(), words.end(), [&](const Word& w) { return w.place == words[0].place; });
+    ErrorParts parts = {ErrorKind::dist, same_places ? "ranks with different arguments" : "ranks at different places", got, "the same call on all ranks", "what one rank does alone belongs into moe.on(rank, f)", "", int(other - words.begin()), ""};
     note_agreed(parts);
     throw Error(parts);
 }

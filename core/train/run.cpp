@@ -410,8 +410,12 @@ Evaluation Run::evaluate(routing::Trace* trace, int64_t max_batches) {
     if (trace) trace->set_domains(loader->domains());
     HookFailures::Kept kept(options_.compiler.failures, mesh_.world.size() > 1);
     for (int64_t i = 0; i < (max_batches > 0 ? max_batches : config_.validation.max_batches); ++i) {
-        throw_if_interrupted();
-        data::Batch b = loader->next(per * ranks, per * mesh_.dp.rank(), per);
+        data::Batch b;
+        agree(mesh_.world, [&] {
+            kept.rethrow();
+            throw_if_interrupted();
+            b = loader->next(per * ranks, per * mesh_.dp.rank(), per);
+        });
         MicroBatch batch = model_->micro_batch(b.ids, b.targets, b.domain, b.doc_start, config_.data.packing && config_.data.document_mask);
         Tensor losses;
         std::vector<Tensor> predicted;

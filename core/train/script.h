@@ -33,7 +33,8 @@ using OptimizerRule = std::function<at::Tensor(const std::string& name, const at
 /// it had changed nothing, and the step or evaluation is given up on all ranks once they can be told.
 class HookFailures {
 public:
-    /// While it lives, failures are kept.
+    /// While it lives, failures are kept where `keeps`, which is for several ranks; with false, or without failures, hooks throw. One at a time: whoever
+    /// makes one of a run's holds its step edge. What was kept and not thrown is forgotten at its end.
     class Kept {
     public:
         Kept(std::shared_ptr<HookFailures> failures, bool keeps) : failures_(std::move(failures)) {

@@ -84,16 +84,19 @@ public:
     }
     /// What is left is granted at once.
     void end_turns() {
-        std::deque<std::function<void()>> left;
-        {
-            std::lock_guard guard(mutex_);
-            takes_turns_ = false;
-            left.swap(requests_);
-            granted_ = 0;
-            done_ = asked_;
+        std::unique_lock guard(mutex_);
+        while (!requests_.empty()) {
+            std::function<void()> f = std::move(requests_.front());
+            requests_.pop_front();
+            if (!f) continue;                                // a lock: given to whoever waits once there are no turns
+            guard.unlock();
+            f();
+            guard.lock();
         }
-        for (auto& f : left)
-            if (f) f();
+        takes_turns_ = false;
+        granted_ = 0;
+        done_ = asked_;
+        guard.unlock();
         changed_.notify_all();
     }
     /// How much was asked for so far.
@@ -128,8 +131,13 @@ public:
 
     // --- turns: by others ---
 
-    /// Since begin_turns(), also after they have ended: alike on all ranks that have started the same.
+    /// From begin_turns() to forget_turns(), also after they have ended: alike on all ranks.
     bool has_turns() const { return has_turns_; }
+    /// Once all ranks know that they have ended; nothing while there are some.
+    void forget_turns() {
+        std::lock_guard guard(mutex_);
+        if (!takes_turns_) has_turns_ = false;
+    }
     bool is_trainer() {
         std::lock_guard guard(mutex_);
         return takes_turns_ && trainer_ == std::this_thread::get_id();

@@ -108,6 +108,7 @@ void flatten(const nlohmann::ordered_json& value, const nlohmann::ordered_json& 
 }  // namespace
 
 const train::Interventions& interventions_of(const ModelValue& of) { return of.run ? of.run->interventions() : *of.own; }
+std::shared_ptr<train::HookFailures> failures_of(const ModelValue& of) { return of.run || of.own ? interventions_of(of).failures() : nullptr; }
 
 ModelValue& model_to_change(lua_State* L, int index) {
     ModelValue& value = check<ModelValue>(L, index, "model");

@@ -31,6 +31,8 @@ int intervene(lua_State* L, const ModelValue& of, const std::string& what, const
 train::Values function_arguments(lua_State* L, int index, bool replay);
 /// The intervention's own owner: the run's, else the model's.
 const train::Interventions& interventions_of(const ModelValue& of);
+/// Of its hooks; null where it has none.
+std::shared_ptr<train::HookFailures> failures_of(const ModelValue& of);
 /// The model value at index with a place for its own interventions.
 ModelValue& model_to_change(lua_State* L, int index);
 /// Pushes run.events and the like from lines of events.jsonl.

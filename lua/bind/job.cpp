@@ -182,9 +182,12 @@ void Job::work() {
         result_ = given_up ? Status::stopped : error ? Status::failed : left_ > 0 ? Status::stopped : Status::done;
         if (!given_up) error_ = error;
         in_step_ = false;
-        ended_ = true;
     }
     if (is_on_ranks()) value_.run->edge().end_turns();
+    {
+        std::lock_guard guard(mutex_);
+        ended_ = true;                                      // who has waited for it finds an edge without turns
+    }
     changed_.notify_all();
     if (error && result_ == Status::failed && (!is_on_ranks() || control_.ranks->rank() == 0 || !train::is_agreed(*error))) log::warn(fmt::format("job: ended after step {}: {}", step_.load(), Error(*error).what()));
 }
@@ -235,19 +238,26 @@ bool Job::wait(const std::function<bool()>& give_up) {
 
 Job::Status Job::status() const {
     std::lock_guard guard(mutex_);
-    return ended_ ? result_ : paused_ ? Status::paused : Status::running;
+    return result_ != Status::running ? result_ : paused_ ? Status::paused : Status::running;
 }
 bool Job::is_training() const {
     std::lock_guard guard(mutex_);
-    return !ended_ && (!paused_ || in_step_) && !is_own_thread();
+    return result_ == Status::running && (!paused_ || in_step_) && !is_own_thread();
 }
 Job::Status Job::common_status(lua_State* L) {
     if (!is_on_ranks() || is_own_thread() || !ranks_of(L)) return status();
     auto there = Status(std::stoi(from_rank_0(L, running(L), [&] { return std::to_string(int(status())); })));
     if (there == Status::running || there == Status::paused) return there;
-    Unlocked unlocked(L);
-    wait([] { return false; });
+    {
+        Unlocked unlocked(L);
+        wait([] { return false; });
+    }
+    forget_turns();
     return there;
+}
+/// A later job of the run has turns of its own.
+void Job::forget_turns() {
+    if (value_.state->job.lock().get() == this) value_.run->edge().forget_turns();
 }
 bool Job::is_training_anywhere(lua_State* L) {
     if (!is_on_ranks() || is_own_thread() || !ranks_of(L)) return is_training();
@@ -322,9 +332,13 @@ bool wait_for(lua_State* L, const std::shared_ptr<Job>& j, double secs) {
             train::note_agreed(parts);
             throw Error(parts);
         }
-        Unlocked unlocked(L);
-        if (ended) j->wait([] { return false; });
-        return ended;
+        if (!ended) return false;
+        {
+            Unlocked unlocked(L);
+            j->wait([] { return false; });
+        }
+        j->forget_turns();
+        return true;
     }
     if (!ended && control(L).interrupted && ++j->interrupts > 1) j->stop(true);
     throw_if_interrupted(L);
@@ -334,7 +348,7 @@ bool wait_for(lua_State* L, const std::shared_ptr<Job>& j, double secs) {
 int wait(lua_State* L) {
     auto j = job(L);
     Options o(L, 2, {"timeout"});
-    MOE_CHECK(j->status() != Job::Status::paused, state, "job:wait", "a paused job", "one that runs", "job:resume() first");
+    MOE_CHECK(j->common_status(L) != Job::Status::paused, state, "job:wait", "a paused job", "one that runs", "job:resume() first");
     bool ended = wait_for(L, j, o.number("timeout", 1e9));
     if (ended && j->error()) throw Error(*j->error());
     lua_settop(L, 1);
@@ -395,10 +409,10 @@ const Binding kMethods[] = {
     {"resume", resume, "job:resume(): goes on after job:pause(). Returns job."},
     {"wait", wait, "job:wait {timeout =}: until its last step, or for timeout seconds. Returns the last step's metrics, nil after a timeout; an error that ended the job is raised here. An interrupt ends only the wait, one in a second wait also the job, in the middle of its step, which is undone."},
     {"stop", stop, "job:stop {now = false}: ends it after the step at hand, or now in the middle of it, which is then undone (on one rank; several end it). Returns job."},
-    {"status", status, "job:status(): \"running\", \"paused\", \"done\", \"stopped\" or \"failed\"."},
+    {"status", status, "job:status(): \"running\", \"paused\", \"done\", \"stopped\" or \"failed\". On several ranks all ask together, and get what rank 0 sees."},
 };
 const Binding kFields[] = {
-    {"step", field_step, "job.step: the last step done; never waits."},
+    {"step", field_step, "job.step: the last step done; never waits for a step to end. On several ranks all ask together, and get rank 0's."},
     {"steps_left", field_left, "job.steps_left: steps that it has still to do."},
     {"error", field_error, "job.error: the error that ended it, nil for none."},
     {"last", field_last, "job.last: the last step's metrics, nil before the first."},

@@ -33,6 +33,8 @@ public:
     /// The same on all ranks, and the status: what rank 0 sees, once that holds here, too.
     bool is_training_anywhere(lua_State* L);
     Status common_status(lua_State* L);
+    /// All ranks know that it has ended: the run needs no turns any more.
+    void forget_turns();
     bool is_on_ranks() const { return control_.ranks != nullptr; }
     bool is_own_thread() const { return std::this_thread::get_id() == thread_id_; }
     int64_t step() const { return step_; }

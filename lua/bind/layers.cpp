@@ -1,6 +1,7 @@
 // Layers of a model and their parts as functions of a tensor.
 #include "lua/bind/bind.h"
 #include "lua/bind/intervene.h"
+#include "lua/bind/ranks.h"
 #include "lua/bind/tensor.h"
 
 #include "core/tensor/check.h"
@@ -182,7 +183,7 @@ int layers_text(lua_State* L) {
     return 1;
 }
 
-const Binding kLayerMethods[] = {{"forward", layer_forward, "layer:forward(x): the whole layer on x [T, d_model] or [B, S, d_model] (documents: one a sequence), the residual stream before and after it. With a gradient where x:requires_grad_(); the weights' go to .grad of the model's parameters, and a run's next step begins without them.\nExample: local m = moe.model(moe.config \"cpu_tiny\":with { model = { num_layers = 2, vocab_size = 64, mla = { d_model = 64 } } }); print(m.layers[0]:forward(moe.randn { 4, m.config.model.mla.d_model }).shape)"}};
+const Binding kLayerMethods[] = {{"forward", by_all_that_have<LayerValue, layer_forward>, "layer:forward(x): the whole layer on x [T, d_model] or [B, S, d_model] (documents: one a sequence), the residual stream before and after it. With a gradient where x:requires_grad_(); the weights' go to .grad of the model's parameters, and a run's next step begins without them.\nExample: local m = moe.model(moe.config \"cpu_tiny\":with { model = { num_layers = 2, vocab_size = 64, mla = { d_model = 64 } } }); print(m.layers[0]:forward(moe.randn { 4, m.config.model.mla.d_model }).shape)"}};
 const Binding kLayerFields[] = {
     {"attention", field_attention, "layer.attention: its attention block; :forward(x)."},
     {"router", field_router, "layer.router: its router: :forward(x), and the interventions of model.router in this layer alone."},
@@ -190,15 +191,15 @@ const Binding kLayerFields[] = {
     {"feed_forward", field_feed_forward, "layer.feed_forward: the block of a dense layer; :forward(x)."},
     {"shared_experts", field_shared, "layer.shared_experts: the shared experts on hidden states (router:forward(x).hidden); :forward(h)."},
     {"index", field_index, "layer.index: its number, from 0."},
-    {"parameters", field_weights, "layer.parameters: name → tensor (a view of the weights), without the layer's prefix."},
+    {"parameters", by_all_that_have<LayerValue, field_weights>, "layer.parameters: name → tensor (a view of the weights), without the layer's prefix."},
 };
 const Binding kLayerMeta[] = {{"__tostring", layer_text, "tostring(layer): its parts."}};
-const Binding kPartMethods[] = {{"forward", part_forward, "part:forward(x): this part on x [T, d_model] or [B, S, d_model]: the residual stream before it gives the one after it (shared_experts: hidden states give their sum's part). With a gradient where x requires one."}};
+const Binding kPartMethods[] = {{"forward", by_all_that_have<PartValue, part_forward>, "part:forward(x): this part on x [T, d_model] or [B, S, d_model]: the residual stream before it gives the one after it (shared_experts: hidden states give their sum's part). With a gradient where x requires one."}};
 const Binding kPartMeta[] = {{"__tostring", part_text, "tostring(part): which it is."}};
 const Binding kLayersMeta[] = {{"__len", length_of_layers, "#model.layers: how many, MTP modules included."}, {"__tostring", layers_text, "tostring(layers): how many."}};
 }  // namespace
 
-int router_forward_of(lua_State* L) { return router_forward(L); }
+int router_forward_of(lua_State* L) { return by_all_that_have<RouterValue, router_forward>(L); }
 
 int layers_of_model(lua_State* L) {
     push<LayersValue>(L, {model_to_change(L, 1)});

@@ -90,13 +90,10 @@ int parameters(lua_State* L) {
     return push_parameters(L, m, [&](const std::string& name) { return m.store().value(name); });
 }
 
-/// f of a model that is cut over ranks: they compute it together. Of one that each rank has whole, each may call it by itself.
 template <Function f>
 int by_all_that_have_it(lua_State* L) {
-    Model& m = *self<ModelValue>(L).model;
-    auto& mesh = m.mesh();
-    bool is_cut = mesh.tp.size() * mesh.ep.size() * mesh.pp.size() > 1 || (mesh.world.size() > 1 && m.config().distributed.zero_stage == 3);
-    return is_cut ? call_on_all_ranks(L, f) : f(L);
+    ModelValue of = self<ModelValue>(L);
+    return call_on_all_that_have(L, of, f);
 }
 
 int num_parameters(lua_State* L) {
@@ -205,6 +202,19 @@ HeldEdge hold_edge(lua_State* L, const std::shared_ptr<train::Run>& run) {
     if (!held) throw_if_interrupted(L);
     MOE_CHECK(held, state, "run", "a step that does not end", "its end", "");
     return HeldEdge(run->edge(), std::adopt_lock);
+}
+
+int call_on_all_that_have(lua_State* L, const ModelValue& of, Function f) {
+    auto& mesh = of.model->mesh();
+    bool is_cut = mesh.tp.size() * mesh.ep.size() * mesh.pp.size() > 1 || (mesh.world.size() > 1 && of.model->config().distributed.zero_stage == 3);
+    if (!is_cut || !control(L).ranks) return f(L);
+    return call_on_all_ranks(L, [&](lua_State*) {
+        LiveModel live = live_model(L, of);                // before the failures: they are the run's
+        train::HookFailures::Kept kept(failures_of(of), true);
+        int n = f(L);
+        settle(L, 0, running(L), [&](lua_State*) { kept.rethrow(); });
+        return n;
+    });
 }
 
 LiveModel live_model(lua_State* L, const ModelValue& value) {

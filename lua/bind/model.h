@@ -33,6 +33,16 @@ struct LiveModel {
 };
 LiveModel live_model(lua_State* L, const ModelValue& value);
 
+/// f(L), which computes with `of`. Where the model is cut over ranks all call it together, and a hook that fails on one of them fails on all once all
+/// have computed. Of a model that each rank has whole, each may call it by itself.
+int call_on_all_that_have(lua_State* L, const ModelValue& of, Function f);
+/// The same, of a Value with a model `of` at index 1.
+template <class Value, Function f>
+int by_all_that_have(lua_State* L) {
+    ModelValue of = self<Value>(L).of;
+    return call_on_all_that_have(L, of, f);
+}
+
 /// Builds a model without data: vocabulary from the tokenizer where the configuration leaves it open, the device from
 /// configuration and session. `dtype`: "fp64", "fp32", "bf16", or "" for training.use_*.
 std::shared_ptr<Model> build_model(lua_State* L, const Config& config, const std::string& dtype, bool training);

@@ -1,5 +1,6 @@
 #include "lua/bind/ranks.h"
 
+#include "core/base/random.h"
 #include "core/train/agree.h"
 #include "lua/bind/bind.h"
 #include "lua/bind/control.h"
@@ -134,6 +135,41 @@ std::string argument_text(lua_State* L, int index, bool inside) {
     return '"' + (text.size() > kMostText ? text.substr(0, kMostText - 3) + "…" : text) + '"';
 }
 
+uint64_t mixed(uint64_t a, uint64_t b) {
+    a = (a ^ (b + 0x9e3779b97f4a7c15u + (a << 6) + (a >> 2))) * 0xff51afd7ed558ccdu;
+    return a ^ (a >> 32);
+}
+/// Of a plain value, in whatever order a table has its keys. What cannot be compared, functions and tensors, counts by its type.
+uint64_t digest_of(lua_State* L, int index, int depth) {
+    index = lua_absindex(L, index);
+    luaL_checkstack(L, 4, "values");
+    int type = lua_type(L, index);
+    auto sum = uint64_t(type);
+    if (type == LUA_TBOOLEAN) return mixed(sum, uint64_t(lua_toboolean(L, index)));
+    if (type == LUA_TNUMBER) {
+        lua_Number x = lua_tonumber(L, index);
+        if (lua_isinteger(L, index)) return mixed(sum + 100, uint64_t(lua_tointeger(L, index)));
+        uint64_t bits = 0;
+        if (x == x) std::memcpy(&bits, &x, sizeof bits);      // any nan is like another
+        return mixed(sum, bits);
+    }
+    if (type == LUA_TSTRING) return mixed(sum, hash_name(to_string(L, index)));
+    if (type != LUA_TTABLE || depth >= kMostDepth) return sum;
+    if (lua_getmetatable(L, index)) return lua_pop(L, 1), sum;
+    lua_pushnil(L);
+    while (lua_next(L, index)) {
+        sum += mixed(digest_of(L, -2, depth + 1), digest_of(L, -1, depth + 1));
+        lua_pop(L, 1);
+    }
+    return mixed(sum, 1);
+}
+/// Of all arguments, also of what call_text leaves out.
+uint64_t digest_of_call(lua_State* L) {
+    uint64_t sum = 0;
+    for (int i = running(L).find(':') != std::string::npos ? 2 : 1, n = lua_gettop(L); i <= n; ++i) sum = mixed(sum, digest_of(L, i, 0));
+    return sum;
+}
+
 std::string call_text(lua_State* L) {
     int n = lua_gettop(L);
     luaL_checkstack(L, 10, "arguments");
@@ -146,7 +182,7 @@ std::string call_text(lua_State* L) {
 std::vector<Word> hear(lua_State* L, train::Meeting& ranks, const Word& mine) {
     double limit = mine.error ? kErrorSecs : 0;
     std::optional<std::vector<Word>> words;
-    {
+    if (!mine.error || !ranks.is_broken()) {
         Unlocked unlocked(L);
         words = ranks.hear(mine, limit);
     }
@@ -156,22 +192,22 @@ std::vector<Word> hear(lua_State* L, train::Meeting& ranks, const Word& mine) {
     throw Error(parts);
 }
 
-/// This rank's error, where it failed, becomes everybody's; else those of others are thrown.
-void settle_error(lua_State* L, train::Meeting& ranks, const std::string& place, const std::optional<ErrorParts>& error) {
+/// This rank's error becomes everybody's, or another's that of this one.
+[[noreturn]] void settle_error(lua_State* L, train::Meeting& ranks, const std::string& place, const ErrorParts& error) {
     Word mine{place, "", error};
-    if (error && error->traceback.empty()) {                // for ranks that are elsewhere
+    if (error.traceback.empty()) {                // for ranks that are elsewhere
         if (std::string at = lua_place(L); !at.empty()) mine.error->where = at;
         luaL_traceback(L, L, nullptr, 0);
         mine.error->traceback = to_string(L, -1);
         lua_pop(L, 1);
     }
+    ErrorParts common = error;
     try {
         train::judge(hear(L, ranks, mine));
     } catch (const Error& e) {
-        bool own = error && train::is_agreed(*error);      // what all raise alike looks as on one rank
-        throw Error(own ? *error : e.parts());
+        if (!train::is_agreed(error)) common = e.parts();  // what all raise alike looks as on one rank
     }
-    if (error) throw Error(*error);
+    throw Error(common);
 }
 }  // namespace
 
@@ -188,13 +224,15 @@ void meet(lua_State* L) {
     if (!c.ranks) return;
     MOE_CHECK(!c.alone, state, running(L), fmt::format("rank {} alone", c.ranks->rank()), "a call of all ranks", "in moe.on and in hooks there is only what one rank can do by itself");
     Word mine{at_place(L, call_text(L))};
+    mine.digest = digest_of_call(L);
     if (c.interrupted) mine.error = ErrorParts{ErrorKind::interrupted, "interrupted", "", "", "", "", -1, ""};
     train::judge(hear(L, *c.ranks, mine));
 }
 
-int call_on_all_ranks(lua_State* L, Function f) {
+int call_on_all_ranks(lua_State* L, const std::function<int(lua_State*)>& f) {
     if (!control(L).ranks) return f(L);
     meet(L);
+    train::forget_agreed();
     std::optional<ErrorParts> error;
     try {
         return f(L);
@@ -202,8 +240,7 @@ int call_on_all_ranks(lua_State* L, Function f) {
         error = current_exception_parts();
     }
     if (train::is_agreed(*error)) throw Error(*error);
-    settle_error(L, *control(L).ranks, at_place(L, running(L) + ", which failed,"), error);
-    return 0;
+    settle_error(L, *control(L).ranks, at_place(L, running(L) + ", which failed,"), *error);
 }
 
 namespace {
@@ -236,10 +273,12 @@ std::optional<ErrorParts> caught(lua_State* L, int num_arguments, const std::fun
 }  // namespace
 
 void settle(lua_State* L, int num_arguments, const std::string& what, const std::function<void(lua_State*)>& f) {
+    train::forget_agreed();
     auto error = caught(L, num_arguments, f);
     train::Meeting* ranks = ranks_of(L);
     if (error && (!ranks || train::is_agreed(*error))) throw Error(*error);
-    if (ranks) settle_error(L, *ranks, at_place(L, what), error);
+    if (error) settle_error(L, *ranks, at_place(L, what), *error);
+    if (ranks) train::judge(hear(L, *ranks, {at_place(L, what)}));
 }
 
 std::string from_rank_0(lua_State* L, const std::string& what, const std::function<std::string()>& f) {
@@ -283,11 +322,12 @@ bool end_on_all_ranks(lua_State* L, const std::string& what, std::optional<Error
     train::Meeting& ranks = *control(L).ranks;
     for (bool together = false; !together;) {
         std::optional<std::vector<Word>> words;
-        {
+        if (!ranks.is_broken()) {
             Unlocked unlocked(L);
             words = ranks.hear({kEndOf + what, "", error}, error ? limit_secs : 0);
         }
         if (!words) {
+            if (!error) error = ErrorParts{ErrorKind::dist, "the ranks have lost each other", "a rank that did not come in time to a call of all", "all ranks", "", "", -1, ""};
             if (error->rank < 0) error->rank = ranks.rank();
             return false;
         }

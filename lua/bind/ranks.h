@@ -30,7 +30,7 @@ private:
 /// rank's place. Throws (state) where this rank runs alone. Lets the state's lock go while it waits.
 void meet(lua_State* L);
 /// f(L), a binding that all ranks call: they meet first, and what is thrown on one is thrown on all, as soon as these come to a meeting.
-int call_on_all_ranks(lua_State* L, Function f);
+int call_on_all_ranks(lua_State* L, const std::function<int(lua_State*)>& f);
 template <Function f>
 int on_all_ranks(lua_State* L) {
     return call_on_all_ranks(L, f);

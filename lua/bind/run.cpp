@@ -334,7 +334,8 @@ int field_model(lua_State* L) {
 int field_step(lua_State* L) {
     auto r = run_of(L);
     auto text = [&] { return std::to_string(r->current_step()); };
-    lua_pushinteger(L, std::stoll(r->edge().has_turns() ? from_rank_0(L, "run.step", text) : text()));
+    bool asks = r->edge().has_turns() && !r->edge().is_trainer();      // the job's own callbacks come at the same step on all
+    lua_pushinteger(L, std::stoll(asks ? from_rank_0(L, "run.step", text) : text()));
     return 1;
 }
 int field_attempt(lua_State* L) { return lua_pushinteger(L, run_of(L)->attempt()), 1; }

@@ -98,16 +98,6 @@ at::Tensor tensor_at(lua_State* L, int index, const char* what) {
     return check_tensor(L, index, what);
 }
 
-/// A hook; among several ranks its failure waits until they can be told.
-template <class F>
-void kept(train::HookFailures& failures, F&& hook) {
-    try {
-        hook();
-    } catch (const Error&) {
-        if (!failures.keep()) throw;
-    }
-}
-
 uint64_t seed_of(uint64_t run_seed, int64_t step, uint32_t kind) {
     auto r = draw({run_seed, routing::kScriptPurpose, uint32_t(step), kind}, 0);
     return uint64_t(r[0]) << 32 | r[1];
@@ -234,18 +224,17 @@ train::ScriptCompiler script_compiler(lua_State* L) {
         return std::make_shared<Callable>(on);
     };
     train::ScriptCompiler s;
-    auto failures = std::make_shared<train::HookFailures>();
-    s.failures = failures;
+    s.failures = std::make_shared<train::HookFailures>();
     s.is_stored = [](const Values& f) { return !f.contains("live"); };
-    s.score = [compile, failures](const Values& f) -> routing::ScoreFunction {
-        return [function = compile(f), failures](const at::Tensor& logits_TE, const routing::RouteCall& call) {
-            at::Tensor out = logits_TE.sigmoid();
-            kept(*failures, [&] { function->call(call.seed, [&](lua_State* L) { push_tensor(L, logits_TE); push_decision(L, call); return 2; }, 1, [&](lua_State* L) { out = tensor_at(L, -1, "scores"); }); });
+    s.score = [compile](const Values& f) -> routing::ScoreFunction {
+        return [function = compile(f)](const at::Tensor& logits_TE, const routing::RouteCall& call) {
+            at::Tensor out;
+            function->call(call.seed, [&](lua_State* L) { push_tensor(L, logits_TE); push_decision(L, call); return 2; }, 1, [&](lua_State* L) { out = tensor_at(L, -1, "scores"); });
             return out;
         };
     };
-    s.pre_topk = [compile, failures](const Values& f) -> routing::PreTopK {
-        return [function = compile(f), failures](const at::Tensor& logits_TE, const at::Tensor& scores_TE, const at::Tensor& bias_E, const routing::RouteCall& call) {
+    s.pre_topk = [compile](const Values& f) -> routing::PreTopK {
+        return [function = compile(f)](const at::Tensor& logits_TE, const at::Tensor& scores_TE, const at::Tensor& bias_E, const routing::RouteCall& call) {
             at::Tensor out;
             auto push = [&](lua_State* L) {
                 push_decision(L, call);
@@ -254,12 +243,12 @@ train::ScriptCompiler script_compiler(lua_State* L) {
                 set_tensor(L, "bias", bias_E);
                 return 1;
             };
-            kept(*failures, [&] { function->call(call.seed, push, 1, [&](lua_State* L) { out = tensor_at(L, -1, "scores"); }); });
+            function->call(call.seed, push, 1, [&](lua_State* L) { out = tensor_at(L, -1, "scores"); });
             return out.defined() ? out : scores_TE;
         };
     };
-    s.post_topk = [compile, failures](const Values& f) -> routing::PostTopK {
-        return [function = compile(f), failures](const at::Tensor& ids_TK, const at::Tensor& weights_TK, const at::Tensor& scores_TE, const routing::RouteCall& call) {
+    s.post_topk = [compile](const Values& f) -> routing::PostTopK {
+        return [function = compile(f)](const at::Tensor& ids_TK, const at::Tensor& weights_TK, const at::Tensor& scores_TE, const routing::RouteCall& call) {
             std::pair<at::Tensor, at::Tensor> out;
             auto push = [&](lua_State* L) {
                 push_decision(L, call);
@@ -268,7 +257,7 @@ train::ScriptCompiler script_compiler(lua_State* L) {
                 set_tensor(L, "scores", scores_TE);
                 return 1;
             };
-            kept(*failures, [&] { function->call(call.seed, push, 2, [&](lua_State* L) { out = {tensor_at(L, -2, "ids"), tensor_at(L, -1, "weights")}; }); });
+            function->call(call.seed, push, 2, [&](lua_State* L) { out = {tensor_at(L, -2, "ids"), tensor_at(L, -1, "weights")}; });
             return out;
         };
     };

@@ -5,6 +5,7 @@
 #include "core/tensor/check.h"
 #include "lua/bind/bind.h"
 #include "lua/bind/model.h"
+#include "lua/bind/ranks.h"
 #include "lua/bind/tensor.h"
 
 #include <set>
@@ -106,7 +107,7 @@ int load_hf(lua_State* L) {
 const Binding kFunctions[] = {
     {"load_safetensors", load_safetensors, "moe.load_safetensors(path): name → tensor of a file, or of a folder of them. Tensors share the file's pages; writing to them never changes the file."},
     {"save_safetensors", save_safetensors, "moe.save_safetensors(path, tensors, metadata): writes name → tensor as one file, at once: a reader never sees half of it. metadata: texts by name."},
-    {"load_hf", load_hf,
+    {"load_hf", on_all_ranks<load_hf>,
      "moe.load_hf(folder, {dtype = \"fp32\" | \"fp64\" | \"bf16\", training = true}): a model of a Hugging Face folder (deepseek_v3, deepseek_v2). dtype defaults to that of the files. Missing and unexpected tensors are one error."},
 };
 }  // namespace

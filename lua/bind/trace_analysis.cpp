@@ -1,8 +1,8 @@
 // Methods of traces that analyse: statistics, co-activation, flow, vocabulary, comparison.
 #include "core/metrics/statistics.h"
 #include "core/routing/trace_analysis.h"
-#include "core/train/agree.h"
 #include "lua/bind/array.h"
+#include "lua/bind/ranks.h"
 #include "lua/bind/trace.h"
 
 #include <ATen/ATen.h>
@@ -178,7 +178,8 @@ int dropped(lua_State* L) { return push_tensor(L, trace_self(L).dropped(layer_ar
 
 int save_trace(lua_State* L) {
     std::string path = check_string(L, 2, "path");
-    train::on_rank_0(dist::world(), [&] { trace_self(L).save(path); });
+    // Through the session's meeting: the world may be busy with a job's training.
+    from_rank_0(L, running(L), [&] { return trace_self(L).save(path), std::string(); });
     lua_settop(L, 1);
     return 1;
 }
@@ -201,7 +202,7 @@ const Binding kAnalyses[] = {
     {"weights", weights, "tr:weights(layer): gate weights of the chosen, kept in fp16, float32 [token, choice]."},
     {"margin", margin, "tr:margin(layer): selection score of the K-th expert minus the next one's, kept in fp16, float32 [token]."},
     {"dropped", dropped, "tr:dropped(layer): how many of a token's experts were over their capacity and dropped it, int64 [token]; 0 without model.moe.capacity_factor."},
-    {"save", save_trace, "tr:save(path): writes everything to a file that moe.trace reads; of several ranks, which all call it, rank 0 does. Returns tr."},
+    {"save", on_all_ranks<save_trace>, "tr:save(path): writes everything to a file that moe.trace reads; of several ranks, which all call it, rank 0 does. Returns tr."},
 };
 }  // namespace
 

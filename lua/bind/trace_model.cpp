@@ -3,6 +3,7 @@
 #include "core/tensor/check.h"
 #include "core/train/agree.h"
 #include "core/train/step_program.h"
+#include "lua/bind/intervene.h"
 #include "lua/bind/control.h"
 #include "lua/bind/data.h"
 #include "lua/bind/model.h"
@@ -104,11 +105,13 @@ int model_trace(lua_State* L) {
     routing::TraceFacts facts{m.config().model.moe.num_experts, m.config().model.moe.n_group, source.seq_length(), {"all"}, m.config().data.tokenizer};
     if (source.data) facts.domains = source.data->loader->domains();
     auto trace = std::make_shared<routing::Trace>(facts, trace_options(o, m.mesh()));
+    train::HookFailures::Kept kept(failures_of(live.value), world.size() > 1);
     train::Executor executor(m);
     if (world.size() == 1) executor.set_interrupt(&control(L).interrupted);
     while (true) {
         std::optional<Source::Part> part;
         train::agree(world, [&] {
+            kept.rethrow();
             throw_if_interrupted(L);
             part = source.next(m);
             if (part) trace->begin(part->batch.ids_T, part->batch.domain_T, part->batch.S);

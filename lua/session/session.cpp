@@ -2,6 +2,7 @@
 
 #include "core/base/json.h"
 #include "core/base/log.h"
+#include "core/train/agree.h"
 #include "lua/bind/lua.h"
 #include "lua/bind/ranks.h"
 #include "lua/session/echo.h"
@@ -86,6 +87,7 @@ bool is_global_of_lua(const void* names, std::string_view name) {
 // --- several ranks ---
 
 constexpr const char* kPrompt = "the prompt";
+constexpr double kInputSecs = 60;           // an input of a prompt that fails on one rank: the others may be in a long step
 constexpr double kLastSecs = 5;             // a script that fails is over: whoever does not come then is ended with it
 
 std::string host_and_process() {
@@ -219,6 +221,7 @@ Result Session::call(int num_arguments, bool echo) {
     lua_insert(L_, base);
     auto start = std::chrono::steady_clock::now();
     if (interactive_) forget_peak();
+    train::forget_agreed();
     thread_ = pthread_self();
     running_ = true;
     control_.running = L_;
@@ -269,7 +272,12 @@ void Session::leave() {
 
 Result Session::ended_by_all(Result result, const std::string& what) {
     if (!control_.ranks || depth_ > 0) return result;
-    bool together = end_on_all_ranks(L_, what, result.error, interactive_ ? 0 : kLastSecs);
+    bool together = end_on_all_ranks(L_, what, result.error, interactive_ ? kInputSecs : kLastSecs);
+    if (interactive_ && !together) {            // the others wait in a call that this rank has left: no further input could be given to them
+        fmt::print(stderr, "{}\n", describe(*result.error, false));
+        std::fflush(nullptr);
+        _exit(result.exit_code());
+    }
     control_.interrupted = false;               // one that came while this waited
     lua_sethook(L_, nullptr, 0, 0);
     result.on_all_ranks = together && result.error;

@@ -66,6 +66,9 @@ TEST_CASE("meeting: an error of one rank is thrown on all, with its rank; one th
     CHECK(got.where == "x.lua:3");
     CHECK(got.traceback == an_error("").traceback);
     CHECK(is_agreed(got));
+    forget_agreed();
+    CHECK(!is_agreed(got));
+    note_agreed(got);
     got.hint = "another";
     CHECK(!is_agreed(got));
     got = thrown_by([&] { judge(*meeting.hear({"a place", "", an_error("ours")})); });
@@ -85,8 +88,24 @@ TEST_CASE("meeting: ranks at different places all learn who is where", "[train][
 
 TEST_CASE("meeting: with a limit it gives up on a rank that does not come", "[train][dist]") {
     Meeting meeting(world_of_its_own());
-    if (meeting.rank() > 0) CHECK(!meeting.hear({"alone"}, 0.05));
+    if (meeting.rank() > 0) {
+        CHECK(!meeting.hear({"alone"}, 0.05));
+        CHECK(meeting.is_broken());
+    }
     dist::world().barrier();
+    // Who comes later gets no answer that was meant for an earlier meeting.
+    if (meeting.rank() > 0) CHECK(thrown_by([&] { meeting.hear({"again"}, 0.05); }).kind == ErrorKind::dist);
+    dist::world().barrier();
+}
+
+TEST_CASE("meeting: ranks at one place with other arguments learn of it", "[train][dist]") {
+    Meeting meeting(world_of_its_own());
+    int other = meeting.size() - 1;
+    Word mine{"router:mask({experts = …})"};
+    mine.digest = meeting.rank() == other ? ~uint64_t(0) : 7;
+    ErrorParts got = thrown_by([&] { judge(*meeting.hear(mine)); });
+    CHECK(got.op == "ranks with different arguments");
+    CHECK(got.rank == other);
 }
 
 TEST_CASE("agree: the rank of an error is the one that threw it, none where all did", "[train][dist]") {

@@ -161,6 +161,27 @@ local training = write("training", [=[
   print("in the middle", shown(pcall(cut.train, cut, 2)), cut.step)
   wrong = false
   print(cut:train(1).loss)
+  -- What a hook gives is wrong on one rank alone.
+  local post = cut.model.router:hook("post_topk", function(s) if moe.rank == 2 then return s.ids:clone():fill_(1) end end, { replay = false })
+  print("twice", shown(pcall(cut.train, cut, 1)))
+  print("twice in loss", shown(pcall(cut.model.loss, cut.model, { { 1, 2, 3 } })))
+  print("twice in a trace", shown(pcall(cut.model.trace, cut.model, { { 1, 2, 3, 4 }, { 1, 2, 3, 4 }, { 1, 2, 3, 4 }, { 1, 2, 3, 4 } })))
+  post:undo()
+  print("one layer", shown(pcall(function() if moe.rank == 1 then os.time() else cut.model.layers[1]:forward(moe.randn { 4, 16 }) end end)))
+  print(cut.model.layers[1]:forward(moe.ones { 4, 16 }).shape)
+
+  -- The same words first on all ranks, then on one of them.
+  local who = "all"
+  run:on("step", function() if who == "all" or moe.rank == who then error("the same words") end end)
+  print("all say it", shown(pcall(run.train, run, 1)))
+  who = 1
+  print("one says it", shown(pcall(run.train, run, 1)))
+  who = nil
+  print("arguments", shown(pcall(function() run.model.router:mask { layer = 1, experts = { moe.rank } } end)))
+  print("a long text", shown(pcall(function() run:save("no folder/" .. ("x"):rep(80) .. moe.rank) end)))
+  local traced = run:trace { batches = 1 }
+  print("saved trace", shown(pcall(function() if moe.rank == 2 then os.time() else traced:save("no folder/trace") end end)))
+  print("load_hf", shown(pcall(function() if moe.rank == 2 then os.time() else moe.load_hf "no folder" end end)))
   print("cut model", shown(pcall(function() if moe.rank == 1 then os.time() else cut.model:loss { { 1, 2, 3 } } end end)))
   print("whole model", moe.on(1, function() return run.model:loss({ { 1, 2, 3 } }):item() end) > 0, cut.model:loss({ { 1, 2, 3 } }):item() > 0)
   all_said_the_same()
@@ -191,6 +212,16 @@ test("ranks: training prints the same twice, what one rank raises arrives on all
   has("time", "rank 1: os.time")
   has("all fail alike", "usage rank -1: ")
   has("in the middle", "lua rank 2: in the middle |  | traceback true\t0")
+  has("twice", "usage rank 2: post_topk: ids | an expert twice in a row")
+  has("twice in loss", "usage rank 2: post_topk: ids | an expert twice in a row")
+  has("twice in a trace", "usage rank 2: post_topk: ids | an expert twice in a row")
+  has("one layer", "rank 1: os.time")
+  has("all say it", "lua rank -1: the same words")
+  has("one says it", "lua rank 1: the same words")
+  has("arguments", "dist rank 1: ranks with different arguments")
+  has("a long text", "dist rank 1: ranks with different arguments")
+  has("saved trace", "trace:save(")
+  has("load_hf", "moe.load_hf(")
   has("cut model", "ranks 0, 2, 3: model:loss(…) at ")
   has("whole model", "true\ttrue")
   equal(run_on(4, training), first)
@@ -253,7 +284,11 @@ local background = write("background", [=[
   print("alone meanwhile", shown(pcall(moe.on, 1, function() return run.lr end)))
   print("status", job:status(), shown(pcall(function() if moe.rank == 3 then return job:status() end return run.lr end)))
   wait() run.lr = nil
+  local seen
+  run:on("step", function() if moe.rank == 2 then seen = run.step end end)
+  moe.sleep(0.1)
   job:stop()
+  if moe.rank == 2 then assert(seen and run.lr and run.step >= seen) end     -- once all know that it has ended, one may look alone
   print(job:status(), run.step == job.step, job.last.step == job.step)
   -- What each rank has seen at every step, and where the rate changed.
   local function history()

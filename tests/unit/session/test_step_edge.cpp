@@ -115,4 +115,30 @@ TEST_CASE("step edge: requests that are left at the end of turns are granted, an
     CHECK(!done);
     CHECK(edge.lock_unless([] { return true; }));
     edge.unlock();
+    edge.forget_turns();
+    CHECK(!edge.has_turns());
+}
+
+TEST_CASE("step edge: who waits for a request that is left at the end of turns goes on when it is done", "[session]") {
+    StepEdge edge;
+    edge.begin_turns();
+    edge.set_trainer();
+    std::atomic<bool> done = false, was_done = false;
+    std::thread waits([&] {
+        auto request = [&] {
+            edge.lock();
+            edge.unlock();                                      // wakes all that wait at the edge
+            std::this_thread::sleep_for(std::chrono::milliseconds(30));
+            done = true;
+        };
+        edge.ask(request, true);
+        was_done = done.load();
+    });
+    while (edge.asked() < 1) std::this_thread::yield();
+    edge.forget_turns();
+    CHECK(edge.has_turns());
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    edge.end_turns();
+    waits.join();
+    CHECK(was_done);
 }
