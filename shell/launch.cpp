@@ -81,7 +81,7 @@ int launched_rank() {
 
 std::vector<std::string> rank_command(int ranks, const std::vector<std::string>& arguments) {
     std::string self = std::filesystem::read_symlink("/proc/self/exe").native();
-    std::vector<std::string> words = {"mpirun", "--oversubscribe", "--mca", "btl", "self,vader", "--mca", "mpi_yield_when_idle", "1", "--bind-to", "none", "-n", std::to_string(ranks), self};
+    std::vector<std::string> words = {"mpirun", "--quiet", "--oversubscribe", "--mca", "btl", "self,vader", "--mca", "mpi_yield_when_idle", "1", "--bind-to", "none", "-n", std::to_string(ranks), self};
     words.insert(words.end(), arguments.begin(), arguments.end());
     return words;
 }

@@ -39,10 +39,12 @@ std::string TrainingConfig::precision() const {
 }
 
 int64_t TrainingConfig::micro_batches(int64_t data_parallel) const {
-    int64_t at_once = micro_batch_size * data_parallel;
+    int64_t at_once = micro_batch_size * data_parallel, fits = micro_batch_size;
+    while (fits > 1 && data_parallel > 0 && global_batch_size % (fits * data_parallel) != 0) --fits;
+    bool one_fits = fits > 0 && data_parallel > 0 && global_batch_size % (fits * data_parallel) == 0;
     MOE_CHECK(at_once > 0 && global_batch_size % at_once == 0, config, "training.global_batch_size", fmt::format("{}", global_batch_size),
               fmt::format("a multiple of micro_batch_size × data-parallel ranks = {} × {}", micro_batch_size, data_parallel),
-              "change training.micro_batch_size or the number of ranks");
+              one_fits ? fmt::format("training.micro_batch_size = {} fits", fits) : "change training.global_batch_size or the number of ranks");
     return global_batch_size / at_once;
 }
 

@@ -223,8 +223,17 @@ void Job::stop(bool now) {
 }
 
 void Job::end() {
+    const bool trained = is_training();
     stop(false);
     wait([] { return false; });
+    if (!trained || is_on_ranks()) return;
+    auto& run = *value_.run;
+    std::lock_guard edge(run.edge());
+    try {
+        if (run.current_step() > 0 && run.save_on_exit()) log::info(fmt::format("job: ended after step {}, which is saved; moelab train --resume {} goes on", run.current_step(), run.folder()));
+    } catch (const Error& e) {
+        log::warn(fmt::format("job: ended after step {}, which could not be saved: {}", run.current_step(), e.what()));
+    }
 }
 
 bool Job::wait(const std::function<bool()>& give_up) {

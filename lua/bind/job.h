@@ -24,6 +24,7 @@ public:
     void resume();
     /// Ends it at the next step edge, or `now` at the next segment of the step, which is undone (one rank; on several it ends first).
     void stop(bool now);
+    /// At the session's end: stops after the step at hand, which is saved as an interrupt would (one rank).
     void end() override;
     /// Until it is no longer running. False where `give_up`, asked every 20 ms, was true before. Without the state's lock.
     bool wait(const std::function<bool()>& give_up);

@@ -119,6 +119,7 @@ int replay_run(lua_State* L) {
         events = r->events();
         config = r->first_config();
         steps = r->current_step();
+        if (options.name.empty() && !r->folder().empty()) options.name = std::filesystem::path(r->folder()).parent_path().filename().string();
     } else {
         std::string what = check_string(L, 1, "what");
         const auto& world = dist::world();

@@ -132,7 +132,7 @@ const Binding kFunctions[] = {
      "or \"last\", the newest complete one; names are looked for in the newest runs of output_dir (called name), or where neither is given in this session's latest runs, then in the newest of \"outputs\". changes: keys as for cfg:with, such as { training = { learning_rate = 1e-4 } }; another output_dir or experiment_name "
      "makes a folder of its own. A run of this session that has the folder is closed."},
     {"replay", on_all_ranks<replay_run>,
-     "moe.replay(what, {name =, output_dir =, console = true, log = true, steps =}): a new run from step 0 with the first configuration of what (a run, or a checkpoint as for moe.resume), and every intervention of its events at its step; on one machine it ends bit-equal. Steps: as many as what has done. Throws (state) at a hook with replay = false."},
+     "moe.replay(what, {name =, output_dir =, console = true, log = true, steps =}): a new run from step 0 with the first configuration of what (a run, or a checkpoint as for moe.resume), and every intervention of its events at its step; on one machine it ends bit-equal. name defaults to that of a run given, else to experiment_name. Steps: as many as what has done. Throws (state) at a hook with replay = false."},
 };
 }  // namespace
 

@@ -110,4 +110,24 @@ test("program: unwritable and missing folders", function()
   raises("io", function() return moe.fs.size(folder .. "/none") end)
 end)
 
+test("program: its end while a job trains stops the job after a step and saves it", function()
+  local folder = check.folder()
+  local script = folder .. "/leave.lua"
+  local out = io.open(script, "w")
+  out:write(([[
+    local run = moe.run { console = false, name = "left", config = { output_dir = "%s", seed = 3, model = { num_layers = 2, vocab_size = 64, first_k_dense_replace = 1, dense_intermediate_size = 32,
+      mla = { d_model = 16, d_latent = 8, num_heads = 2, qk_nope_head_dim = 4, qk_rope_head_dim = 4, v_head_dim = 4 }, moe = { num_experts = 4, num_experts_per_token = 2, expert_intermediate_size = 8, num_shared_experts = 1 } },
+      training = { global_batch_size = 2, micro_batch_size = 2, seq_length = 8, train_steps = 100000 }, data = { dataset_type = "synthetic" } } }
+    local job = run:start()
+    while job.step < 3 do moe.sleep(0.005) end
+  ]]):format(folder))
+  out:close()
+  local text, code = check.moelab("run '" .. script .. "'")
+  equal(code, 0, text)
+  contains(text, "which is saved")
+  local again = moe.resume("last", nil, { name = "left", output_dir = folder, console = false })
+  is(again.step >= 3, again.step)
+  again:close()
+end)
+
 check.done()

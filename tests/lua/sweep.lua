@@ -333,7 +333,7 @@ test("sweep: the command runs a file, shows it dry, and answers in JSON", functi
   moe.fs.write(file, "return 3")
   out, code = check.moelab("sweep '" .. file .. "'")
   equal(code, 2, out)
-  contains(out, "made no sweep")
+  contains(out, "a file without a sweep")
 end)
 
 test("sweep: bad input is an error object each, before anything runs", function()

@@ -39,11 +39,17 @@ return function(words, options, given)
   local folder = file:match("^(.*)/[^/]*$") or "."
   package.path = folder .. "/?.lua;" .. package.path
   session.jobs, session.dry, session.quiet = tonumber(given.jobs), given["dry-run"] ~= nil, given.json ~= nil
+  -- Nothing runs in a dry run, also not what a file without a sweep would train.
+  local make_run = moe.run
+  if session.dry then
+    moe.run = function() moe.fail { op = "moelab sweep --dry-run", got = file .. ", which makes a run before a sweep", want = "a file that makes a sweep", hint = "moelab run " .. file .. " trains it" } end
+  end
   local ok, result = pcall(chunk)
+  moe.run = make_run
   if not ok and result ~= session.dry_end then error(result, 0) end
   local is_one = type(result) == "table" and getmetatable(result) == getmetatable(session.made[1])
   local list = is_one and { result } or session.made
-  if #list == 0 then moe.fail { op = "moelab sweep", got = file .. " made no sweep", want = "a file that returns moe.sweep { … }, or makes one" } end
+  if #list == 0 then moe.fail { op = "moelab sweep", got = "a file without a sweep (" .. file .. ")", want = "a file that returns moe.sweep { … }, or makes one" } end
   for _, sweep in ipairs(list) do
     if not session.dry then sweep:run { retry = given.retry ~= nil } end
     show(sweep, given)
