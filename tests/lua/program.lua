@@ -124,7 +124,7 @@ test("program: its end while a job trains stops the job after a step and saves i
   out:close()
   local text, code = check.moelab("run '" .. script .. "'")
   equal(code, 0, text)
-  contains(text, "which is saved")
+  check.contains(text, "which is saved")
   local again = moe.resume("last", nil, { name = "left", output_dir = folder, console = false })
   is(again.step >= 3, again.step)
   again:close()
