@@ -8,7 +8,7 @@
 
 namespace moe {
 namespace {
-constexpr int64_t kShown = 6, kEdge = 3;
+constexpr int64_t kShown = 8, kEdge = 3;
 
 /// Indices shown of a dim of n; −1 stands for the gap.
 std::vector<int64_t> shown(int64_t n) {

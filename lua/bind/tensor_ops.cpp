@@ -91,7 +91,7 @@ const Binding kOperators[] = {
     {"__eq", same, "a == b: true for the same tensor; a:eq(b) compares elements, a:allclose(b) values."},
     {"__concat", concat, "text .. a: appends the printed tensor."},
     {"__len", length, "#a: size of dim 0."},
-    {"__tostring", text, "tostring(a): header with dtype, shape and device, then at most 6 x 6 values."},
+    {"__tostring", text, "tostring(a): header with dtype, shape and device, then at most 8 x 8 values."},
     {"__newindex", set_tensor, "a[i] = value, a[\"1:3\"] = value, a[mask] = 0, a[{i, \"::2\"}] = value: sets elements, broadcasting a tensor, a number or a table of numbers. Indices as in a[i]."},
     {"__call", call_tensor, "a{i, j}, a(i, j): the element or part by an index a dim, as a[{i, j}]: integers, range texts, index lists, masks.\nExample: print(moe.arange(12):reshape {3, 4}{1, \"::2\"})"},
 };
