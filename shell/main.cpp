@@ -247,6 +247,7 @@ int execute(const CommandLine& c, const std::string& command, const std::vector<
     options.json = c.json;
     bool prompt = c.code.empty() && command.empty();
     options.interactive = prompt;
+    options.give_up = [](int code) { _exit(code); };
     if (prompt && is_interactive_terminal()) options.page = page_help;
     lua::Session session(options);
     if (prompt && session.follows()) return run_follower(session);

@@ -342,6 +342,7 @@ bool end_on_all_ranks(lua_State* L, const std::string& what, std::optional<Error
             if (!error || !train::is_agreed(*error)) error = e.parts();
         }
     }
+    train::forget_agreed();
     return true;
 }
 

@@ -2,7 +2,6 @@
 
 #include "core/base/json.h"
 #include "core/base/log.h"
-#include "core/train/agree.h"
 #include "lua/bind/lua.h"
 #include "lua/bind/ranks.h"
 #include "lua/session/echo.h"
@@ -131,7 +130,7 @@ Arguments Arguments::parse(const std::vector<std::string>& words) {
     return result;
 }
 
-Session::Session(SessionOptions options) : interactive_(options.interactive) {
+Session::Session(SessionOptions options) : interactive_(options.interactive), give_up_(std::move(options.give_up)) {
     control_.command = std::move(options.command);
     control_.device = std::move(options.device);
     control_.json = options.json;
@@ -221,7 +220,6 @@ Result Session::call(int num_arguments, bool echo) {
     lua_insert(L_, base);
     auto start = std::chrono::steady_clock::now();
     if (interactive_) forget_peak();
-    train::forget_agreed();
     thread_ = pthread_self();
     running_ = true;
     control_.running = L_;
@@ -276,7 +274,7 @@ Result Session::ended_by_all(Result result, const std::string& what) {
     if (interactive_ && !together) {            // the others wait in a call that this rank has left: no further input could be given to them
         fmt::print(stderr, "{}\n", describe(*result.error, false));
         std::fflush(nullptr);
-        _exit(result.exit_code());
+        if (give_up_) give_up_(result.exit_code());
     }
     control_.interrupted = false;               // one that came while this waited
     lua_sethook(L_, nullptr, 0, 0);

@@ -24,6 +24,7 @@ struct SessionOptions {
     bool json = false;                             ///< runs log JSON lines
     bool interactive = false;                      ///< inputs follow each other: exit() is there, history is kept, an input's locals stay for the next
     std::function<void(std::string_view)> page;    ///< gets long texts that are there at once, such as help; unset: as print
+    std::function<void(int)> give_up;              ///< ends the program at once with this code: of a prompt on several ranks that have lost each other
 };
 
 /// What an evaluation gave: the values as texts, or the error.
@@ -116,6 +117,7 @@ private:
     Control control_;
     lua_State* L_ = nullptr;
     bool interactive_;
+    std::function<void(int)> give_up_;
     std::atomic<bool> running_ = false;
     std::atomic<pthread_t> thread_{};               ///< the one that evaluates
     int depth_ = 0;                                 ///< evaluations inside each other
