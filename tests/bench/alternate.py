@@ -1,6 +1,7 @@
 """moelab and Hugging Face's DeepseekV3 in turn, same machine, same sitting: training tokens/s at the quick or tiny CPU shape.
 
-  python tests/bench/alternate.py path/to/moelab [quick|tiny] [rounds]
+  python tests/bench/alternate.py path/to/moelab [quick|tiny] [rounds] [unlocked]
+unlocked: the peer's MKL, too, is told that the processor is Intel's (needs cc); on Intel it changes nothing.
 Needs torch and transformers. The peer runs fp32 with fused AdamW and torch.compile, its experts once as a loop ("eager") and once
 as grouped products; the faster one is the peer. One JSON line a figure; a round is one window of each.
 """
@@ -9,9 +10,14 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 
 KEEP = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**34), "MALLOC_TOP_PAD_": str(2**28)}
+if "unlocked" in sys.argv and "LD_PRELOAD" not in os.environ:
+    answer = os.path.join(tempfile.mkdtemp(), "answer.so")
+    subprocess.run(["cc", "-shared", "-fPIC", "-x", "c", "-", "-o", answer], input=b"int mkl_serv_intel_cpu_true(void) { return 1; }", check=True)
+    KEEP["LD_PRELOAD"] = answer
 if not KEEP.items() <= os.environ.items():        # the allocator reads them at start-up: about a tenth faster for the peer
     os.execve(sys.executable, [sys.executable] + sys.argv, {**os.environ, **KEEP})
 import torch
