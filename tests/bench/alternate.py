@@ -1,7 +1,8 @@
 """moelab and Hugging Face's DeepseekV3 in turn, same machine, same sitting: training tokens/s at the quick or tiny CPU shape.
 
-  python tests/bench/alternate.py path/to/moelab [quick|tiny] [rounds] [unlocked]
+  python tests/bench/alternate.py path/to/moelab [quick|tiny] [rounds] [unlocked] [bf16]
 unlocked: the peer's MKL, too, is told that the processor is Intel's (needs cc); on Intel it changes nothing.
+bf16: both compute in bf16 (the peer by autocast) with weights in fp32; for processors with AMX or AVX-512 bf16.
 Needs torch and transformers. The peer runs fp32 with fused AdamW and torch.compile, its experts once as a loop ("eager") and once
 as grouped products; the faster one is the peer. One JSON line a figure; a round is one window of each.
 """
@@ -39,7 +40,9 @@ def peer(batch, seq, shape, experts):
 
     def step():
         ids = torch.randint(0, shape["vocab_size"], (batch, seq))
-        run(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled="bf16" in sys.argv):
+            loss = run(input_ids=ids, labels=ids, use_cache=False).loss
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     for _ in range(3):
@@ -66,7 +69,7 @@ def main():
     for _ in range(rounds):
         for e, step in steps.items():
             got[f"hf_{e}"].append(window(step, batch * seq))
-        out = subprocess.run([program, "--threads", "2", "bench", f"cpu_{name}_train", "--json"], env=own_env, capture_output=True, text=True, check=True).stdout
+        out = subprocess.run([program, "--threads", "2", "bench", f"cpu_{name}_train", "--json", "--device", "cpu"] + (["dtype=bf16"] if "bf16" in sys.argv else []), env=own_env, capture_output=True, text=True, check=True).stdout
         got["moelab"].append(json.loads(out.strip().splitlines()[-1])["value"])
     best = max(statistics.median(v) for k, v in got.items() if k != "moelab")
     for k, v in got.items():
