@@ -1,5 +1,6 @@
 #include "lua/bind/job.h"
 
+#include "core/base/interrupt.h"
 #include "core/base/log.h"
 #include "core/train/agree.h"
 #include "lua/bind/bind.h"
@@ -337,7 +338,7 @@ bool wait_for(lua_State* L, const std::shared_ptr<Job>& j, double secs) {
         ended = outcome == "ended";
         if (outcome == "interrupted") {
             if (++j->interrupts > 1) j->stop(true);
-            ErrorParts parts = {ErrorKind::interrupted, "interrupted", "", "", "", "", -1, ""};
+            ErrorParts parts = interruption();
             train::note_agreed(parts);
             throw Error(parts);
         }

@@ -1,5 +1,6 @@
 #include "lua/bind/ranks.h"
 
+#include "core/base/interrupt.h"
 #include "core/base/random.h"
 #include "core/train/agree.h"
 #include "lua/bind/bind.h"
@@ -230,7 +231,7 @@ void meet(lua_State* L) {
     MOE_CHECK(!c.alone, state, running(L), fmt::format("rank {} alone", c.ranks->rank()), "a call of all ranks", "in moe.on and in hooks there is only what one rank can do by itself");
     Word mine{at_place(L, call_text(L))};
     mine.digest = digest_of_call(L);
-    if (c.interrupted) mine.error = ErrorParts{ErrorKind::interrupted, "interrupted", "", "", "", "", -1, ""};
+    if (c.interrupted) mine.error = interruption();
     train::judge(hear(L, *c.ranks, mine));
 }
 

@@ -1,6 +1,7 @@
 // Runs in Lua: train, evaluate, trace, callbacks between steps.
 #include "lua/bind/run.h"
 
+#include "core/base/interrupt.h"
 #include "core/base/log.h"
 #include "core/base/suggest.h"
 #include "core/data/tokenizer.h"
@@ -186,7 +187,7 @@ void step(lua_State* L, int run_index, const LiveRun& r) {
     }
     call_back_step(L, run_index, *r, *state, m);
     if (r->was_interrupted()) {
-        ErrorParts parts = {ErrorKind::interrupted, "interrupted", "", "", "", "", -1, ""};
+        ErrorParts parts = interruption();
         train::note_agreed(parts);
         throw Error(parts);
     }
