@@ -54,6 +54,11 @@ void StepEdge::unlock() {
     changed_.notify_all();
 }
 
+bool StepEdge::is_mine() {
+    std::lock_guard guard(mutex_);
+    return depth_ > 0 && owner_ == std::this_thread::get_id();
+}
+
 void StepEdge::begin_turns() {
     std::lock_guard guard(mutex_);
     takes_turns_ = has_turns_ = true;

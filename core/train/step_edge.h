@@ -21,6 +21,8 @@ public:
     /// False where `give_up`, asked every 20 ms, was true before its turn came. Not asked where there are turns: other ranks count on this one.
     bool lock_unless(const std::function<bool()>& give_up);
     void unlock();
+    /// Whether this thread holds it.
+    bool is_mine();
 
     // --- turns: by the thread that trains ---
 

@@ -162,6 +162,7 @@ void end_background(Control& control) {
         if (auto work = weak.lock()) work->end();
     for (auto& t : std::exchange(control.threads, {})) t.thread.join();
     std::lock_guard guard(*control.lock);
+    control.job.reset();
     *control.alive = false;
 }
 
