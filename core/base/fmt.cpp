@@ -1,4 +1,4 @@
-// The compiled part of fmt 9 (cmake/MoeBuild.cmake): header-only, it is compiled again in every file.
+// The compiled part of the system's fmt 9 (cmake/MoeBuild.cmake), for files that do not include LibTorch's headers and its fmt 12 (core/tensor/fmt.cpp).
 #ifndef FMT_HEADER_ONLY
 #include <fmt/format-inl.h>
 
