@@ -74,6 +74,7 @@ struct Control {
     int alone = 0;                                       ///< above 0: what runs is this rank's alone
     std::vector<std::weak_ptr<Background>> background;              ///< ended before the state is closed
     std::list<BackgroundThread> threads;                            ///< joined before the state is closed: a program that ends must not have one that still frees what it worked with
+    std::string last_log;                                ///< the line of the last step of what runs now, where a run has just printed it
 };
 
 /// The control of a state; it lives in the state's extra space, which coroutines copy.
