@@ -192,7 +192,8 @@ private:
         if (name.empty()) return explain("moe", source);
         lua::Inspection found = session_.inspect(name, name.size(), source);
         if (!found.found()) {
-            ErrorParts error = {ErrorKind::usage, "?" + name, "nothing of that name", "a name, as in ?moe.run or ?cfg.model.moe", "??" + name + " searches names and texts; help(moe) lists what there is", "", -1, ""};
+            ErrorParts error = {ErrorKind::usage, (source ? "??" : "?") + name, source ? "nothing of that name, or with these words" : "nothing of that name", "a name, as in ?moe.run or ?cfg.model.moe",
+                                (source ? "" : "??" + name + " searches names and texts; ") + std::string("help(moe) lists what there is"), "", -1, ""};
             return log::print(lua::describe(error, colour_) + "\n");
         }
         std::string text = source && !found.source.empty() ? (colour_ ? coloured(found.source) : found.source) : wrapped(found.text, terminal_size().columns);

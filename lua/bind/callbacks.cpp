@@ -1,5 +1,6 @@
 // Callbacks of a run: functions of a script that are called after steps and at events.
 #include "core/base/suggest.h"
+#include "core/train/agree.h"
 #include "lua/bind/bind.h"
 #include "lua/bind/ranks.h"
 #include "lua/bind/run.h"
@@ -154,7 +155,7 @@ void call_back(lua_State* L, int callback, int value, int64_t step) {
     if (call_with_traceback(L, 1, 0) == LUA_OK) return;
     if (is_error(L, -1)) {
         ErrorParts parts = error_parts(L, -1);
-        if (parts.kind != ErrorKind::interrupted) {
+        if (parts.kind != ErrorKind::interrupted && !train::is_agreed(parts)) {         // what all ranks have heard stays as it is
             parts.op = fmt::format("{}, at step {}: {}", text_of(L, callback), step, parts.op);
             push_error(L, parts);
         }

@@ -285,7 +285,8 @@ def questions_show_help_and_source():
         has(s.ask("??twice"), "-- input 1:1\nfunction twice(x) return 2 * x end")
         has(s.ask("?nothing_there"), "nothing of that name")
         has(s.ask("??capacity"), "Names with capacity\n  model.moe.capacity_factor: ")
-        has(s.ask("??load heat"), "Texts with load heat\n")
+        has(s.ask("??heat map"), "Names with heat map\n")
+        has(s.ask("??nothing_there"), "nothing of that name")
         text = s.ask("?moe.run")
         assert all(len(line) <= 80 for line in text.split("\n")), text
         has(" ".join(text.split()), "a folder <output_dir>/<name>/<unix time> (none with log = false). name defaults to experiment_name;")      # no word is broken
@@ -315,7 +316,7 @@ def long_output_is_paged():
     with Shell(PAGER="sed s/xxxx/PAGED/") as s:
         has(s.ask(long), "PAGED")
         has(s.ask("{ 'xxxx' }"), '{"xxxx"}')
-    with Shell(PAGER="", PATH="/nowhere") as s:  # no less: our own
+    with Shell(PAGER="", PATH="/nowhere", rows=16) as s:  # no less: our own
         s.send(long + "\r")
         s.wait("-- more")
         s.send(" ")
