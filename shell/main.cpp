@@ -309,7 +309,7 @@ int run_program(int argc, char** argv) {
     } catch (const CLI::CallForHelp& help) {
         return app.exit(help);
     } catch (const CLI::ParseError& e) {
-        return report({ErrorKind::usage, "moelab", e.what(), "", "--help shows the usage", "", -1, ""}, json);
+        return report({ErrorKind::usage, std::string("moelab: ") + e.what(), "", "", "--help shows the usage", "", -1, ""}, json);
     } catch (const Error& e) {
         return report(e.parts(), json);
     } catch (const std::exception& e) {

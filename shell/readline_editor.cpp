@@ -252,6 +252,7 @@ int ReadlineEditor::complete() {
         if (at < skipped) return 0;
     }
     lua::Completion c = session_.complete(lua_part, at - skipped);
+    if (!c.note.empty()) log::print((colour_ ? "\033[2m" : "") + wrapped(c.note, terminal_size().columns) + (colour_ ? "\033[0m\n" : "\n"));
     if (c.matches.empty()) return 0;
     std::string common = c.matches[0];
     for (auto& match : c.matches) common.resize(size_t(std::mismatch(common.begin(), common.end(), match.begin(), match.end()).first - common.begin()));
@@ -274,7 +275,7 @@ int ReadlineEditor::complete() {
 int ReadlineEditor::explain() {
     lua::Inspection found = session_.inspect(text(), cursor(), false);
     if (!found.found()) return 0;
-    std::string shown = found.text.substr(0, 2000);
+    std::string shown = wrapped(std::string_view(found.text).substr(0, 2000), terminal_size().columns);
     log::print((colour_ ? "\033[2m" + shown + "\033[0m" : shown) + "\n");
     return 0;
 }

@@ -125,7 +125,7 @@ private:
 
     void greet() const {
         log::print(fmt::format("{} {}\n", bold(fmt::format("moelab {}", kVersion)), dim(fmt::format("(commit {}, LibTorch {})", kCommit, kTorchVersion))));
-        log::print(dim("help(moe) lists, ?name explains, TAB completes, Ctrl-C interrupts, Ctrl-D ends") + "\n");
+        log::print(dim("help(moe) lists, ?name explains, ??word searches, TAB completes, Ctrl-D ends") + "\n");
     }
 
     /// Its errors are shown, and the prompt comes all the same.
@@ -176,6 +176,7 @@ private:
 
     void answer(const std::string& input) {
         std::string_view text = trimmed(input);
+        if (text == "exit" || text == "quit" || text == "quit()") return show(evaluate("exit()", "exit"), true);
         if (text.starts_with("!")) return run_command(std::string(text.substr(1)));
         if (text.starts_with("?")) {
             bool source = text.starts_with("??");
@@ -191,10 +192,11 @@ private:
         if (name.empty()) return explain("moe", source);
         lua::Inspection found = session_.inspect(name, name.size(), source);
         if (!found.found()) {
-            ErrorParts error = {ErrorKind::usage, "?" + name, "nothing of that name", "a name, as in ?moe.run or ?cfg.model.moe", "help(moe) lists what there is", "", -1, ""};
+            ErrorParts error = {ErrorKind::usage, (source ? "??" : "?") + name, source ? "nothing of that name, or with these words" : "nothing of that name", "a name, as in ?moe.run or ?cfg.model.moe",
+                                (source ? "" : "??" + name + " searches names and texts; ") + std::string("help(moe) lists what there is"), "", -1, ""};
             return log::print(lua::describe(error, colour_) + "\n");
         }
-        std::string text = source && !found.source.empty() ? (colour_ ? coloured(found.source) : found.source) : found.text;
+        std::string text = source && !found.source.empty() ? (colour_ ? coloured(found.source) : found.source) : wrapped(found.text, terminal_size().columns);
         page(text + (text.ends_with("\n") ? "" : "\n"));
     }
 
@@ -213,7 +215,7 @@ private:
 
 void page_help(std::string_view text) {
     auto start = std::chrono::steady_clock::now();
-    page(text);
+    page(wrapped(text, terminal_size().columns));
     paging_secs += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 

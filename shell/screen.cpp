@@ -156,6 +156,33 @@ int width_of(std::string_view text) {
     return width;
 }
 
+std::string wrapped(std::string_view text, int columns) {
+    std::string out;
+    for (size_t at = 0; at < text.size();) {
+        size_t end = std::min(text.find('\n', at), text.size());
+        std::string_view line = text.substr(at, end - at);
+        size_t indent = std::min(line.find_first_not_of(' '), line.size()), word = indent;
+        int column = int(indent);
+        out += line.substr(0, indent);
+        while (word < line.size()) {
+            size_t begin = std::min(line.find_first_not_of(' ', word), line.size()), stop = std::min(line.find(' ', begin), line.size());
+            int width = width_of(line.substr(word, stop - word));
+            if (column + width > columns && column > int(indent) + 2) {
+                out += "\n" + std::string(indent + 2, ' ');
+                column = int(indent) + 2;
+                word = begin;
+                width = width_of(line.substr(word, stop - word));
+            }
+            out += line.substr(word, stop - word);
+            column += width;
+            word = stop;
+        }
+        if (end < text.size()) out += '\n';
+        at = end + 1;
+    }
+    return out;
+}
+
 std::string in_columns(const std::vector<std::string>& names, int columns) {
     int widest = 0;
     for (auto& name : names) widest = std::max(widest, width_of(name) + 2);

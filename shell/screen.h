@@ -32,6 +32,8 @@ Picture picture(const PromptText& prompt, std::string_view text, const std::vect
 
 /// Columns that a UTF-8 text takes, escape sequences none.
 int width_of(std::string_view text);
+/// Lines that are longer broken at spaces, what follows indented by two more than its line; a word that is longer stays whole.
+std::string wrapped(std::string_view text, int columns);
 /// Names in columns, read downwards, as ls shows them.
 std::string in_columns(const std::vector<std::string>& names, int columns);
 

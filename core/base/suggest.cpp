@@ -32,7 +32,7 @@ std::string nearest(std::string_view word, const std::vector<std::string>& candi
         // A word that is part of a name ("experts" in "num_experts") is nearer than its missing letters say.
         bool part = word.size() >= 4 && (candidate.find(word) != std::string::npos || (candidate.size() >= 4 && word.find(candidate) != std::string_view::npos));
         if (part) d = std::min(d, 2);
-        if (d > int(std::max(word.size(), candidate.size()) + 1) / 2) continue;
+        if (!part && d > int(std::max(word.size(), candidate.size()) + 1) / 3) continue;
         if (!best || d < best_distance) best = &candidate, best_distance = d;
     }
     return best ? *best : std::string();

@@ -10,7 +10,7 @@ namespace moe {
 /// Source: Damerau, 1964 (optimal string alignment).
 int edit_distance(std::string_view a, std::string_view b);
 
-/// The candidate nearest to `word`; the first of several. "" when none shares more than about half of its letters with it.
+/// The candidate nearest to `word`; the first of several. "" when none is a third of its letters away or less, is part of it or has it as a part.
 std::string nearest(std::string_view word, const std::vector<std::string>& candidates);
 
 /// A hint for an error: `did you mean "x"?`, or "" where nothing is near.

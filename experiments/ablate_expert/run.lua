@@ -21,7 +21,7 @@ local function point(p, run_options)
   local run <close> = moe.run(run_options)
   for step in run:steps() do p.progress(step / run.num_steps, ("step %d/%d"):format(step, run.num_steps)) end
   if run.stopping then moe.fail { kind = "interrupted", op = "interrupted" } end
-  -- specialization() lists experts by how much more often their domain is theirs than chance would have it; the last is nobody's.
+  -- specialization() lists experts by how many times their even share of one domain they take; the last is at home in all. Those of few tokens are not in it.
   local list = run:trace { batches = 10 }:specialization()
   local e = run:evaluate()
   local most, least = list[1], list[#list]

@@ -13,6 +13,8 @@
 #include "core/base/json.h"
 #include "core/base/suggest.h"
 
+#include <utility>
+
 namespace moe::lua {
 /// A section of a configuration: cfg.model.moe.
 struct ConfigSection {
@@ -251,9 +253,40 @@ int check_values(lua_State* L) {
     lua_settop(L, 1);
     return 1;
 }
+std::vector<std::string> lines_of(const std::string& text) {
+    std::vector<std::string> lines;
+    for (size_t at = 0; at < text.size(); at += lines.back().size() + 1) lines.push_back(text.substr(at, text.find('\n', at) - at));
+    return lines;
+}
+
+/// describe() without what is at its default and was not changed, and a line that counts it.
+std::string folded(const Config& config, const Config* base) {
+    std::vector<std::string> lines = lines_of(describe(config, base)), against_defaults = lines_of(describe(config));
+    std::vector<std::string> sections;            // that stand above the line at hand and were not shown yet
+    std::string out;
+    size_t left_out = 0;
+    for (size_t i = 0; i < lines.size(); ++i) {
+        size_t depth = (lines[i].find_first_not_of("* ") - 2) / 2;
+        bool is_section = lines[i].find(' ', 2 + 2 * depth) == std::string::npos;
+        sections.resize(std::min(sections.size(), depth));
+        if (is_section) {
+            sections.push_back(lines[i] + "\n");
+        } else if (lines[i][0] == '*' || against_defaults[i][0] == '*') {
+            for (auto& s : sections) out += std::exchange(s, "");
+            out += lines[i] + "\n";
+        } else ++left_out;
+    }
+    return out + fmt::format("  … {} keys at their defaults; cfg:tree() shows all", left_out);
+}
+
 int text(lua_State* L) {
     auto* box = test_box<ConfigValue>(L, 1);
-    push_string(L, box && *box ? describe(*(*box)->config, (*box)->base.get()) : "config (freed)");
+    push_string(L, box && *box ? folded(*(*box)->config, (*box)->base.get()) : "config (freed)");
+    return 1;
+}
+int tree(lua_State* L) {
+    auto& cfg = self<ConfigValue>(L);
+    push_string(L, describe(*cfg.config, cfg.base.get()));
     return 1;
 }
 int same(lua_State* L) {
@@ -310,6 +343,8 @@ const Binding kMethods[] = {
      "Example: print(moe.format_bytes(moe.config \"tiny\":memory().total))"},
     {"to_table", to_table, "cfg:to_table(): all keys as nested tables.\n"
      "Example: print(moe.config \"tiny\":to_table().model.num_layers)"},
+    {"tree", tree, "cfg:tree(): a tree of all keys as a text; those that differ from the base are marked. print(cfg) leaves those out that are at their defaults.\n"
+     "Example: print(#moe.config \"tiny\":tree())"},
     {"save", save, "cfg:save(path): writes all keys as a JSON file. Returns cfg."},
     {"validate", check_values, "cfg:validate {built = true}: raises one error that lists everything wrong, or not built yet; built = false asks for the first alone. Returns cfg.\n"
      "Example: print(pcall(function() moe.config \"tiny\":with { training = { seq_length = 0 } }:validate() end))"},
@@ -320,7 +355,7 @@ std::vector<std::string> method_names() {
     return names;
 }
 const Binding kMeta[] = {
-    {"__tostring", text, "tostring(cfg): a tree of all keys; those that differ from the base are marked."},
+    {"__tostring", text, "tostring(cfg): a tree of the keys that are not at their defaults, or differ from the base, which is marked; cfg:tree() has all."},
     {"__newindex", refuse_assignment, "cfg.key = value: an error: configurations are frozen; cfg:with makes a changed copy."},
     {"__eq", same, "a == b: true where all keys are equal."},
     {"__pairs", pairs_of<to_table>, "pairs(cfg): keys and values, in their order."},

@@ -78,6 +78,7 @@ struct Control {
     std::shared_ptr<Job> job;                            ///< several ranks: the one job, until all know that it has ended
     std::vector<std::weak_ptr<Background>> background;              ///< ended before the state is closed
     std::list<BackgroundThread> threads;                            ///< joined before the state is closed: a program that ends must not have one that still frees what it worked with
+    std::string last_log;                                ///< the line of the last step of what runs now, where a run has just printed it
 };
 
 /// The control of a state; it lives in the state's extra space, which coroutines copy.

@@ -50,11 +50,15 @@ ErrorKind kind_of_torch_message(const std::string& message) {
 
 std::string lua_place(lua_State* L) {
     lua_Debug frame;
+    std::string in_module;
     for (int level = 0; lua_getstack(L, level, &frame); ++level) {
         lua_getinfo(L, "Sl", &frame);
-        if (frame.currentline > 0) return fmt::format("{}:{}", frame.short_src, frame.currentline);
+        if (frame.currentline <= 0) continue;
+        std::string place = fmt::format("{}:{}", frame.short_src, frame.currentline);
+        if (!std::string_view(frame.source).starts_with("@lua/moe/")) return place;
+        if (in_module.empty()) in_module = place;
     }
-    return {};
+    return in_module;
 }
 
 void push_error(lua_State* L, const ErrorParts& parts) {
@@ -101,9 +105,12 @@ void add_traceback_to_error(lua_State* L) {
         lua_replace(L, 1);
     }
     lua_settop(L, 1);
-    // An error that went through C++, out of a function that autograd or a callback called, brings the inner stack's.
-    std::string inner = error_parts(L, 1).traceback;
-    luaL_traceback(L, L, inner.empty() ? nullptr : inner.c_str(), 1);
+    // An error that went through C++, out of a function that autograd or a callback called, brings the inner stack's; where that is a part of this stack, it says all.
+    std::string inner = error_parts(L, 1).traceback, header = "stack traceback:";
+    luaL_traceback(L, L, nullptr, 1);
+    std::string outer = lua_tostring(L, -1);
+    lua_pop(L, 1);
+    push_string(L, inner.empty() ? outer : inner.ends_with(outer.substr(header.size())) ? inner : inner + "\n" + outer);
     lua_setfield(L, 1, "traceback");
 }
 

@@ -63,7 +63,7 @@ ErrorParts error_parts(lua_State* L, int index);
 bool is_error(lua_State* L, int index);
 /// What the guard adds to LibTorch's errors: the call's tensors as text, "float32 [2, 3] cpu, int64 [4] cpu"; "" without any. Set by open_tensor.
 inline std::string (*describe_arguments)(lua_State* L) = nullptr;
-/// "file.lua:12" of the innermost Lua function on the stack, "" where there is none.
+/// "file.lua:12" of the innermost Lua function on the stack, one of moe's own modules only where there is no other; "" where there is none.
 std::string lua_place(lua_State* L);
 /// For message handlers: what was raised, alone on the stack at index 1, becomes the error object with its place and the traceback of the stack that raised it.
 void add_traceback_to_error(lua_State* L);

@@ -235,7 +235,8 @@ std::shared_ptr<Model> build_model(lua_State* L, const Config& config, const std
 
 void open_model(lua_State* L) {
     set_functions(L, "moe.", kFunctions);
-    register_type<ModelValue>(L, {.name = nullptr, .help = "model: weights and the functions over them. Parameters have Hugging Face's names; layers are 0-based.",
+    register_type<ModelValue>(L, {.name = nullptr, .help = "model: weights and the functions over them. Parameters have Hugging Face's names; layers are 0-based.\n"
+        "Example: print(moe.model(moe.config \"cpu_quick\":with { [\"model.num_layers\"] = 2 }))",
                                   .methods = kMethods, .fields = kFields, .meta = kMeta});
 }
 }  // namespace moe::lua

@@ -146,7 +146,7 @@ constexpr uint64_t kMostBytes = 0xFFFFFFFF;
 
 int save_npy(lua_State* L) {
     std::string path = check_string(L, 1, "path");
-    write_file(path, npy_bytes("moe.save_npy", check_tensor(L, 2, "t")));
+    save_as_npy("moe.save_npy", path, check_tensor(L, 2, "t"));
     return 0;
 }
 int load_npy(lua_State* L) {
@@ -221,6 +221,8 @@ const Binding kFunctions[] = {
      "Example: local path = os.tmpname(); moe.save_npz(path, {a = moe.arange(3)}); print(moe.load_npz(path).a); os.remove(path)"},
 };
 }  // namespace
+
+void save_as_npy(const std::string& op, const std::string& path, const Tensor& t) { write_file(path, npy_bytes(op, t)); }
 
 void open_npy(lua_State* L) { set_functions(L, "moe.", kFunctions); }
 }  // namespace moe::lua

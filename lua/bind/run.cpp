@@ -2,7 +2,6 @@
 #include "lua/bind/run.h"
 
 #include "core/base/log.h"
-#include "core/base/suggest.h"
 #include "core/data/tokenizer.h"
 #include "core/train/agree.h"
 #include "lua/bind/bind.h"
@@ -11,18 +10,17 @@
 #include "lua/bind/intervene.h"
 #include "lua/bind/job.h"
 #include "lua/bind/ranks.h"
-#include "lua/bind/script.h"
 #include "lua/bind/tensor.h"
 #include "lua/bind/trace.h"
 
 #include <ATen/ATen.h>
 
 #include <cmath>
+#include <cstring>
 
 namespace moe::lua {
 namespace {
 constexpr const char* kMetricsType = "step metrics";
-const std::vector<std::string> kEvents = {"step", "skip", "spike", "evaluate", "save"};
 /// Steps that a spike is compared with.
 constexpr size_t kSpikeSteps = 50, kFewSteps = 10;
 
@@ -103,75 +101,19 @@ void push_metrics(lua_State* L, const train::StepMetrics& m) {
     luaL_setmetatable(L, kMetricsType);
 }
 
-namespace {
-// --- callbacks: the userdata's user value is {event = {function or {every, function}, …}} ---
-
-void push_callbacks(lua_State* L, int run_index, const std::string& event) {
-    if (lua_getiuservalue(L, run_index, 1) != LUA_TTABLE) {
-        lua_pop(L, 1);
-        lua_newtable(L);
-        lua_pushvalue(L, -1);
-        lua_setiuservalue(L, run_index, 1);
-    }
-    luaL_getsubtable(L, -1, event.c_str());
-    lua_remove(L, -2);
+void remember_step(RunState& state, const train::StepMetrics& m) {
+    std::lock_guard guard(state.mutex);
+    state.last = m;
 }
 
-void add_callback(lua_State* L, const std::string& event, int64_t every, int function) {
-    push_callbacks(L, 1, event);
-    lua_createtable(L, 2, 0);
-    lua_pushinteger(L, every);
-    lua_rawseti(L, -2, 1);
-    lua_pushvalue(L, function);
-    lua_rawseti(L, -2, 2);
-    lua_rawseti(L, -2, lua_Integer(lua_rawlen(L, -2)) + 1);
-    lua_pop(L, 1);
-    ++check<RunValue>(L, 1, "run").state->num_callbacks;
-}
-}  // namespace
-
-void fire(lua_State* L, int run_index, const std::string& event, int64_t step) {
-    int value = lua_gettop(L);
-    push_callbacks(L, run_index, event);
-    for (lua_Integer i = 1, n = lua_Integer(lua_rawlen(L, -1)); i <= n; ++i) {
-        lua_rawgeti(L, -1, i);
-        lua_rawgeti(L, -1, 1);
-        if (step % lua_tointeger(L, -1) == 0) {
-            lua_rawgeti(L, -2, 2);
-            lua_pushvalue(L, value);
-            call_or_raise(L, 1, 0);
-        }
-        lua_pop(L, 2);
-    }
-    lua_settop(L, value - 1);
-}
-
-void call_back_step(lua_State* L, int run_index, train::Run& run, RunState& state, const train::StepMetrics& m) {
-    bool spikes = is_spike(state, m.loss, run.config().logging.alarms.spike_sigma);
-    if (!ranks_of(L)) return fire_step(L, run_index, m, spikes);
-    if (run.model().mesh().world.all_reduce(int64_t(state.num_callbacks > 0), dist::ReduceOp::max) == 0) return;
-    lua_pushvalue(L, run_index);
-    settle(L, 1, fmt::format("the callbacks of step {}", m.step), [&](lua_State* S) { fire_step(S, 1, m, spikes); });
-}
-
-void fire_step(lua_State* L, int run_index, const train::StepMetrics& m, bool spikes) {
-    for (const char* event : {"step", "skip", "spike"}) {
-        if (event[1] == 'k' && !m.skipped) continue;
-        if (event[1] == 'p' && !spikes) continue;
-        push_metrics(L, m);
-        fire(L, run_index, event, m.step);
-    }
+void say_schedule_ended(train::Run& run, const RunState& state) {
+    if (run.current_step() != run.num_steps() || !state.console || !run.config().logging.console || run.model().mesh().world.rank() != 0) return;
+    for (auto& item : run.interventions().items())
+        if (item.what == "schedule" || item.what == "lr") return;
+    log::info(fmt::format("the schedule of {} steps (training.train_steps) has ended: the learning rate stays at {:.1e} from here on", run.num_steps(), run.next_learning_rate()));
 }
 
 namespace {
-/// fire(), where a function's error on one rank is raised on all.
-void fire_on_all(lua_State* L, const std::string& event, int64_t step) {
-    if (!ranks_of(L)) return fire(L, 1, event, step);
-    lua_pushvalue(L, 1);
-    lua_insert(L, -2);
-    settle(L, 2, "the callbacks of " + running(L), [&](lua_State* S) { fire(S, 1, event, step); });
-}
-
 /// While it lives an interrupt of the session ends a step or evaluation of the run at its next segment.
 struct Interruptible {
     std::shared_ptr<train::Run> run;
@@ -184,10 +126,14 @@ void step(lua_State* L, int run_index, const LiveRun& r) {
     throw_if_interrupted_here(L);
     auto state = check<RunValue>(L, run_index, "run").state;
     train::StepMetrics m;
+    say_schedule_ended(*r, *state);
     {
         Interruptible interruptible(L, r);
         m = r->step();
     }
+    remember_step(*state, m);
+    bool logged = state->console && r->config().logging.console && (m.step == 1 || m.step % r->config().training.log_interval == 0) && !control(L).json;
+    control(L).last_log = logged ? m.line() : "";
     call_back_step(L, run_index, *r, *state, m);
     if (r->was_interrupted()) throw_interrupted_on_all(L);
     push_metrics(L, m);
@@ -229,30 +175,6 @@ int steps(lua_State* L) {
     lua_settop(L, 1);
     lua_pushinteger(L, n);
     push_function(L, {"next", on_all_ranks<next_step>, "next step of run:steps: step, metrics."}, "run:steps.next", 2);
-    return 1;
-}
-
-int every(lua_State* L) {
-    run(L);
-    int64_t n = check_integer(L, 2, "steps");
-    MOE_CHECK(n > 0, usage, "run:every: steps", std::to_string(n), "1 or more", "");
-    check_function(L, 3, "f");
-    add_callback(L, "step", n, 3);
-    lua_settop(L, 1);
-    return 1;
-}
-
-int on(lua_State* L) {
-    run(L);
-    std::string event = check_string(L, 2, "event");
-    check_function(L, 3, "f");
-    if (std::find(kEvents.begin(), kEvents.end(), event) == kEvents.end()) {
-        std::string want;
-        for (auto& e : kEvents) want += (want.empty() ? "one of " : ", ") + e;
-        MOE_THROW(usage, "run:on: event", '"' + event + '"', want, did_you_mean(event, kEvents));
-    }
-    add_callback(L, event, 1, 3);
-    lua_settop(L, 1);
     return 1;
 }
 
@@ -338,6 +260,21 @@ int field_step(lua_State* L) {
     lua_pushinteger(L, std::stoll(asks ? from_rank_0(L, "run.step", text) : text()));
     return 1;
 }
+int field_last(lua_State* L) {
+    auto r = run_of(L);
+    auto state = self<RunValue>(L).state;
+    auto bytes = [&] {
+        std::lock_guard guard(state->mutex);
+        return state->last ? std::string(reinterpret_cast<const char*>(&*state->last), sizeof *state->last) : std::string();
+    };
+    bool asks = r->edge().has_turns() && !r->edge().is_trainer();      // as for run.step
+    std::string last = asks ? from_rank_0(L, "run.last", bytes) : bytes();
+    if (last.empty()) return lua_pushnil(L), 1;
+    train::StepMetrics m;
+    std::memcpy(&m, last.data(), sizeof m);
+    push_metrics(L, m);
+    return 1;
+}
 int field_attempt(lua_State* L) { return lua_pushinteger(L, run_of(L)->attempt()), 1; }
 int field_stopping(lua_State* L) { return lua_pushboolean(L, run_of(L)->is_stopping()), 1; }
 int field_num_steps(lua_State* L) { return lua_pushinteger(L, run_of(L)->num_steps()), 1; }
@@ -364,7 +301,7 @@ int text(lua_State* L) {
     auto* box = test_box<RunValue>(L, 1);
     if (!box || !*box) return lua_pushliteral(L, "run (freed)"), 1;
     auto& r = *(*box)->run;
-    push_string(L, fmt::format("run: step {} of {}, {}", r.current_step(), r.num_steps(), r.folder().empty() ? "no folder" : r.folder()));
+    push_string(L, fmt::format("run: step {} of {}, {}{}", r.current_step(), r.num_steps(), r.folder().empty() ? "no folder" : r.folder(), callbacks_text(L, 1)));
     return 1;
 }
 
@@ -389,11 +326,8 @@ int close_run(lua_State* L) {
 }
 
 const Binding kMethods[] = {
-    {"train", on_all_ranks<do_train>, "run:train(n): n optimizer steps, by default up to the configuration's length. Returns the last step's metrics."},
+    {"train", on_all_ranks<do_train>, "run:train(n): n optimizer steps, by default up to the configuration's length; beyond it the learning rate stays where the schedule has ended. Returns the last step's metrics (also run.last)."},
     {"steps", steps, "for step, m in run:steps(n) do … end: one optimizer step an iteration; leaving the loop stops there."},
-    {"every", every, "run:every(n, f): calls f(m) after each step that n divides. Returns run."},
-    {"on", on, "run:on(event, f): calls f(m) at an event: \"step\" (after each step), \"skip\" (a step whose loss or gradient was not finite), \"spike\" (a loss above mean + logging.alarms.spike_sigma deviations of the 50 steps before, once there are 10), "
-     "\"evaluate\" (with run:evaluate's result), \"save\" (run:save's {step, path}). An error in f ends run:train after that step; the run can go on. Returns run."},
     {"save", on_all_ranks<save>, "run:save(name): saves the whole state and returns the checkpoint's folder: checkpoints/<name> in the run's folder, never pruned; without a name checkpoints/step_N; a name with a \"/\" is a path. Waits until it is on the disk."},
     {"close", on_all_ranks<close_run>, "run:close(): waits for the last save and gives the run's folder free; no more steps."},
     {"evaluate", on_all_ranks<evaluate>, "run:evaluate {max_batches =}: loss on validation data in nats a token: {loss (mean over domains), bits, num_tokens, by_domain = {{name, loss}, …}, and with MTP acceptance = {share of positions where module k's token is the main head's}}. Routers' counts and biases do not move."},
@@ -408,12 +342,13 @@ const Binding kFields[] = {
     {"stopping", field_stopping, "run.stopping: true once it was asked to stop (SIGTERM, SIGUSR1, a file `stop` in its folder) and has saved; run:train and run:steps then end."},
     {"model", field_model, "run.model: the model."},
     {"step", field_step, "run.step: optimizer steps done."},
+    {"last", field_last, "run.last: the metrics of the last step that was done here, as run:train returns them; nil before the first."},
     {"num_steps", field_num_steps, "run.num_steps: length of the run by its configuration."},
     {"folder", field_folder, "run.folder: its folder; nil with log = false."},
     {"domains", field_domains, "run.domains: names of the data's domains."},
     {"config", field_config, "run.config: the configuration that it was built from, derived values filled in."},
 };
-const Binding kMeta[] = {{"__tostring", text, "tostring(run): one line about it."}, {"__newindex", on_all_ranks<assign_to_run>, "run.lr = …, run.schedule = …, run.optimizer = …, run.data = …"}};
+const Binding kMeta[] = {{"__tostring", text, "tostring(run): one line about it, and one for each of its callbacks."}, {"__newindex", on_all_ranks<assign_to_run>, "run.lr = …, run.schedule = …, run.optimizer = …, run.data = …"}};
 }  // namespace
 
 void open_run(lua_State* L) {
@@ -422,13 +357,15 @@ void open_run(lua_State* L) {
     push_function(L, kMetricsText, "step metrics:__tostring");
     lua_setfield(L, -2, "__tostring");
     lua_pop(L, 1);
-    auto both = [](std::span<const Binding> a, std::span<const Binding> b) {
-        std::vector<Binding> all(a.begin(), a.end());
-        all.insert(all.end(), b.begin(), b.end());
+    auto joined = [](std::initializer_list<std::span<const Binding>> lists) {
+        std::vector<Binding> all;
+        for (auto& list : lists) all.insert(all.end(), list.begin(), list.end());
         return all;
     };
-    static const std::vector<Binding> methods = both(kMethods, control_methods()), fields = both(kFields, control_fields());
-    register_type<RunValue>(L, {.name = nullptr, .help = "run: a model in training with its data, optimizer and log folder.", .methods = methods, .fields = fields, .meta = kMeta});
+    static const std::vector<Binding> methods = joined({kMethods, callback_methods(), control_methods()}), fields = joined({kFields, control_fields()});
+    register_type<RunValue>(L, {.name = nullptr, .help = "run: a model in training with its data, optimizer and log folder.\n"
+        "Example: local run = moe.run { config = moe.config \"cpu_tiny\":with { model = { num_layers = 2, vocab_size = 64, mla = { d_model = 64 } }, training = { train_steps = 4, seq_length = 32 } }, log = false }; print(run:train(2))", .methods = methods, .fields = fields, .meta = kMeta});
+    open_callbacks(L);
     open_job(L);
 }
 }  // namespace moe::lua

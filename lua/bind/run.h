@@ -1,4 +1,4 @@
-// A run in Lua: what run.cpp, run_making.cpp, run_control.cpp and job.cpp share.
+// A run in Lua: what run.cpp, run_making.cpp, run_control.cpp, callbacks.cpp and job.cpp share.
 #pragma once
 #include "core/train/run.h"
 #include "lua/bind/model.h"
@@ -6,6 +6,8 @@
 #include <atomic>
 #include <deque>
 #include <memory>
+#include <mutex>
+#include <optional>
 
 namespace moe::lua {
 
@@ -14,7 +16,11 @@ class Job;
 /// What the Lua side keeps of a run besides the callbacks, which are in the userdata's user value.
 struct RunState {
     std::atomic<int> num_callbacks = 0;   ///< none: a background thread need not take the state's lock
+    int64_t last_callback = 0;            ///< number of the one that was made last
     std::deque<double> losses;            ///< of the last steps, for "spike"
+    bool console = true;                  ///< its log lines are printed
+    std::mutex mutex;                     ///< of `last`: a job writes it, too
+    std::optional<train::StepMetrics> last;
     std::weak_ptr<Job> job;               ///< the latest
 };
 struct RunValue {
@@ -41,12 +47,23 @@ std::shared_ptr<train::Run> run_of(lua_State* L);
 bool is_spike(RunState& state, double loss, double sigma);
 
 void push_metrics(lua_State* L, const train::StepMetrics& m);
-/// Calls an event's functions with the value on the stack's top, which is popped. `step`: those of run:every look at it.
+/// A step of the run is over: run.last.
+void remember_step(RunState& state, const train::StepMetrics& m);
+/// Before a step: where the schedule has ended with the one before, says so once.
+void say_schedule_ended(train::Run& run, const RunState& state);
+/// Calls an event's functions with the value on the stack's top, which is popped; those of run:every where it divides `step`. An error says whose it is.
 void fire(lua_State* L, int run_index, const std::string& event, int64_t step);
+/// The same of the run at index 1, where a function's error on one rank is raised on all.
+void fire_on_all(lua_State* L, const std::string& event, int64_t step);
 /// The callbacks of a step: step, skip, spike.
 void fire_step(lua_State* L, int run_index, const train::StepMetrics& m, bool spikes);
 /// The same for the run's own spikes; on several ranks, whoever has callbacks, an error of one rank is raised on all.
 void call_back_step(lua_State* L, int run_index, train::Run& run, RunState& state, const train::StepMetrics& m);
+/// "\ncallback 1: every 10 steps, run.lua:12" for each callback of the run at index, "" for none.
+std::string callbacks_text(lua_State* L, int run_index);
+/// run:on, run:every, run:off (callbacks.cpp).
+std::span<const Binding> callback_methods();
+void open_callbacks(lua_State* L);
 /// Throws moe::Error (state) while a job trains the run.
 void check_no_job(lua_State* L, const RunValue& value, const std::string& op);
 

@@ -43,7 +43,10 @@ int restore(lua_State* L) {
     check_no_job(L, self<RunValue>(L), "run:restore");
     auto r = live_run(L);
     r->restore_from(check_string(L, 2, "name"));
-    self<RunValue>(L).state->losses.clear();
+    auto& state = *self<RunValue>(L).state;
+    state.losses.clear();
+    std::lock_guard guard(state.mutex);
+    state.last.reset();
     lua_settop(L, 1);
     return 1;
 }

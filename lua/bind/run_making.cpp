@@ -52,7 +52,7 @@ train::RunOptions run_options(lua_State* L, const Options& o) {
 int push_run(lua_State* L, const Config& config, const train::RunOptions& options) {
     auto made = std::make_shared<train::Run>(with_session_device(L, config), options);
     live_runs().push_back(made);
-    push<RunValue>(L, {std::move(made)});
+    push<RunValue>(L, {std::move(made)}).state->console = options.console;
     return 1;
 }
 

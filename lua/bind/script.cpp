@@ -108,26 +108,22 @@ InBackground::InBackground(Control& control) { background = &control; }
 InBackground::~InBackground() { background = nullptr; }
 Control* background_control() { return background; }
 
-void call_protected(lua_State* co, int num_arguments, int num_results) {
-    int base = lua_gettop(co) - num_arguments;
-    lua_pushcfunction(co, add_traceback);
-    lua_insert(co, base);
-    int status = lua_pcall(co, num_arguments, num_results, base);
-    lua_remove(co, base);
-    if (status == LUA_OK) return;
-    ErrorParts parts = error_parts(co, -1);
-    if (status == LUA_ERRMEM) parts.kind = ErrorKind::memory;
-    lua_pop(co, 1);
-    throw Error(parts);
-}
-
-void call_or_raise(lua_State* L, int num_arguments, int num_results) {
+int call_with_traceback(lua_State* L, int num_arguments, int num_results) {
     int base = lua_gettop(L) - num_arguments;
     lua_pushcfunction(L, add_traceback);
     lua_insert(L, base);
     int status = lua_pcall(L, num_arguments, num_results, base);
     lua_remove(L, base);
-    if (status != LUA_OK) lua_error(L);
+    return status;
+}
+
+void call_protected(lua_State* co, int num_arguments, int num_results) {
+    int status = call_with_traceback(co, num_arguments, num_results);
+    if (status == LUA_OK) return;
+    ErrorParts parts = error_parts(co, -1);
+    if (status == LUA_ERRMEM) parts.kind = ErrorKind::memory;
+    lua_pop(co, 1);
+    throw Error(parts);
 }
 
 Callable::Callable(lua_State* L) : control_(&session_control(L)), alive_(control_->alive), lock_(control_->lock) {

@@ -40,8 +40,8 @@ Control* background_control();
 /// A protected call on a coroutine: function and arguments are on its stack. Throws what it raised as moe::Error with its traceback.
 void call_protected(lua_State* co, int num_arguments, int num_results);
 
-/// lua_call where what is raised arrives as the error object, with the traceback of where it was raised.
-void call_or_raise(lua_State* L, int num_arguments, int num_results);
+/// lua_pcall where what is raised arrives as the error object, with the traceback of where it was raised; a script's own object as it is.
+int call_with_traceback(lua_State* L, int num_arguments, int num_results);
 
 /// Compiles what script_of() stored; made for the state's main thread.
 train::ScriptCompiler script_compiler(lua_State* L);

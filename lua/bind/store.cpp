@@ -105,7 +105,8 @@ int load_hf(lua_State* L) {
 }
 
 const Binding kFunctions[] = {
-    {"load_safetensors", load_safetensors, "moe.load_safetensors(path): name → tensor of a file, or of a folder of them. Tensors share the file's pages; writing to them never changes the file."},
+    {"load_safetensors", load_safetensors, "moe.load_safetensors(path): name → tensor of a file, or of a folder of them. Tensors share the file's pages; writing to them never changes the file.\n"
+     "Example: local path = os.tmpname(); moe.save_safetensors(path, { a = moe.ones { 2 } }); print(moe.load_safetensors(path).a); os.remove(path)"},
     {"save_safetensors", save_safetensors, "moe.save_safetensors(path, tensors, metadata): writes name → tensor as one file, at once: a reader never sees half of it. metadata: texts by name."},
     {"load_hf", on_all_ranks<load_hf>,
      "moe.load_hf(folder, {dtype = \"fp32\" | \"fp64\" | \"bf16\", training = true}): a model of a Hugging Face folder (deepseek_v3, deepseek_v2). dtype defaults to that of the files. Missing and unexpected tensors are one error."},

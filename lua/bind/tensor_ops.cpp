@@ -191,6 +191,18 @@ int allclose(lua_State* L) {
     lua_pushboolean(L, at::allclose(a, b.to(a.options()), o.number("rtol", 1e-5), o.number("atol", 1e-8)));
     return 1;
 }
+int equal(lua_State* L) {
+    Tensor &a = t(L), &b = check_tensor(L, 2, "b");
+    lua_pushboolean(L, a.sizes() == b.sizes() && a.scalar_type() == b.scalar_type() && at::equal(a, b.to(a.device())));
+    return 1;
+}
+int save(lua_State* L) {
+    std::string path = check_string(L, 2, "path");
+    MOE_CHECK(path.ends_with(".npy"), usage, "tensor:save: path", '"' + path + '"', "a file name that ends in .npy", "moe.save_safetensors(path, {name = t}) keeps several, of any dtype");
+    save_as_npy("tensor:save", path, t(L));
+    lua_settop(L, 1);
+    return 1;
+}
 int copy_from(lua_State* L) {
     Tensor &a = t(L), &b = check_tensor(L, 2, "from");
     MOE_CHECK(a.sizes() == b.sizes(), shape, running(L), shape_text(b.sizes()), shape_text(a.sizes()), "");
@@ -231,6 +243,9 @@ const Binding kMethods[] = {
     {"item", item, "t:item(): the number of a tensor with one element."},
     {"to_table", to_table, "t:to_table(): nested Lua tables of numbers, 1-based."},
     {"allclose", allclose, "a:allclose(b, {rtol = 1e-5, atol = 1e-8}): true where all |a - b| <= atol + rtol * |b|."},
+    {"equal", equal, "a:equal(b): true where dtype, shape and all numbers are the same (nan equals nothing).\nExample: print(moe.arange(3):equal(moe.arange(3)))"},
+    {"save", save, "t:save(\"x.npy\"): writes t as NumPy's .npy, which moe.load_npy reads; bfloat16, which NumPy has not, only after t:float(). Returns t.\n"
+     "Example: local path = os.tmpname() .. \".npy\"; moe.arange(3):save(path); print(moe.load_npy(path)); os.remove(path)"},
     {"is_finite", is_finite, "t:is_finite(): true where no element is nan or infinite."},
     {"copy_", copy_from, "t:copy_(from): overwrites t's numbers. Returns t."},
     {"clone", clone, "t:clone(): a copy."},

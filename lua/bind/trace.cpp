@@ -135,16 +135,18 @@ int mutual_information(lua_State* L) {
 
 struct Special {
     int64_t layer, expert, domain, tokens;
-    double share, rate, lift;
+    double share, lift, rate;
 };
 
-/// For each expert its domain of highest rate: the share of the domain's choices that come to the expert.
-std::vector<Special> specialists(const routing::Trace& t) {
+/// For each expert with at least `min_count` tokens (negative: a tenth of its layer's mean, 10 at least, but no more than the mean) its domain of highest rate: the share of the domain's choices
+/// that come to the expert. The more special first, then the one with more tokens.
+std::vector<Special> specialists(const routing::Trace& t, int64_t min_count) {
     std::vector<Special> all;
     for (int64_t layer : t.layers()) {
         at::Tensor load = t.load(layer), rates = load.to(at::kDouble) / load.sum(1, true).clamp_min(1);
         auto rate = rates.accessor<double, 2>();
         auto count = load.accessor<int64_t, 2>();
+        double mean = double(load.sum().item<int64_t>()) / double(load.size(1)), fewest = min_count >= 0 ? double(min_count) : std::min(std::max(10.0, mean / 10), mean);
         for (int64_t e = 0; e < load.size(1); ++e) {
             Special s{layer, e, 0, 0, 0, 0, 0};
             double sum = 0;
@@ -155,17 +157,17 @@ std::vector<Special> specialists(const routing::Trace& t) {
             }
             s.rate = rate[s.domain][e];
             s.share = sum > 0 ? s.rate / sum : 0;
-            s.lift = s.rate * double(load.size(1));
-            all.push_back(s);
+            s.lift = s.share * double(load.size(0));
+            if (double(s.tokens) >= fewest) all.push_back(s);
         }
     }
-    std::stable_sort(all.begin(), all.end(), [](const Special& a, const Special& b) { return a.share > b.share; });
+    std::stable_sort(all.begin(), all.end(), [](const Special& a, const Special& b) { return a.lift != b.lift ? a.lift > b.lift : a.tokens > b.tokens; });
     return all;
 }
 
 int specialization(lua_State* L) {
     auto& t = trace(L);
-    Options o(L, 2, {"layer", "relative"});
+    Options o(L, 2, {"layer", "relative", "min_count"});
     if (o.has("layer")) {
         int64_t layer = o.integer("layer", 0), D = int64_t(t.domains().size()), E = t.num_experts(), K = t.top_k(layer);
         at::Tensor load_DE = t.load(layer).contiguous();
@@ -176,8 +178,10 @@ int specialization(lua_State* L) {
     }
     lua_newtable(L);
     lua_Integer i = 0;
-    for (const Special& s : specialists(t)) {
-        push_ordered_table(L, {"layer", "expert", "domain", "share", "rate", "lift", "tokens"});
+    int64_t min_count = o.integer("min_count", -1);
+    MOE_CHECK(min_count >= 0 || !o.has("min_count"), usage, "trace:specialization: min_count", std::to_string(min_count), "0 or more", "");
+    for (const Special& s : specialists(t, min_count)) {
+        push_ordered_table(L, {"layer", "expert", "domain", "tokens", "share", "lift", "rate"});
         auto set_integer = [&](const char* name, int64_t v) { lua_pushinteger(L, v), lua_setfield(L, -2, name); };
         auto set_number = [&](const char* name, double v) { lua_pushnumber(L, v), lua_setfield(L, -2, name); };
         set_integer("layer", s.layer);
@@ -234,7 +238,10 @@ const Binding kOwnMethods[] = {
     {"examples", examples, "tr:examples {layer =, expert =, count = 5, width = 24}: texts of up to `width` tokens that end with a token, in brackets, that came to the expert."},
     {"mutual_information", mutual_information, "tr:mutual_information(layer): of expert and domain, in nats; 0 where the domain says nothing about the expert."},
     {"specialization", specialization,
-     "tr:specialization {layer =, relative = false}: with a layer a labelled array [domain, expert] of N_{i,D} / N_D, the share of a domain's tokens that go to an expert (uniform: K / E; relative: over that). Without, records, most special first, of {layer, expert, domain, share, rate, lift, tokens}: rate is the share of the domain's choices that come to the expert, lift the rate over the uniform one, share the rate over the sum of all domains' rates (the expert's share of that domain if all were equally long)."},
+     "tr:specialization {layer =, relative = false, min_count =}: without layer records of the experts with at least min_count tokens (by default a tenth of the mean, 10 at least), most special first: {layer, expert, domain, tokens, share, lift, rate}. rate: the share of the domain's choices that come to the expert; "
+     "share: that over the sum of all domains' rates, so the expert's share of that domain if all were equally long; lift: how many times as much as of an expert that takes all domains alike (share times their number). "
+     "With a layer a labelled array [domain, expert] of N_{i,D} / N_D, the share of a domain's tokens that go to an expert (uniform: K / E; relative: over that).\n"
+     "Example: print(moe.model(moe.config \"cpu_quick\":with { [\"model.num_layers\"] = 2 }):trace(moe.data(\"synthetic\", { tokens = 256, seq_length = 32, batch_size = 2 })):specialization())"},
 };
 const Binding kFields[] = {
     {"layers", field_layers, "tr.layers: absolute, 0-based indices of the routed layers."},

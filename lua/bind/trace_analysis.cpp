@@ -75,7 +75,9 @@ int dead(lua_State* L) {
 int coactivation_of(lua_State* L) {
     auto& t = trace_self(L);
     at::Tensor pairs = routing::coactivation(t, layer_argument(L, 2, t)).to(at::kDouble);
-    return push_array(L, pairs / pairs.diagonal().unsqueeze(1), "share of the expert's tokens", {kExpert, {"other", {}, {}}});
+    at::Tensor shares = pairs / pairs.diagonal().clamp_min(1).unsqueeze(1);
+    shares.diagonal().zero_();                            // an expert is with itself always: no pair
+    return push_array(L, shares, "share of the expert's tokens", {kExpert, {"other", {}, {}}});
 }
 
 int flow_of(lua_State* L) {
@@ -189,7 +191,7 @@ const Binding kAnalyses[] = {
      "tr:statistics(): records, one a layer, over all traced tokens: max_vio, min_vio, avg_vio (load against its mean), normalised_entropy, effective_experts, variation, num_dead; domain_information (of expert and domain, nats); token_entropy (mean of H(p_t) / ln E), "
      "token_information (H(mean p) − mean H(p), nats), groups_hit (groups a token), gate_margin (mean score of the K-th expert minus the next one's), changed_by_bias (share of the chosen that the bias brought), drop_rate (share of the chosen that capacity dropped)."},
     {"dead", dead, "tr:dead {window =, layer =, relative = false}: a labelled array [layer, window], with a layer [window], of how many experts got nothing (relative: their share) in each run of `window` tokens, one after the other; padding does not count, and tokens after the last whole window are left out."},
-    {"coactivation", coactivation_of, "tr:coactivation(layer): a labelled array [expert, other] of N_ij / N_i, over all pairs of a token's experts: the share of the expert's tokens that the other one has, too."},
+    {"coactivation", coactivation_of, "tr:coactivation(layer): a labelled array [expert, other] of N_ij / N_i, over all pairs of a token's experts: the share of the expert's tokens that the other one has, too. 0 on the diagonal, since an expert is no pair, and in the row of an expert without tokens; the other rows add up to K − 1."},
     {"flow", flow_of, "tr:flow(layer, next): a labelled array of P(j in next | i in layer): the share of the tokens of expert i that go to expert j of the next routed layer, or of `next`; a row adds up to K."},
     {"mean_weights", mean_weights, "tr:mean_weights(): a labelled array [layer, expert] of the mean gate weight of an expert's tokens."},
     {"vocabulary", vocabulary, "tr:vocabulary {layer =, top = 5, min_count = 10}: records {expert, token, share, tokens, id}: for each expert the token ids of which it gets the largest share (N_{i,x} / N_x), among those that occur min_count times."},

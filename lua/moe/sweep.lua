@@ -2,6 +2,7 @@
 local spec, store, runner = require "moe.sweep.spec", require "moe.sweep.store", require "moe.sweep.runner"
 local session = require "moe.sweep.session"
 
+local MOST_PRINTED = 20
 local Sweep = { __name = "sweep" }
 local methods = {}
 
@@ -82,7 +83,15 @@ function methods.points(self)
   return list
 end
 
+-- One line: how many points there are, and what became of them.
+local function status(self)
+  local c = count(self.spec)
+  return ("sweep %s: %d point%s, %d done, %d failed, %d to run"):format(self.name, c.total, c.total == 1 and "" or "s", c.done, c.failed, c.waiting)
+end
+
 -- --- running ---
+
+methods.status = status
 
 function methods.check(self)
   local rows, s = {}, self.spec
@@ -145,7 +154,7 @@ function methods.run(self, options)
   end
   write_waiting(s)
   local before, left = count(s), options.limit or math.huge
-  if not session.quiet then print(("%s; folder %s"):format(tostring(self), s.folder)) end
+  if not session.quiet and before.waiting > 0 and left > 0 then print(("%s; folder %s"):format(status(self), s.folder)) end
   local silent = { update = function() end, done = function() end }
   local nothing = session.quiet or #waiting_points(s) == 0 or left == 0
   local bar = nothing and silent or moe.progress(math.min(most_points(s) - before.done - before.failed, left), { label = s.name })
@@ -169,6 +178,13 @@ function methods.run(self, options)
 end
 
 -- --- results ---
+
+-- The result that is shown where none is named, among those that are there.
+local function main_result(s, seen)
+  for _, name in ipairs { s.metric or "validation_loss", "loss" } do
+    if seen[name] then return name end
+  end
+end
 
 function methods.titles(self)
   local titles, taken = {}, {}
@@ -206,9 +222,13 @@ function methods.table(self, wanted)
   end
   if s.halving then columns[#columns + 1] = "budget" end
   for _, key in ipairs(s.keys) do columns[#columns + 1] = key end
-  table.sort(results)
-  for _, name in ipairs(results) do columns[#columns + 1] = name end
+  local main = main_result(s, seen)
   columns[#columns + 1] = "secs"
+  table.sort(results)
+  for _, name in ipairs(results) do
+    if name ~= main then columns[#columns + 1] = name end
+  end
+  columns[#columns + 1] = main
   for _, row in ipairs(rows) do
     if row.error then
       columns[#columns + 1] = "error"
@@ -221,20 +241,16 @@ end
 function methods.group(self, keys) return self:table("done"):group(keys) end
 
 function methods.metric(self)
-  local t = self:table("done")
-  for _, name in ipairs { self.spec.metric or "validation_loss", "loss" } do
-    for _, column in ipairs(t.columns) do
-      if column == name then return name end
-    end
-  end
-  local known = {}
+  local seen, known = {}, {}
+  for _, column in ipairs(self:table("done").columns) do seen[column] = true end
+  if main_result(self.spec, seen) then return main_result(self.spec, seen) end
   for _, p in ipairs(known_points(self.spec)) do
     for name, v in pairs(p.result or {}) do
       if type(v) == "number" then known[#known + 1] = name end
     end
   end
   table.sort(known)
-  if not known[1] then moe.fail { kind = "state", op = "sweep: metric", got = tostring(self), want = "a point that is done", hint = "sweep:run()" } end
+  if not known[1] then moe.fail { kind = "state", op = "sweep: metric", got = status(self), want = "a point that is done", hint = "sweep:run()" } end
   return known[1]
 end
 
@@ -264,8 +280,17 @@ Sweep.__index = function(self, key)
 end
 Sweep.__len = function(self) return #known_points(self.spec) end
 Sweep.__tostring = function(self)
-  local c = count(self.spec)
-  return ("sweep %s: %d point%s, %d done, %d failed, %d to run"):format(self.name, c.total, c.total == 1 and "" or "s", c.done, c.failed, c.waiting)
+  local c, out = count(self.spec), { status(self) }
+  if c.done + c.failed == 0 then return out[1] end
+  local t = self:table()
+  if #t > MOST_PRINTED then
+    out[3] = ("… %d more; :table() is all of them"):format(#t - MOST_PRINTED)
+    t = moe.table(table.move(t.rows, 1, MOST_PRINTED, 1, {}), { columns = t.columns, titles = t.options.titles, formats = t.options.formats })
+  end
+  out[2] = tostring(t)
+  local report = self.folder .. "/report.md"
+  out[#out + 1] = moe.fs.exists(report) and "report: " .. report or c.done > 0 and "no report yet: :report() writes " .. report or nil
+  return table.concat(out, "\n")
 end
 
 -- The file of the script that calls moe.sweep.
@@ -296,19 +321,20 @@ local TEXTS = {
   run = "sweep:run {jobs = 0, retry = false, limit =}: writes all points, then runs those without a result: one after the other here (jobs = 0), or as N processes of this program, which share its threads. A point that fails keeps its error and the others go on; "
     .. "retry = true runs failed ones again. limit: at most so many now. An interrupt ends it; what is done stays done, and the next call goes on. With jobs, fn and what it holds on to (numbers, texts, tables, configurations, Lua functions) are sent to the processes. Returns sweep.",
   points = "sweep:points(): a list of {id, index, status (\"waiting\", \"done\", \"failed\"), values, budget, round, config, result, error, secs, path}; with halving those of the rounds that have begun.",
-  table = "sweep:table(status): a table with a row a point: id, status, values, results, secs and errors; all points, or those \"done\", \"failed\" or \"waiting\".",
+  table = "sweep:table(status): a table with a row a point: id, status, values, secs, results (the sweep's metric last) and errors; all points, or those \"done\", \"failed\" or \"waiting\".",
   group = "sweep:group {keys}: table:group of the points that are done: :agg { \"loss\" } gives a row of each group.",
   agg = "sweep:agg {\"loss\", …}: mean, standard deviation (_std), half the 95 % confidence interval (_ci, Student's t) and n over the seeds of each setting; by default of the sweep's metric.",
   plot = "sweep:plot {x =, y =, by =, categories = false, title =, log_x =, log_y =, y_min =, y_max =, width =, height =}: y (a result) against x (a key) with the 95 % confidence interval over the seeds, one curve for each value of by; bars where x is no number, or with categories = true. Defaults: the keys in their order, the sweep's metric.",
   report = "sweep:report {plots = {{x =, y =, by =}, …}, metrics = {…}, path =}: writes <folder>/report.md: what was asked and varied, results with confidence intervals, pictures (SVG beside it), failures, configuration against the base, commit, script, hardware and time. Returns its text.",
   submit = "sweep:submit(…): for clusters; not built yet.",
   metric = "sweep:metric(): the result that agg, plot and report show unless told otherwise: metric of moe.sweep, else validation_loss, else loss.",
+  status = "sweep:status(): a line with the number of points that are done, failed and still to run.",
   settings = "sweep:settings(): the keys that vary, without the seed.",
   titles = "sweep:titles(): the last part of each key that varies, as a title of its column.",
 }
 for name, text in pairs(TEXTS) do moe.document(methods[name], "sweep:" .. name, text) end
 Sweep.__methods = methods
-moe.document(Sweep, "sweep", "sweep: points of moe.sweep { … }, and what came of them. Fields: name, folder, keys; #sweep is the number of points.")
+moe.document(Sweep, "sweep", "sweep: points of moe.sweep { … }, and what came of them. Fields: name, folder, keys; #sweep is the number of points; print(sweep) shows their state, results and the report's path, sweep:status() the state in one line.")
 
 return moe.document(make, "moe.sweep",
   "moe.sweep {name =, base =, grid =, list =, random =, seeds =, halving =, fn =, ranks = 1, metric =, about =, output_dir =}: many runs of base (a configuration, its name, or a function(values) that makes one) with other values; sweep:run() runs what is missing.\n"

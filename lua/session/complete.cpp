@@ -5,6 +5,7 @@
 #include "lua/bind/lua.h"
 #include "lua/session/chain.h"
 #include "lua/session/modules.h"
+#include "lua/session/signature.h"
 
 #include <algorithm>
 #include <cstdlib>
@@ -17,6 +18,7 @@ namespace fs = std::filesystem;
 using Names = std::vector<std::string>;
 constexpr lua_Integer kMostIds = 512;
 constexpr int kMostRuns = 50, kMostPairs = 1000;
+constexpr size_t kLongestSearch = 100;
 
 void add_keys(lua_State* L, int index, bool functions_only, Names& out) {
     index = lua_absindex(L, index);
@@ -123,31 +125,6 @@ Callee callee_of(lua_State* L, const Code& code, size_t i) {
     return c;
 }
 
-/// "moe.run {config =, name =}: …" → config, name; of the braces of argument `argument` where the signature has "(".
-Names option_names(const std::string& help, int argument, bool& is_changes) {
-    Names names;
-    std::string line = help.substr(0, help.find('\n'));
-    int depth = 0, at = 0;
-    bool call = line.find('(') < line.find('{');
-    std::string word;
-    for (size_t i = 0; i < line.size(); ++i) {
-        char c = line[i];
-        if (c == ':' && depth == 0 && i + 1 < line.size() && line[i + 1] == ' ') break;
-        if (c == '(' || c == '{') ++depth;
-        if (c == ')' || c == '}') --depth;
-        if (c == ',' && depth == 1 && call) ++at;
-        bool here = depth > (call ? 1 : 0) && (!call || at == argument);
-        if (here && line.compare(i, 9, "{changes}") == 0) is_changes = true;
-        if (std::isalnum(static_cast<unsigned char>(c)) || c == '_') {
-            word += c;
-        } else if (c != ' ' || (i + 1 < line.size() && line[i + 1] != '=')) {
-            if (c == '=' && here && is_identifier(word)) names.push_back(word);
-            word.clear();
-        }
-    }
-    return names;
-}
-
 /// Keys and sections of the configuration's section at `path`; none where there is no such section.
 Names config_keys(const std::string& path) {
     try {
@@ -187,19 +164,6 @@ Names option_keys(lua_State* L, const Code& code, size_t i) {
 }
 
 // --- texts ---
-
-/// Words in quotes of a help text: the values that its options take.
-Names quoted_words(const std::string& help) {
-    Names words;
-    for (size_t at = help.find('"'); at != std::string::npos;) {
-        size_t end = help.find('"', at + 1);
-        if (end == std::string::npos) break;
-        std::string word = help.substr(at + 1, end - at - 1);
-        if (word.find_first_of(" \n") == std::string::npos && !word.empty()) words.push_back(word);
-        at = help.find('"', end + 1);
-    }
-    return words;
-}
 
 /// Runs below the default output_dir, newest first: {name, folder}.
 std::vector<std::pair<std::string, fs::path>> runs() {
@@ -248,6 +212,14 @@ Names all_config_keys() {
     return names;
 }
 
+/// Names that help(x, "…") knows of the value on the stack's top.
+Names help_names(lua_State* L) {
+    if (type_name(L, -1) == "config") return all_config_keys();
+    Names names = members(L, false, ""), methods = members(L, true, "");
+    names.insert(names.end(), methods.begin(), methods.end());
+    return names;
+}
+
 /// What the text that starts at token `i` may be, as its place says: the argument of a call, the value of an option, a key.
 Names text_values(lua_State* L, const Code& code, size_t i) {
     std::string_view before = i > 0 ? code.text(i - 1) : std::string_view();
@@ -268,7 +240,13 @@ Names text_values(lua_State* L, const Code& code, size_t i) {
         return brace != Code::npos && code.text(brace) == "{" ? all_config_keys() : Names();
     }
     Callee callee = callee_of(L, code, i);
-    if (callee.name == "help" && callee.argument == 1) return all_config_keys();
+    if (callee.name == "help" && callee.argument == 1) return i >= 2 && push_chain(L, code, i - 2) ? help_names(L) : all_config_keys();
+    if (callee.name == "help") {
+        push_help_names(L);
+        Names names = ordered_keys(L, -1), keys = all_config_keys();
+        names.insert(names.end(), keys.begin(), keys.end());
+        return names;
+    }
     if (callee.name == "resume" || callee.name == "restore") return saves();
     if (callee.name == "require" || callee.name == "reload") {
         Names names;
@@ -355,6 +333,17 @@ Completion complete(lua_State* L, std::string_view whole, size_t cursor) {
         return c;
     } else if (!is_number) {
         if (before == "{" || before == "," || before == ";") names = option_keys(L, code, i);
+        if (names.empty() && prefix.empty() && (before == "(" || before == ",")) {
+            Callee callee = callee_of(L, code, i);
+            lua_settop(L, top);
+            if (!callee.help.empty()) {                                     // an argument begins: what it is, and not every name there is
+                bool changes = false;
+                c.note = note_of(callee.help);
+                for (auto& name : option_names(callee.help, callee.argument, changes)) c.matches.push_back("{ " + name + " = ");
+                std::sort(c.matches.begin(), c.matches.end());
+                return c;
+            }
+        }
         bool own = std::any_of(names.begin(), names.end(), [&](auto& n) { return n.starts_with(prefix); });
         if (!own && !(prefix.empty() && before == "")) names = globals(L, whole, cursor);
         else if (!own) names = globals(L, "", 0);
@@ -439,12 +428,25 @@ Inspection inspect(lua_State* L, std::string_view whole, size_t cursor, bool det
     Inspection out;
     if (code.in_comment() || code.size() == 0) return out;
     size_t last = code.size() - 1;
+    bool words = true, path = whole.size() < kLongestSearch;        // what a person may search for: words, or a name in parts
+    for (size_t i = 0; i <= last; ++i) {
+        bool word = code[i].kind == TokenKind::name || code[i].kind == TokenKind::keyword;
+        words = words && word && path;
+        path = path && (word || code.text(i) == "." || code.text(i) == ":");
+    }
+    auto search = [&] {
+        push_string(L, whole);
+        out.text = asked(L, -1, nullptr);
+        lua_pop(L, 1);
+    };
+    if (detail && words && last > 0) return search(), out;
     if (code.is_name(last) && explain(L, code, last, detail, source_of, out)) return out;
     if (code[last].kind == TokenKind::string) --last;
     for (size_t bracket = code.enclosing(code.size()); bracket != Code::npos && bracket > 0; bracket = code.enclosing(bracket)) {
         if (code.is_name(bracket - 1) && explain(L, code, bracket - 1, detail, source_of, out)) return out;
     }
     if (last < code.size() && code.is_name(last)) explain(L, code, last, detail, source_of, out);
+    if (detail && path && !out.found()) search();
     return out;
 }
 }  // namespace moe::lua

@@ -1,6 +1,7 @@
 #include "lua/session/echo.h"
 
 #include "lua/bind/lua.h"
+#include "lua/bind/source.h"
 #include "lua/session/lexer.h"
 
 #include <algorithm>
@@ -8,10 +9,9 @@
 
 namespace moe::lua {
 namespace {
-constexpr int kDepth = 4;
-constexpr size_t kItems = 100, kWidth = 100, kTextBytes = 200;
+constexpr size_t kDepth = 3, kItems = 50, kWidth = 100, kTextBytes = 200, kLines = 40;
 
-std::string quoted(std::string_view text) {
+std::string quoted_text(std::string_view text) {
     std::string out = "\"";
     for (char c : text.substr(0, kTextBytes)) {
         auto byte = static_cast<unsigned char>(c);
@@ -36,15 +36,45 @@ bool is_plain(lua_State* L, int index) {
     return lua_istable(L, index) && (has_meta(L, index, "__keys") || !(has_meta(L, index, "__tostring") || has_meta(L, index, "__name")));
 }
 
-std::string first_line(const std::string& text) {
-    size_t end = text.find('\n');
-    return end == std::string::npos ? text : text.substr(0, end) + " …";
+/// "function moe.randn", by its help text, or "function at run.lua:12".
+std::string function_text(lua_State* L, int index) {
+    if (auto help = help_of(L, index)) {
+        std::string name = help->substr(0, help->find_first_of(" ({\n"));
+        return "function " + (name.ends_with(':') ? name.substr(0, name.size() - 1) : name);
+    }
+    std::string place = function_place(L, index);
+    return place == "[C]" ? "function" : "function at " + place;
 }
+
+/// As tostring shows it, without the address of what has no better text.
+std::string object_text(lua_State* L, int index) {
+    if (lua_isfunction(L, index)) return function_text(L, index);
+    std::string text = to_string(L, index);
+    size_t at = text.rfind(": 0x");
+    bool address = lua_type(L, index) >= LUA_TLIGHTUSERDATA && at != std::string::npos && text.find_first_not_of("0123456789abcdef", at + 4) == std::string::npos;
+    return address ? text.substr(0, at) : text;
+}
+
+bool is_tensor(lua_State* L, int index) {
+    if (luaL_getmetafield(L, index, "__name") == LUA_TNIL) return false;
+    bool is = lua_type(L, -1) == LUA_TSTRING && std::string_view(lua_tostring(L, -1)) == "tensor";
+    return lua_pop(L, 1), is;
+}
+
+/// An object inside a table: its first line, which says of a tensor what it is.
+std::string line_of(lua_State* L, int index) {
+    std::string text = object_text(L, index);
+    size_t end = text.find('\n');
+    return end == std::string::npos ? text : text.substr(0, end) + (is_tensor(L, index) ? "" : " …");
+}
+
+/// Objects have a line each.
+bool is_object(lua_State* L, int index) { return lua_isuserdata(L, index) || (lua_istable(L, index) && !is_plain(L, index)); }
 
 struct Items {
     std::vector<std::string> texts;
     bool keyless = true;
-    size_t left_out = 0;
+    size_t left_out = 0, objects = 0;
 };
 
 std::string literal(lua_State* L, int index, size_t indent, std::vector<const void*>& above);
@@ -53,15 +83,15 @@ std::string value_text(lua_State* L, int index, size_t indent, std::vector<const
     if (lua_type(L, index) == LUA_TSTRING) {
         size_t size = 0;
         const char* data = lua_tolstring(L, index, &size);
-        return quoted({data, size});
+        return quoted_text({data, size});
     }
-    return is_plain(L, index) ? literal(L, index, indent, above) : first_line(to_string(L, index));
+    return is_plain(L, index) ? literal(L, index, indent, above) : line_of(L, index);
 }
 
 std::string key_text(lua_State* L, int index) {
-    if (lua_type(L, index) != LUA_TSTRING) return "[" + (is_plain(L, index) ? "table" : first_line(to_string(L, index))) + "]";
+    if (lua_type(L, index) != LUA_TSTRING) return "[" + (is_plain(L, index) ? "table" : line_of(L, index)) + "]";
     std::string key = lua_tostring(L, index);
-    return is_identifier(key) ? key : "[" + quoted(key) + "]";
+    return is_identifier(key) ? key : "[" + quoted_text(key) + "]";
 }
 
 /// Pushes a copy of the table without the items 1 to n.
@@ -86,7 +116,7 @@ Items items_of(lua_State* L, int index, size_t indent, std::vector<const void*>&
     auto n = lua_Integer(lua_rawlen(L, index));
     auto add = [&](const std::string& key) {
         if (items.texts.size() >= kItems) ++items.left_out;
-        else items.texts.push_back(key + value_text(L, -1, indent, above));
+        else items.texts.push_back(key + value_text(L, lua_gettop(L), indent, above)), items.objects += is_object(L, -1);
     };
     for (lua_Integer i = 1; i <= std::min(n, lua_Integer(kItems)); ++i) {
         lua_rawgeti(L, index, i);
@@ -118,16 +148,25 @@ Items items_of(lua_State* L, int index, size_t indent, std::vector<const void*>&
     return items;
 }
 
+/// "{… 3 items}", of a table that is too deep to be shown.
+std::string count_text(lua_State* L, int index) {
+    size_t count = 0;
+    lua_pushnil(L);
+    for (; lua_next(L, index); lua_pop(L, 1)) ++count;
+    return count == 0 ? "{}" : fmt::format("{{… {} item{}}}", count, count == 1 ? "" : "s");
+}
+
 std::string literal(lua_State* L, int index, size_t indent, std::vector<const void*>& above) {
     index = lua_absindex(L, index);
     luaL_checkstack(L, 12, "echo");
     const void* self = lua_topointer(L, index);
-    if (above.size() >= size_t(kDepth) || std::find(above.begin(), above.end(), self) != above.end()) return "{…}";
+    if (std::find(above.begin(), above.end(), self) != above.end()) return "{cycle}";
+    if (above.size() >= kDepth) return count_text(L, index);
     above.push_back(self);
     Items items = items_of(L, index, indent + 2, above);
     above.pop_back();
     size_t length = indent + 2;
-    bool one_line = true, deep = false;
+    bool one_line = true, deep = items.objects > 1;
     for (auto& text : items.texts) {
         length += text.size() + 2;
         if (text.find('\n') != std::string::npos) deep = true;
@@ -149,8 +188,13 @@ std::string literal(lua_State* L, int index, size_t indent, std::vector<const vo
 }  // namespace
 
 std::string echo_text(lua_State* L, int index) {
-    if (!is_plain(L, index)) return to_string(L, index);
+    if (!is_plain(L, index)) return object_text(L, index);
     std::vector<const void*> above;
-    return literal(L, index, 0, above);
+    std::string text = literal(L, index, 0, above);
+    auto lines = size_t(std::count(text.begin(), text.end(), '\n')) + 1;
+    if (lines <= kLines) return text;
+    size_t end = 0;
+    for (size_t i = 0; i + 1 < kLines; ++i) end = text.find('\n', end) + 1;
+    return text.substr(0, end) + fmt::format("… {} more lines", lines - kLines + 1);
 }
 }  // namespace moe::lua

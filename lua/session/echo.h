@@ -6,8 +6,9 @@
 
 namespace moe::lua {
 
-/// A result as text: plain tables as an indented literal with sorted keys (moe's own in their order), four levels deep and a hundred
-/// items each; texts as they are; all else as tostring shows it. May raise Lua's errors (a __tostring of the caller's).
+/// A result as text: plain tables as an indented literal with sorted keys (moe's own in their order), three levels deep with at most fifty items each and
+/// forty lines in all, objects such as tensors by the line that says what they are; texts as they are; all else as tostring shows it, without addresses.
+/// May raise Lua's errors (a __tostring of the caller's).
 std::string echo_text(lua_State* L, int index);
 
 }  // namespace moe::lua

@@ -59,7 +59,9 @@ int show_results(lua_State* L) {
     auto& results = *static_cast<Results*>(lua_touserdata(L, 1));
     for (int i = 2, n = lua_gettop(L); i <= n; ++i) {
         results.all_nil &= lua_isnil(L, i);
-        results.texts.push_back(results.echo ? echo_text(L, i) : to_string(L, i));
+        std::string text = results.echo ? echo_text(L, i) : to_string(L, i);
+        if (results.echo && n == 2 && text == control(L).last_log) continue;         // a step's metrics, which stand there already
+        results.texts.push_back(std::move(text));
     }
     if (results.echo && lua_gettop(L) >= 2 && !lua_isnil(L, 2)) {
         lua_pushvalue(L, 2);
@@ -223,6 +225,7 @@ Result Session::call(int num_arguments, bool echo) {
     thread_ = pthread_self();
     running_ = true;
     control_.running = L_;
+    control_.last_log.clear();
     int status = lua_pcall(L_, num_arguments, LUA_MULTRET, base);
     if (status == LUA_OK) {
         Results results{echo, {}};
@@ -464,7 +467,9 @@ bool Session::is_complete(const std::string& code) {
 
 std::string describe(const ErrorParts& error, bool colour) {
     std::string text = fmt::format("{}error:{} {}", colour ? "\033[31m" : "", colour ? "\033[0m" : "", Error(error).what());
-    if (!error.where.empty() && text.find(error.where) == std::string::npos) text += "\n  at " + error.where;
+    // A place in this program says nothing to who did not write it.
+    bool ours = error.where.starts_with("core/") || error.where.starts_with("lua/moe/") || error.where.starts_with("lua/bind/") || error.where.starts_with("lua/session/") || error.where.starts_with("shell/");
+    if (!error.where.empty() && text.find(error.where) == std::string::npos && (!ours || error.kind == ErrorKind::internal)) text += "\n  at " + error.where;
     // A traceback of the main chunk alone says nothing that `where` does not say.
     size_t levels = size_t(std::count(error.traceback.begin(), error.traceback.end(), '\n'));
     // Nor does that of a command of ours to who typed it.

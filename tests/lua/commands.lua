@@ -245,6 +245,15 @@ test("execute: output, code, a program that is not there, one that hangs with a 
   check.raises("io", function() return moe.become { "moelab-no-such-program" } end, "moelab-no-such-program")
 end)
 
+test("program: a wrong option says once what was got", function()
+  local out, code = check.moelab "--ranks x -e 1"
+  equal(code, 2)
+  equal(select(2, out:gsub("got ", "")), 1, out)
+  out, code = check.moelab "train --config nowhere"
+  equal(code, 2)
+  is(not out:find("%.cpp") and not out:find("lua/moe"), out)
+end)
+
 test("list: parameters are those of the configurations", function()
   local found = moe.json.decode((check.moelab("list --json")))
   equal(#found.configurations, #moe.config_names())

@@ -48,6 +48,21 @@ test("config: length and memory of a run", function()
   raises("config", function() return moe.config_about "tinny" end, "tiny")
 end)
 
+test("config: printed without what is at its default, the tree has all", function()
+  local cfg = moe.config("tiny"):with { model = { moe = { num_experts = 16 } } }
+  local text, tree = tostring(cfg), cfg:tree()
+  check.contains(text, "\n  model\n")
+  is(text:find("\n%*%s+num_experts%s+16%s+%(was 4%)"), text)
+  is(text:find("\n%s+num_heads%s+8\n"), text)          -- the base's own choice, not changed
+  is(not text:find("norm_eps", 1, true) and not text:find("slurm", 1, true), text)
+  is(select(2, text:gsub("\n", "")) < 60, text)
+  local left = tonumber(text:match("\n  … (%d+) keys at their defaults; cfg:tree%(%) shows all$"))
+  local lines, sections = select(2, tree:gsub("\n", "")), select(2, tree:gsub("\n%s+%S+%f[\n]", ""))
+  equal(left + select(2, text:gsub("\n", "")) - select(2, text:gsub("\n%s+%S+%f[\n]", "")), lines - sections)
+  check.contains(tree, "norm_eps")
+  is(tostring(moe.config {}):find("^  … %d+ keys"))
+end)
+
 test("config: null, lists and empty lists", function()
   local cfg = moe.config("tiny"):with { training = { train_steps = 5, recompute = {} }, data = { sources = { { name = "a", path = "b" } } } }
   equal(cfg:with({ training = { train_steps = moe.null } }).training.train_steps, nil)

@@ -49,4 +49,26 @@ test("experiments: parts written in Lua run, each in under 20 lines", function()
   end
 end)
 
+test("experiments: an unknown argument is an error that names the nearest", function()
+  for _, file in ipairs(moe.fs.list(experiments, { recursive = true, suffix = ".lua" })) do
+    local name = file:match("experiments/([^/]+/[^/]+)%.lua$")
+    if name ~= "quickstart/corpus" then
+      local out, code = check.moelab(("run '%s' output_dri=x"):format(file))
+      equal(code, 2, name .. ": " .. out)
+      contains(out, 'did you mean "output_dir"?')
+    end
+  end
+end)
+
+test("experiments: the list shows all, those without a run.lua by their files", function()
+  local found, names = moe.json.decode((check.moelab "list --json")).experiments, {}
+  for _, e in ipairs(found) do
+    names[e.name] = e.file
+    is(e.about and #e.about > 10, e.name)
+    is(moe.fs.exists(experiments .. "/../" .. e.file), e.file)
+  end
+  equal(names["bias_rate"], "experiments/bias_rate/run.lua")
+  equal(names["custom_parts/optimizer"], "experiments/custom_parts/optimizer.lua")
+end)
+
 check.done()

@@ -37,7 +37,7 @@ test("help: every binding and every function of moe has a text", function()
   end
   equal(table.concat(missing, ", "), "")
   is(texts > 200, "only " .. texts .. " functions were seen")
-  for _, name in ipairs { "tensor", "generator", "operator", "cuda kernel", "cuda stream", "sort plan", "config", "config section", "model", "trace", "run", "router", "intervention", "job", "layers", "layer", "part of a layer", "data", "process", "table", "sweep", "progress" } do is(moe.documented()[name], "no help for the type " .. name) end
+  for _, name in ipairs { "tensor", "generator", "operator", "cuda kernel", "cuda stream", "sort plan", "config", "config section", "model", "trace", "run", "router", "intervention", "callback", "job", "layers", "layer", "part of a layer", "data", "process", "table", "sweep", "progress" } do is(moe.documented()[name], "no help for the type " .. name) end
 end)
 
 test("help: every type's methods are seen, a hidden one would be missing", function()
@@ -93,6 +93,22 @@ test("help: functions, methods, types, modules and names", function()
   check.contains(moe.help_text(moe.zeros { 1 }), "matmul")
   check.contains(moe.help_text(viz), "viz.heatmap")
   raises("usage", function() return moe.help_text(moe.zeros { 1 }, "summ") end)
+end)
+
+test("help: words that name nothing are searched for in names, then in texts, with the line that has them", function()
+  local text = moe.help_text "capacity"
+  local names, texts = text:find("Names with capacity\n", 1, true), text:find("Texts with capacity\n", 1, true)
+  is(names == 1 and texts and names < texts, text)
+  contains(text, "\n  model.moe.capacity_factor: ")
+  contains(text:sub(texts), "\n  trace:dropped: ")
+  for line in text:gmatch("[^\n]+") do is(#line < 200, line) end
+  contains(moe.help_text "Learning RATE", "training.learning_rate")
+  contains(moe.help_text "heat map", "\n  viz.heatmap: ")
+  contains(moe.help_text "tensor", "tensor: ")      -- a name of its own
+  is(not moe.help_text("tensor"):find "^Names with")
+  contains(moe.help_text "a", " more")
+  raises("usage", function() return moe.help_text "moe.zerros" end, 'did you mean "moe.zeros"?')
+  raises("usage", function() return moe.help_text " " end)
 end)
 
 test("help: objects of types written in Lua list their methods", function()

@@ -40,7 +40,8 @@ test("plots: curves are well-formed and labelled", function()
   is(not p.svg:find("nan") and not p.svg:find("inf"))
   check_texts(p)
   local path = check.folder() .. "/p.svg"
-  p:save(path)
+  equal(p:save(path), p)
+  check.contains(tostring(p), "saved as " .. path)
   equal(moe.fs.read(path), p.svg)
 end)
 

@@ -88,6 +88,20 @@ test("run: evaluation by domain, counts, trace", function()
   raises("usage", function() return tr:load { layr = 1 } end, 'did you mean "layer"?')
 end)
 
+test("run: past the end of its schedule it says once that the learning rate stays", function()
+  moe.fs.write(folder .. "/past.lua", ([[
+    local run = moe.run { config = moe.config "%s/cfg.json", log = false }
+    run:train() print "end"
+    run:train(1) run:train(2)
+    assert(run.last.step == run.num_steps + 3 and run.last.lr == run.lr)
+  ]]):format(folder))
+  cfg:with({ training = { train_steps = 2 } }):save(folder .. "/cfg.json")
+  local out, code = check.moelab(("run '%s/past.lua'"):format(folder))
+  equal(code, 0, out)
+  equal(select(2, out:gsub("the schedule of 2 steps", "")), 1, out)
+  is(out:find("end\n.*the schedule of 2 steps %(training.train_steps%) has ended"), out)
+end)
+
 test("run: wrong events, keys and folders", function()
   local run = moe.run { config = cfg, console = false, log = false }
   raises("usage", function() run:on("stepp", print) end, "step")

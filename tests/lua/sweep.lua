@@ -246,6 +246,18 @@ test("sweep: an interrupt leaves what is done and the next call goes on, here an
   end
 end)
 
+test("sweep: prints the state of its points, the results with the metric last, and the report's path", function()
+  local s = moe.sweep { name = "printed", base = base, grid = { seed = { 1, 2 } }, fn = function(p) if p.values.seed == 2 then error "bad" end return { loss = 0.5, zeta = 3 } end }
+  equal(tostring(s), "sweep printed: 2 points, 0 done, 0 failed, 2 to run")
+  equal(tostring(s:run()):match("^[^\n]*"), s:status())
+  local text = tostring(s)
+  is(text:find("\nid +status +seed +secs +zeta +loss +error\n"), text)
+  is(text:find("done +1 .* 3 +0.5\n") and text:find("failed +2 .*bad\n"), text)
+  contains(text, "\nno report yet: :report() writes " .. s.folder .. "/report.md")
+  s:report()
+  contains(tostring(s), "\nreport: " .. s.folder .. "/report.md")
+end)
+
 test("sweep: tables, groups, means with Student's interval", function()
   local s = moe.sweep { name = "tables", base = base, grid = { seed = { 1, 2, 4 }, [LR] = { 1e-3, 2e-3 } }, fn = function(p) return { loss = p.values.seed * p.values[LR], text = "x" } end }:run()
   local t = s:table()

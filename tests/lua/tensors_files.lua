@@ -67,6 +67,17 @@ test("npz: tensors by name, and what is wrong with an archive", function()
   raises("usage", function() moe.save_npz(folder .. "/x.npz", { a = 3 }) end, "tensors.a")
 end)
 
+test("tensor: saves itself, and is equal to what was read", function()
+  local t = moe.randn { 3, 4 }
+  is(t:save(folder .. "/t.npy"):equal(t))
+  is(moe.load_npy(folder .. "/t.npy"):equal(t))
+  is(not t:equal(t + 1e-6) and not t:equal(t:double()) and not t:equal(t[0]))
+  is(not moe.tensor { 0 / 0 }:equal(moe.tensor { 0 / 0 }))
+  raises("usage", function() t:save "x.txt" end, ".npy")
+  raises("dtype", function() t:bfloat16():save(folder .. "/b.npy") end, "tensor:save")
+  raises("usage", function() return t:equal(3) end)
+end)
+
 test("safetensors: the dtypes that NumPy has not", function()
   moe.save_safetensors(folder .. "/x.safetensors", { a = moe.ones({ 2 }, { dtype = "bf16" }) })
   equal(moe.load_safetensors(folder .. "/x.safetensors").a.dtype, "bfloat16")

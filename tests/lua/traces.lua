@@ -67,6 +67,38 @@ test("trace: tokens, positions and weights are those of the model's decisions", 
   end
 end)
 
+test("trace: the special experts come first, those of few tokens not at all, and the table is whole", function()
+  local all, some = tr:specialization { min_count = 0 }, tr:specialization { min_count = 20 }
+  equal(#all, #tr.layers * E)
+  local kept, num_domains = 0, 0
+  for _, name in ipairs(tr.domains) do num_domains = num_domains + 1 end
+  for _, s in ipairs(all) do
+    local load, rates, sum = tr:load { layer = s.layer, by = "domain" }, {}, 0
+    local tokens = load:to_tensor():select(1, s.expert):sum():item()
+    equal(s.tokens, tokens)
+    for d, name in ipairs(tr.domains) do
+      local of_domain = load[d - 1]:sum():item()
+      rates[name] = of_domain > 0 and load[d - 1][s.expert] / of_domain or 0
+      sum = sum + rates[name]
+    end
+    near(s.rate, rates[s.domain], 1e-12)
+    near(s.lift, sum > 0 and rates[s.domain] / sum * num_domains or 0, 1e-12)
+    for _, rate in pairs(rates) do is(rate <= s.rate + 1e-12) end
+    if tokens >= 20 then kept = kept + 1 end
+  end
+  equal(#some, kept)
+  is(kept > 0 and kept <= #all)
+  for i = 2, #all do is(all[i - 1].lift > all[i].lift or (all[i - 1].lift == all[i].lift and all[i - 1].tokens >= all[i].tokens)) end
+  is(#tr:specialization() > 0)
+  raises("usage", function() return tr:specialization { min_count = -1 } end, "0 or more")
+  local many = {}
+  for i = 1, 30 do many[i] = { place = i } end
+  local text = tostring(moe.records(many))
+  equal(select(2, text:gsub("\n", "\n")), 22)
+  is(text:find("\n   20\n… 10 more; :table%(%) is all of them$"), text)
+  equal(select(2, tostring(moe.records(many):table()):gsub("\n", "\n")), 31)
+end)
+
 test("trace: load by domain and token, specialisation", function()
   local load, by_token, tokens = {}, {}, {}
   for d = 0, 2 do load[d], tokens[d] = {}, 0 end
@@ -130,8 +162,9 @@ test("trace: co-activation, flow and mean weights", function()
     if of[i] > 0 then
       near(w[i], weight[i] / of[i], 1e-6)
       near(f[i]:sum():item(), K, 1e-9)
+      near(c[i]:sum():item(), K - 1, 1e-9)
       for j = 0, E - 1 do
-        near(c[i][j], (pairs_of[i][j] or 0) / of[i], 1e-12)
+        near(c[i][j], i == j and 0 or (pairs_of[i][j] or 0) / of[i], 1e-12)
         near(f[i][j], (to[i][j] or 0) / of[i], 1e-12)
       end
     end

@@ -131,6 +131,14 @@ def tab_completes_and_lists():
         s.settle()
         has(s.screen.text(), "moe> cfg:to_table")
         s.send("\003")
+        s.settle()
+        s.send("moe.progress(\t")
+        s.settle()
+        has(s.screen.text(), "moe.progress(total, {label =}): a progress line")
+        s.send("3, \t")
+        s.settle()
+        has(s.screen.text(), "moe> moe.progress(3, { label =")
+        s.send("\003")
         open(os.path.join(folder, "a file.lua"), "w").close()
         s.send("dofile('a f\t")
         s.settle()
@@ -276,6 +284,12 @@ def questions_show_help_and_source():
         s.ask("function twice(x) return 2 * x end")
         has(s.ask("??twice"), "-- input 1:1\nfunction twice(x) return 2 * x end")
         has(s.ask("?nothing_there"), "nothing of that name")
+        has(s.ask("??capacity"), "Names with capacity\n  model.moe.capacity_factor: ")
+        has(s.ask("??heat map"), "Names with heat map\n")
+        has(s.ask("??nothing_there"), "nothing of that name")
+        text = s.ask("?moe.run")
+        assert all(len(line) <= 80 for line in text.split("\n")), text
+        has(" ".join(text.split()), "a folder <output_dir>/<name>/<unix time> (none with log = false). name defaults to experiment_name;")      # no word is broken
         has(s.ask("cfg = moe.config 'tiny'"), "")
         has(s.ask("?cfg.model.moe.num_experts"), "num_experts")
         has(s.ask("twice?"), "function")
@@ -302,7 +316,7 @@ def long_output_is_paged():
     with Shell(PAGER="sed s/xxxx/PAGED/") as s:
         has(s.ask(long), "PAGED")
         has(s.ask("{ 'xxxx' }"), '{"xxxx"}')
-    with Shell(PAGER="", PATH="/nowhere") as s:  # no less: our own
+    with Shell(PAGER="", PATH="/nowhere", rows=16) as s:  # no less: our own
         s.send(long + "\r")
         s.wait("-- more")
         s.send(" ")
@@ -353,6 +367,10 @@ def exit_gives_the_code():
     with Shell() as s:
         s.send("os.exit(4)\r")
         assert s.wait_exit() == 4
+    for word in ("quit", "exit"):
+        with Shell() as s:
+            s.send(word + "\r")
+            assert s.wait_exit() == 0
 
 
 @test

@@ -14,7 +14,7 @@ return function(words, options, given, assignments)
     return
   end
   local p = cfg:params()
-  print(cfg)
+  print(cfg:tree())
   print(("\nparameters: %s total, %s active a token (without the embedding); %.4g GFLOPs a token at %d tokens (causal rule)"):format(
     moe.format_count(p.total), moe.format_count(p.active), p.flops_per_token / 1e9, cfg.training.seq_length))
 end

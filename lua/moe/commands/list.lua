@@ -10,16 +10,23 @@ local function configurations()
   return list
 end
 
--- An experiment is a folder with a README.md and a run.lua; the README's first line says what it asks. "_template" is none.
+-- An experiment is a folder with a README.md, whose first line says what it asks, and a run.lua; without one each of its Lua files is, and its first line
+-- says what it does. "_template" is none.
 local function experiments()
   local list, home = {}, moe.home()
   if not home then return list end
   for _, file in ipairs(moe.fs.list(home .. "/experiments", { recursive = true, suffix = "/README.md" })) do
     local name = file:sub(#home + #"/experiments/" + 1):match("^([^/]+)/README%.md$")
-    if name and name:sub(1, 1) ~= "_" and moe.fs.exists(file:gsub("README%.md$", "run.lua") .. "") then
+    local folder = name and "experiments/" .. name
+    if not name or name:sub(1, 1) == "_" then -- none
+    elseif moe.fs.exists(home .. "/" .. folder .. "/run.lua") then
       local heading, rest = moe.fs.read(file):match("^#*%s*([^\n]*)\n*([^\n]*)")
       local line = heading == name and rest or heading:gsub("^" .. name .. ":%s*", "")
-      list[#list + 1] = { name = name, about = line, file = "experiments/" .. name .. "/run.lua" }
+      list[#list + 1] = { name = name, about = line, file = folder .. "/run.lua" }
+    else
+      for _, part in ipairs(moe.fs.list(home .. "/" .. folder, { suffix = ".lua" })) do
+        list[#list + 1] = { name = name .. "/" .. part:match("([^/]+)%.lua$"), about = moe.fs.read(part):match("^%-%-%s*([^\n]*)"), file = folder .. "/" .. part:match("[^/]+$") }
+      end
     end
   end
   return list

@@ -25,7 +25,7 @@ local function show(sweep, given)
     print(sweep:agg())
   end
   sweep:report()
-  print(("\n%s\nreport: %s/report.md"):format(tostring(sweep), sweep.folder))
+  print(("\n%s\nreport: %s/report.md"):format(sweep:status(), sweep.folder))
 end
 
 return function(words, options, given)

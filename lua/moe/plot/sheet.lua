@@ -109,7 +109,7 @@ Picture.__index = function(p, key)
   rawset(p, key, lazy[key](p))
   return rawget(p, key)
 end
-Picture.__tostring = function(p) return ("plot: %d x %d, save it with :save(\"x.svg\") or :save(\"x.png\")"):format(p.width, p.height) end
+Picture.__tostring = function(p) return ("plot: %d x %d, %s"):format(p.width, p.height, rawget(p, "saved_as") and "saved as " .. p.saved_as or 'save it with :save("x.svg") or :save("x.png")') end
 
 function Picture:png(options)
   options = moe.check_keys(options or {}, { "scale" }, "plot:png: options")
@@ -125,6 +125,7 @@ function Picture:save(path, options)
     moe.check_keys(options or {}, {}, "plot:save: options of SVG")
     moe.fs.write(path, self.svg)
   else moe.fail { op = "plot:save: path", got = '"' .. path .. '"', want = "a file name that ends in .svg or .png" } end
+  rawset(self, "saved_as", path)
   return self
 end
 moe.document(Picture.save, "plot:save", 'p:save(path, {scale = 2}): writes the picture as SVG or, with `scale` pixels a unit, as PNG, by the path\'s ending. Returns p.')
@@ -133,7 +134,7 @@ function Sheet:picture(width, height, panels)
   return setmetatable({ width = math.ceil(width), height = math.ceil(height), primitives = self.items, panels = panels }, Picture)
 end
 Picture.__methods = { png = Picture.png, save = Picture.save }
-moe.document(Picture, "plot", "plot: a picture, as viz.line and the others give it. Fields: width, height, svg.")
+moe.document(Picture, "plot", "plot: a picture, as viz.line and the others give it. Fields: width, height, svg, saved_as (the path of the last save).")
 Sheet.Picture = Picture
 
 return Sheet

@@ -150,6 +150,7 @@ type_of("layer", 20, function() return make "model".layers[rand(2) - 1] end)
 type_of("part of a layer", 10, function() return pick { function(l) return l.attention end, function(l) return l.experts end, function(l) return l.shared_experts end }(make "model".layers[1]) end)
 type_of("router", 10, function() return chance(0.7) and make "run".model.router or make "model".layers[1].router end)
 type_of("intervention", 10, function() return make "run".model.router:override { top_k = 1 } end)
+type_of("callback", 5, function() return make "run":every(1, function() end) end)
 type_of("job", 25, function()
   local run = moe.run { config = CONFIG, console = false, log = false }
   local job = run:start(chance(0.5) and 2 or 40)

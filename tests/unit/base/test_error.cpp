@@ -16,6 +16,10 @@ TEST_CASE("error: what() says the operation, got, want and hint", "[base][error]
     }
 }
 
+TEST_CASE("error: messages inside of a message say themselves what was got", "[base][error]") {
+    CHECK(std::string(Error({ErrorKind::config, "sweep", "1 point: lr: got -1, want more", "valid points", "", "", -1, ""}).what()) == "sweep: 1 point: lr: got -1, want more, want valid points");
+}
+
 TEST_CASE("error: the texts of a check that holds are never made", "[base][error]") {
     int made = 0;
     auto text = [&] { return ++made, std::string("x"); };

@@ -32,6 +32,9 @@ TEST_CASE("suggest: the nearest name, a name that contains the word, or nothing"
     CHECK(nearest("drpout", names) == "dropout");
     CHECK(nearest("zzzzzzzz", names).empty());
     CHECK(nearest("x", {}).empty());
+    CHECK(nearest("load", {"grad", "lens", "rand"}).empty());        // two letters of four are another word
+    CHECK(nearest("lod", {"load"}) == "load");
+    CHECK(nearest("learnin_rat", {"learning_rate"}) == "learning_rate");
     CHECK(did_you_mean("drpout", names) == "did you mean \"dropout\"?");
     CHECK(did_you_mean("zzzzzzzz", names).empty());
 }

@@ -101,6 +101,27 @@ TEST_CASE("complete: keys of option tables and values that a help text quotes", 
     CHECK(s.at("require 'moe.plo|") == "moe.plot");
 }
 
+TEST_CASE("complete: where an argument begins the call is explained, and its options are offered", "[session]") {
+    Live s;
+    s.run("t = moe.zeros({2}); cfg = moe.config 'tiny'");
+    auto note = [&](const std::string& code) { return s.session.complete(code, code.size()).note; };
+    CHECK(s.at("moe.progress(|").empty());
+    CHECK(note("moe.progress(").starts_with("moe.progress(total, {label =})"));
+    CHECK(s.at("moe.progress(3, |") == "{ label = ");
+    CHECK(s.at("moe.fs.list('.', |") == "{ recursive =  { suffix = ");
+    CHECK(s.at("cfg:params(|").empty());
+    CHECK(note("cfg:params(").starts_with("cfg:params()"));
+    CHECK(note("cfg:params(").find(". ") == std::string::npos);
+    CHECK(s.offers("nobody(|", "moe"));
+    CHECK(s.offers("moe.progress(mo|", "moe"));
+    CHECK(note("moe.progress(mo").empty());
+    CHECK(s.at("help(t, \"cums|") == "cumsum");
+    CHECK(s.at("help(t, 'shap|") == "shape");
+    CHECK(s.at("help(moe, 'config_na|") == "config_names");
+    CHECK(s.at("help \"tensor:cums|") == "tensor:cumsum");
+    CHECK(s.at("help 'model.moe.num_shared_ex|") == "model.moe.num_shared_experts");
+}
+
 TEST_CASE("complete: paths in texts, elements after brackets", "[session]") {
     Live s;
     test::Folder folder;
@@ -154,14 +175,22 @@ TEST_CASE("session: results are echoed as literals, the first is _", "[session]"
     CHECK(echo("nil") == "");
     CHECK(echo("x = 1") == "");
     CHECK(echo("'plain'") == "plain");
-    CHECK(echo("{ { { { { 1 } } } } }") == "{{{{{…}}}}}");
-    CHECK(echo("(function() local t = {} t.self = t return t end)()") == "{self = {…}}");
+    CHECK(echo("{ { { { { 1 }, 2 } } } }") == "{{{{… 2 items}}}}");
+    CHECK(echo("{ { { {} } } }") == "{{{{}}}}");
+    CHECK(echo("(function() local t = {} t.self = t return t end)()") == "{self = {cycle}}");
     std::string many = echo("(function() local t = {} for i = 1, 500 do t[i] = i end return t end)()");
-    CHECK(many.find("… 400 more") != std::string::npos);
+    CHECK(many.find("… 450 more") != std::string::npos);
     CHECK(std::count(many.begin(), many.end(), '\n') < 10);
     CHECK(echo("setmetatable({}, { __tostring = function() error('bad', 0) end })") == "error: bad");
     CHECK(echo("{ moe.zeros({2, 2}) }").find("float32 [2, 2]") != std::string::npos);
     CHECK(s.session.history().back().code == "{ moe.zeros({2, 2}) }");
+    CHECK(echo("{ b = moe.zeros { 3 }, a = moe.zeros { 2, 3 }, n = { 1, 2 } }") == "{\n  a = float32 [2, 3] cpu,\n  b = float32 [3] cpu,\n  n = {1, 2}\n}");
+    CHECK(echo("{ f = function() end, g = moe.zeros, h = coroutine.create(print) }") == "{f = function at input:1, g = function moe.zeros, h = thread}");
+    CHECK(echo("moe.run") == "function moe.run");
+    CHECK(echo("io.open") == "function");
+    std::string deep = echo("(function() local t = {} for i = 1, 45 do t[i] = { name = 'x', values = { ('y'):rep(60), ('z'):rep(60) } } end return t end)()");
+    CHECK(std::count(deep.begin(), deep.end(), '\n') == 39);
+    CHECK(deep.find("more lines") != std::string::npos);
 }
 
 TEST_CASE("session: exit ends it in spite of a pcall, and Lua goes on to work", "[session]") {

@@ -35,6 +35,18 @@ std::vector<std::string> run(Session& s, const std::string& code) {
 }
 }  // namespace
 
+TEST_CASE("session: the metrics of a step whose line has just been printed are no second time", "[session]") {
+    Session s({.print = [](std::string_view) {}, .interactive = true});
+    run(s, kConfig);
+    run(s, "r = moe.run { config = cfg:with { training = { log_interval = 3 } }, log = false }");
+    CHECK(run(s, "r:train(1)").empty());            // the first step has a line
+    CHECK(run(s, "_.step == 1 and r.last.step == 1").at(0) == "true");
+    CHECK(run(s, "r:train(1)").at(0).starts_with("step: 2 "));
+    CHECK(run(s, "r:train(1)").empty());
+    CHECK(run(s, "r.last").at(0).starts_with("step: 3 "));
+    CHECK(run(s, "r:train(0)").empty());            // nil
+}
+
 TEST_CASE("job: hundreds of inputs while it trains, with callbacks and hooks", "[session]") {
     Session s(quiet());
     run(s, kConfig);

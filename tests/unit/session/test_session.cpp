@@ -162,4 +162,9 @@ TEST_CASE("session: errors as text and JSON", "[session]") {
     CHECK(lua::describe(e, false) == "error: matmul: got [4, 8], want [8, 4] (transpose)\n  at x.lua:3");
     CHECK(lua::describe(e, true).find("\033[31m") == 0);
     CHECK(lua::to_json(e).find("\"kind\":\"shape\"") != std::string::npos);
+    // Places of this program are for who works on it.
+    e.where = "core/config/load.cpp:77";
+    CHECK(lua::describe(e, false) == "error: matmul: got [4, 8], want [8, 4] (transpose)");
+    e.kind = ErrorKind::internal;
+    CHECK(lua::describe(e, false).ends_with("\n  at core/config/load.cpp:77"));
 }

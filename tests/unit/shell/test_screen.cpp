@@ -84,6 +84,17 @@ TEST_CASE("screen: of an input higher than the screen the lines around the curso
     }
 }
 
+TEST_CASE("screen: long lines of a text break at spaces, and no word does", "[shell]") {
+    CHECK(wrapped("one two three\nfour", 8) == "one two\n  three\nfour");
+    CHECK(wrapped("one two", 7) == "one two");
+    CHECK(wrapped("  list: a b c d", 10) == "  list: a\n    b c d");
+    CHECK(wrapped("averylongword b", 5) == "averylongword\n  b");
+    CHECK(wrapped("a  b", 80) == "a  b");
+    CHECK(wrapped("äöü äöü", 7) == "äöü äöü");
+    CHECK(wrapped("\n\nx\n", 80) == "\n\nx\n");
+    CHECK(wrapped("", 80).empty());
+}
+
 TEST_CASE("screen: widths of characters, columns of names", "[shell]") {
     std::setlocale(LC_CTYPE, "C.UTF-8");
     CHECK(width_of("aé日\033[31mb") == 5);
