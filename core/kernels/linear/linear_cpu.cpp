@@ -21,12 +21,22 @@ namespace moe::kernels {
 namespace {
 constexpr int64_t kMostInt = std::numeric_limits<int>::max();
 
-/// A matrix as BLAS wants it: rows or columns of adjacent numbers.
+/// A matrix as BLAS wants it: rows of adjacent numbers, or columns, and their distance, which is no less than their length even where there is only one.
 struct BlasMatrix {
-    explicit BlasMatrix(const Tensor& t) : transposed(t.stride(1) != 1 && t.stride(0) == 1), matrix(transposed || t.stride(1) == 1 ? t : t.contiguous()), ld(std::max<int64_t>(1, matrix.stride(transposed ? 1 : 0))) {}
-    bool transposed;
+    explicit BlasMatrix(const Tensor& t) : matrix(t) {
+        if (!lies(0) && !lies(1)) matrix = t.contiguous();
+        transposed = !lies(0);
+        int along = transposed ? 1 : 0;
+        ld = matrix.size(along) > 1 ? matrix.stride(along) : std::max<int64_t>(1, matrix.size(1 - along));
+    }
+    /// Whether rows (0) or columns (1) are adjacent numbers and do not overlap.
+    bool lies(int along) const {
+        int64_t length = matrix.size(1 - along);
+        return (length <= 1 || matrix.stride(1 - along) == 1) && (matrix.size(along) <= 1 || matrix.stride(along) >= std::max<int64_t>(1, length));
+    }
     Tensor matrix;
-    int64_t ld;
+    bool transposed = false;
+    int64_t ld = 1;
 };
 
 /// Whether a and b are multiplied as they are, in bf16.
@@ -96,8 +106,8 @@ bool has_bf16_products() {
 
 void bf16_product(const Tensor& a_MK, const Tensor& b_KN, Tensor out_MN, bool add) {
     int64_t M = a_MK.size(0), K = a_MK.size(1), N = b_KN.size(1);
-    BlasMatrix a(a_MK), b(b_KN);
-    bool fits = out_MN.stride(1) == 1 && std::max({M, N, K, a.ld, b.ld, out_MN.stride(0)}) <= kMostInt;
+    BlasMatrix a(a_MK), b(b_KN), out(out_MN);
+    bool fits = out.matrix.is_same(out_MN) && !out.transposed && std::max({M, N, K, a.ld, b.ld, out.ld}) <= kMostInt;
     if (!fits || M * N * K == 0) {
         Tensor product = at::mm(a_MK.to(at::kFloat), b_KN.to(at::kFloat));
         add ? out_MN.add_(product) : out_MN.copy_(product);
@@ -105,7 +115,7 @@ void bf16_product(const Tensor& a_MK, const Tensor& b_KN, Tensor out_MN, bool ad
     }
     constexpr int kRows = 101, kAsIs = 111, kTransposed = 112;
     cblas_gemm_bf16bf16f32(kRows, a.transposed ? kTransposed : kAsIs, b.transposed ? kTransposed : kAsIs, int(M), int(N), int(K), 1, a.matrix.const_data_ptr(), int(a.ld), b.matrix.const_data_ptr(), int(b.ld),
-                           add ? 1.0f : 0.0f, out_MN.mutable_data_ptr<float>(), int(std::max<int64_t>(1, out_MN.stride(0))));
+                           add ? 1.0f : 0.0f, out_MN.mutable_data_ptr<float>(), int(out.ld));
 }
 
 void product_nt_cpu(const Tensor& x_TI, const Tensor& w_OI, Tensor y_TO) { multiply(x_TI, w_OI.t(), y_TO); }

@@ -2,6 +2,7 @@
 #include "core/kernels/linear/linear_kernels.h"
 #include "tests/unit/kernels/reference.h"
 
+#include <array>
 #include <dlfcn.h>
 
 extern "C" int mkl_serv_intel_cpu_true();
@@ -299,6 +300,16 @@ TEST_CASE("bf16_product: equals the float64 product of the same numbers, whateve
                 CHECK((out.to(at::kDouble) - want).abs().max().item<double>() < 1e-4);
                 CHECK((room.narrow(1, w.size(1), N + 5 - w.size(1)) == 7.0f).all().item<bool>());
             }
+    for (auto [m, k, n] : {std::array<int64_t, 3>{1, K, N}, {M, 1, N}, {M, K, 1}, {1, 1, 1}, {1, K, 1}})      // one row, one column: any stride is theirs
+        for (bool turned : {false, true}) {
+            Tensor x = a.narrow(0, 0, m).narrow(1, 0, k), w = b.narrow(0, 0, k).narrow(1, 0, n), out = at::zeros({m, n}, at::kFloat);
+            if (turned) x = x.t().contiguous().t(), w = w.t().contiguous().t();
+            bf16_product(x, w, out, true);
+            CHECK((out.to(at::kDouble) - at::mm(x.to(at::kDouble), w.to(at::kDouble))).abs().max().item<double>() < 1e-4);
+        }
+    Tensor same_rows = a.narrow(0, 0, 1).expand({M, K}), out = at::zeros({N, M}, at::kFloat).t();
+    bf16_product(same_rows, b, out, true);
+    CHECK((out.to(at::kDouble) - at::mm(same_rows.to(at::kDouble), b.to(at::kDouble))).abs().max().item<double>() < 1e-4);
     for (bool add : {false, true}) {      // nothing to add up
         Tensor out = at::full({M, N}, 3.0f);
         bf16_product(a.narrow(1, 0, 0), b.narrow(0, 0, 0), out, add);
