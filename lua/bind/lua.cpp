@@ -310,6 +310,25 @@ int sorted_pairs(lua_State* L) {
     return 3;
 }
 
+void each_sorted(lua_State* L, int index, const std::function<void()>& f) {
+    index = lua_absindex(L, index);
+    lua_pushcfunction(L, sorted_pairs);
+    lua_pushvalue(L, index);
+    lua_call(L, 1, 3);
+    int iterate = lua_absindex(L, -3);
+    for (;;) {
+        lua_pushvalue(L, iterate);
+        lua_pushvalue(L, iterate + 1);
+        lua_pushvalue(L, iterate + 2);
+        lua_call(L, 2, 2);
+        if (lua_isnil(L, -2)) break;
+        f();
+        lua_pop(L, 1);
+        lua_replace(L, iterate + 2);
+    }
+    lua_settop(L, iterate - 1);
+}
+
 void register_type(lua_State* L, const Type& type, Function gc) {
     std::string prefix = std::string(type.name) + ":";
     luaL_newmetatable(L, type.name);

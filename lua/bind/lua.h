@@ -11,6 +11,7 @@
 #include <new>
 #include <optional>
 #include <span>
+#include <functional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -99,6 +100,8 @@ void push_ordered_table(lua_State* L, const std::vector<std::string>& names);
 std::vector<std::string> ordered_keys(lua_State* L, int index);
 /// A sorted pairs() for plain tables: integers ascending, then texts in byte order, then the rest. The Lua function itself.
 int sorted_pairs(lua_State* L);
+/// `f` for each item that sorted_pairs gives of the table at `index`, in its order: key and value are at -2 and -1, and stay there.
+void each_sorted(lua_State* L, int index, const std::function<void()>& f);
 
 /// Named arguments in a table: run:evaluate { max_batches = 4 }. Unknown names throw (usage) with the nearest.
 class Options {

@@ -111,22 +111,10 @@ std::string argument_text(lua_State* L, int index, bool inside) {
     int type = lua_type(L, index);
     if (type == LUA_TTABLE && !inside && !lua_rawlen(L, index)) {
         std::string text;
-        lua_pushcfunction(L, sorted_pairs);
-        lua_pushvalue(L, index);
-        if (lua_getmetatable(L, -1)) return lua_pop(L, 3), "…";
-        lua_call(L, 1, 3);
-        int iterate = lua_absindex(L, -3);
-        for (;;) {
-            lua_pushvalue(L, iterate);
-            lua_pushvalue(L, iterate + 1);
-            lua_pushvalue(L, iterate + 2);
-            lua_call(L, 2, 2);
-            if (lua_isnil(L, -2)) break;
+        if (lua_getmetatable(L, index)) return lua_pop(L, 1), "…";
+        each_sorted(L, index, [&] {
             if (lua_type(L, -2) == LUA_TSTRING) text += (text.empty() ? "" : ", ") + to_string(L, -2) + " = " + argument_text(L, lua_gettop(L), true);
-            lua_pop(L, 1);
-            lua_replace(L, iterate + 2);
-        }
-        lua_settop(L, iterate - 1);
+        });
         return "{" + text + "}";
     }
     if (type == LUA_TNUMBER || type == LUA_TBOOLEAN || type == LUA_TNIL) return to_string(L, index);

@@ -124,26 +124,15 @@ Items items_of(lua_State* L, int index, size_t indent, std::vector<const void*>&
         lua_pop(L, 1);
     }
     items.left_out = size_t(std::max<lua_Integer>(0, n - lua_Integer(kItems)));
-    lua_pushcfunction(L, sorted_pairs);
     if (has_meta(L, index, "__pairs")) lua_pushvalue(L, index);
     else push_without_list(L, index, n);
-    lua_call(L, 1, 3);
-    int iterate = lua_absindex(L, -3);
-    for (;;) {
-        lua_pushvalue(L, iterate);
-        lua_pushvalue(L, iterate + 1);
-        lua_pushvalue(L, iterate + 2);
-        lua_call(L, 2, 2);
-        if (lua_isnil(L, -2)) break;
+    each_sorted(L, -1, [&] {
         lua_Integer i = lua_isinteger(L, -2) ? lua_tointeger(L, -2) : 0;
-        if (i < 1 || i > n) {
-            items.keyless = false;
-            add(key_text(L, lua_absindex(L, -2)) + " = ");
-        }
-        lua_pop(L, 1);
-        lua_replace(L, iterate + 2);
-    }
-    lua_settop(L, iterate - 1);
+        if (i >= 1 && i <= n) return;
+        items.keyless = false;
+        add(key_text(L, lua_absindex(L, -2)) + " = ");
+    });
+    lua_pop(L, 1);
     if (items.left_out) items.texts.push_back(fmt::format("… {} more", items.left_out));
     return items;
 }
