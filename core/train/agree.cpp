@@ -36,13 +36,20 @@ std::string packed_exception() {
     }
 }
 
+/// What makes two errors the same: places and tracebacks grow on the way.
+auto facts(const ErrorParts& x) { return std::tie(x.kind, x.op, x.got, x.want, x.hint, x.rank); }
+
 /// Throws on all ranks what the first that has a problem brings; nothing where none has. A collective.
 void throw_first(const dist::Group& world, const std::string& problem) {
     int64_t first = world.all_reduce(problem.empty() ? int64_t(world.size()) : int64_t(world.rank()), dist::ReduceOp::min);
     if (first == world.size()) return;
-    bool on_all = world.all_reduce(int64_t(problem.empty()), dist::ReduceOp::max) == 0;
     ErrorParts parts = unpacked_error(shared_text(problem, world, int(first)));
-    if (!on_all) parts.rank = int(first);
+    bool same = false;
+    if (!problem.empty()) {
+        ErrorParts own = unpacked_error(problem);
+        same = facts(own) == facts(parts);
+    }
+    if (world.all_reduce(int64_t(same), dist::ReduceOp::min) == 0) parts.rank = int(first);
     note_agreed(parts);
     throw Error(parts);
 }
@@ -63,7 +70,6 @@ void forget_agreed() { agreed_error() = {}; }
 
 bool is_agreed(const ErrorParts& e) {
     const ErrorParts& last = agreed_error();
-    auto facts = [](const ErrorParts& x) { return std::tie(x.kind, x.op, x.got, x.want, x.hint, x.rank); };      // places and tracebacks grow on the way
     return !last.op.empty() && facts(last) == facts(e);
 }
 
