@@ -160,7 +160,7 @@ TEST_CASE("failures: in forward, backward and evaluation of any rank they arrive
                 const char* where = place == Place::forward ? "forward" : "backward";
                 INFO("step " << step << ", " << where << " of rank " << wrong);
                 Tensor counts = run->last_counts();
-                if (rank == wrong) *run.fault = {place, 2 * step};
+                if (rank == wrong) *run.fault = {place, step};
                 check_planned(failure_of([&] { run->step(); }), where, wrong);
                 CHECK(!run->is_broken());
                 CHECK(run->current_step() == step);
