@@ -38,8 +38,17 @@ include_directories(${CMAKE_SOURCE_DIR})
 add_compile_options($<$<COMPILE_LANGUAGE:CXX>:-fmacro-prefix-map=${CMAKE_SOURCE_DIR}/=>
                     $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-fmacro-prefix-map=${CMAKE_SOURCE_DIR}/=>)
 
-# Debian ships no static libfmt, and the portable archive carries no libraries: header-only.
-add_compile_definitions(FMT_HEADER_ONLY)
+# Debian ships no static libfmt, and the portable archive carries no libraries: core/base/fmt.cpp is the compiled part of the system's fmt,
+# core/tensor/fmt.cpp that of LibTorch's own. They name the templates of fmt 9 and 12; others are header-only, which takes a file a third
+# longer to compile.
+find_path(MOE_FMT_INCLUDE fmt/core.h REQUIRED)
+file(STRINGS ${MOE_FMT_INCLUDE}/fmt/core.h fmt_is_9 REGEX "define FMT_VERSION 9[0-9][0-9][0-9][0-9]$")
+if(EXISTS ${MOE_TORCH_DIR}/include/fmt/base.h)
+  file(STRINGS ${MOE_TORCH_DIR}/include/fmt/base.h fmt_is_12 REGEX "define FMT_VERSION 12[0-9][0-9][0-9][0-9]$")
+endif()
+if(NOT fmt_is_9 OR NOT fmt_is_12)
+  add_compile_definitions(FMT_HEADER_ONLY)
+endif()
 find_package(Threads REQUIRED)
 find_package(nlohmann_json REQUIRED)
 

@@ -144,7 +144,7 @@ const std::vector<std::string>& changeable_keys() {
         "training.learning_rate", "training.min_learning_rate", "training.lr_warmup_steps", "training.lr_decay_style", "training.lr_decay_ratio", "training.weight_decay", "training.grad_clip",
         "training.max_skipped_steps", "model.moe.bias_update_speed", "model.moe.bias_freeze_step",
         // how the work is divided and computed
-        "training.micro_batch_size", "training.gradient_checkpointing", "training.recompute", "training.compile_graphs", "model.mla.use_flash_mla", "model.mla.flash_mla_backend", "distributed",
+        "training.use_bf16", "training.use_fp8", "training.micro_batch_size", "training.gradient_checkpointing", "training.recompute", "training.compile_graphs", "model.mla.use_flash_mla", "model.mla.flash_mla_backend", "distributed",
         "deepspeed", "slurm", "data.preprocessing.num_workers", "data.cache_dir",
         // where the data is and how it is mixed: the loader itself refuses a position of other data
         "data.path", "data.sources",

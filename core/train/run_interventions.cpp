@@ -1,5 +1,6 @@
 // What is changed about a run while it lives: interventions and their events, keys of the configuration, parts that a script gives.
 #include "core/base/error.h"
+#include "core/base/interrupt.h"
 #include "core/base/json.h"
 #include "core/base/random.h"
 #include "core/base/suggest.h"
@@ -74,7 +75,7 @@ void Run::set_interrupt(const std::atomic<bool>* flag) {
 }
 
 void Run::throw_if_interrupted() const {
-    if (interrupt_ && *interrupt_) throw Error({ErrorKind::interrupted, "interrupted", "", "", "", "", -1, ""});
+    if (interrupt_ && *interrupt_) throw Error(interruption());
 }
 
 void Run::check_between_steps(const std::string& op) const {

@@ -1,6 +1,7 @@
 #include "core/train/step_program.h"
 
 #include "core/base/error.h"
+#include "core/base/interrupt.h"
 
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
@@ -138,7 +139,7 @@ void Executor::execute(const Program& program, std::vector<MicroBatch>& batches)
     slots_.assign(batches.size(), {{"anchor", anchor()}});
     grads_.assign(batches.size(), {});
     for (auto& op : program) {
-        if (interrupt_ && *interrupt_) throw Error({ErrorKind::interrupted, "interrupted", "", "", "", "", -1, ""});
+        if (interrupt_ && *interrupt_) throw Error(interruption());
         RECORD_USER_SCOPE(phase_of(op));              // names a phase of moe.profile; nothing where no profile is being recorded
         switch (op.kind) {
             case OpKind::forward: forward(op.segment, op.micro_batch); break;
@@ -295,7 +296,7 @@ Tensor Executor::run_forward(MicroBatch& batch, bool with_losses) {
     Slots slots = {{"anchor", anchor()}};
     if (!mesh.is_first()) receive(slots[kBoundary], mesh.pp.rank() - 1, batch.ids_T.numel());
     for (size_t s = 0; s < model_.segments().size(); ++s) {
-        if (interrupt_ && *interrupt_) throw Error({ErrorKind::interrupted, "interrupted", "", "", "", "", -1, ""});
+        if (interrupt_ && *interrupt_) throw Error(interruption());
         const Segment& segment = model_.segments()[s];
         bool is_loss = segment.writes.size() == 1 && segment.writes[0] == kLoss;
         if (with_losses || !is_loss) model_.run_segments(batch, s, s + 1, slots);

@@ -1,12 +1,13 @@
 #include "lua/bind/control.h"
 
+#include "core/base/interrupt.h"
 #include "lua/bind/lua.h"
 
 namespace moe::lua {
 namespace {
 /// Stays armed until the end of the evaluation, so that a pcall in a loop cannot swallow the interrupt.
 void stop_hook(lua_State* L, lua_Debug*) {
-    push_error(L, {ErrorKind::interrupted, "interrupted", "", "", "", "", -1, ""});
+    push_error(L, interruption());
     lua_error(L);
 }
 
@@ -75,7 +76,7 @@ const Binding kCoroutines[] = {
 }  // namespace
 
 void throw_if_interrupted(lua_State* L) {
-    if (control(L).interrupted) throw Error({ErrorKind::interrupted, "interrupted", "", "", "", "", -1, ""});
+    if (control(L).interrupted) throw Error(interruption());
 }
 
 void StateLock::lock() { take(1); }
@@ -161,6 +162,7 @@ void end_background(Control& control) {
         if (auto work = weak.lock()) work->end();
     for (auto& t : std::exchange(control.threads, {})) t.thread.join();
     std::lock_guard guard(*control.lock);
+    control.job.reset();
     *control.alive = false;
 }
 

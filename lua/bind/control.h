@@ -22,6 +22,8 @@ class Meeting;
 
 namespace moe::lua {
 
+class Job;
+
 /// The lock of a Lua state: whoever calls its API holds it. Recursive, and given in the order in which it was asked for. A session's public methods hold it while they run; a thread that trains in the
 /// background takes it for callbacks and hooks alone; a binding that waits lets it go (class Unlocked).
 class StateLock {
@@ -72,6 +74,8 @@ struct Control {
     std::deque<std::pair<std::string, std::string>> chunks;         ///< name and text of what was loaded last, newest first, for the source of its functions
     std::shared_ptr<train::Meeting> ranks;               ///< where this thread meets those of the other ranks; null on one rank
     int alone = 0;                                       ///< above 0: what runs is this rank's alone
+    int calls = 0;                                       ///< calls of all ranks that run now, inside each other
+    std::shared_ptr<Job> job;                            ///< several ranks: the one job, until all know that it has ended
     std::vector<std::weak_ptr<Background>> background;              ///< ended before the state is closed
     std::list<BackgroundThread> threads;                            ///< joined before the state is closed: a program that ends must not have one that still frees what it worked with
 };

@@ -194,7 +194,7 @@ void Job::work() {
 
 /// At once, or at the step where all ranks have asked for it.
 void Job::request(std::function<void()> f, bool wait) {
-    if (!is_on_ranks() || is_own_thread()) return f();
+    if (!is_on_ranks() || is_own_thread() || waits_for_this_thread()) return f();
     value_.run->edge().ask(std::move(f), wait);
 }
 
@@ -261,15 +261,17 @@ Job::Status Job::common_status(lua_State* L) {
         Unlocked unlocked(L);
         wait([] { return false; });
     }
-    forget_turns();
+    forget_turns(L);
     return there;
 }
 /// A later job of the run has turns of its own.
-void Job::forget_turns() {
+void Job::forget_turns(lua_State* L) {
     if (value_.state->job.lock().get() == this) value_.run->edge().forget_turns();
+    if (session_control(L).job.get() == this) session_control(L).job.reset();
 }
 bool Job::is_training_anywhere(lua_State* L) {
     if (!is_on_ranks() || is_own_thread() || !ranks_of(L)) return is_training();
+    if (!value_.run->edge().has_turns()) return false;      // as all know; some may have let go of it
     bool there = !from_rank_0(L, running(L), [&] { return std::string(is_training() ? "yes" : ""); }).empty();
     Unlocked unlocked(L);
     while (!there && is_training()) std::this_thread::sleep_for(std::chrono::milliseconds(1));
@@ -321,6 +323,7 @@ int resume(lua_State* L) {
 /// Until it has ended, with the state's lock let go. An interrupt ends the wait; a second one the job.
 bool wait_for(lua_State* L, const std::shared_ptr<Job>& j, double secs) {
     MOE_CHECK(!j->is_own_thread(), state, running(L), "a callback of the job itself", "another input", "it would wait for itself: job:stop() ends it after this step");
+    MOE_CHECK(!j->is_on_ranks() || !j->waits_for_this_thread(), state, running(L), "a call of all ranks, for which the job waits", "another place", "wait for it after the call");
     auto until = std::chrono::steady_clock::now() + std::chrono::duration<double>(secs);
     bool ended = false;
     auto wait_here = [&] {
@@ -337,16 +340,14 @@ bool wait_for(lua_State* L, const std::shared_ptr<Job>& j, double secs) {
         ended = outcome == "ended";
         if (outcome == "interrupted") {
             if (++j->interrupts > 1) j->stop(true);
-            ErrorParts parts = {ErrorKind::interrupted, "interrupted", "", "", "", "", -1, ""};
-            train::note_agreed(parts);
-            throw Error(parts);
+            throw_interrupted_on_all(L);
         }
         if (!ended) return false;
         {
             Unlocked unlocked(L);
             j->wait([] { return false; });
         }
-        j->forget_turns();
+        j->forget_turns(L);
         return true;
     }
     if (!ended && control(L).interrupted && ++j->interrupts > 1) j->stop(true);
@@ -369,7 +370,8 @@ int stop(lua_State* L) {
     auto j = job_of_all(L);
     Options o(L, 2, {"now"});
     j->stop(o.boolean("now", false));
-    if (!j->is_own_thread()) wait_for(L, j, 1e9);
+    bool may_wait = !j->is_own_thread() && !(j->is_on_ranks() && j->waits_for_this_thread());
+    if (may_wait) wait_for(L, j, 1e9);
     return lua_settop(L, 1), 1;
 }
 
@@ -416,8 +418,8 @@ int text(lua_State* L) {
 const Binding kMethods[] = {
     {"pause", pause, "job:pause(): no further step; the one at hand ends (on several ranks this waits for it). Returns job."},
     {"resume", resume, "job:resume(): goes on after job:pause(). Returns job."},
-    {"wait", wait, "job:wait {timeout =}: until its last step, or for timeout seconds. Returns the last step's metrics, nil after a timeout; an error that ended the job is raised here. An interrupt ends only the wait, one in a second wait also the job, in the middle of its step, which is undone."},
-    {"stop", stop, "job:stop {now = false}: ends it after the step at hand, or now in the middle of it, which is then undone (on one rank; several end it). Returns job."},
+    {"wait", wait, "job:wait {timeout =}: until its last step, or for timeout seconds. Returns the last step's metrics, nil after a timeout; an error that ended the job is raised here. An interrupt ends only the wait, one in a second wait also the job, in the middle of its step, which is undone (on several ranks after its step)."},
+    {"stop", stop, "job:stop {now = false}: ends it after the step at hand, or now in the middle of it, which is then undone. On several ranks the step at hand is ended in both cases. Returns job."},
     {"status", status, "job:status(): \"running\", \"paused\", \"done\", \"stopped\" or \"failed\". On several ranks all ask together, and get what rank 0 sees."},
 };
 const Binding kFields[] = {
@@ -429,16 +431,37 @@ const Binding kFields[] = {
 const Binding kMeta[] = {{"__tostring", text, "tostring(job): one line about it."}};
 }  // namespace
 
+LiveRun turn_beside_job(lua_State* L) {
+    std::shared_ptr<Job> job = session_control(L).job;
+    if (!job || !job->run()->edge().has_turns() || job->run()->edge().is_trainer()) return {};
+    auto run = job->run();
+    Unlocked unlocked(L);
+    run->edge().lock();
+    return {run, HeldEdge(run->edge(), std::adopt_lock)};
+}
+
+namespace {
+/// On several ranks a session has one job: the callbacks of two would wait for each other's collectives under the state's locks.
+void check_no_other_job(lua_State* L, const RunValue& value) {
+    Control& session = session_control(L);
+    auto previous = ranks_of(L) ? session.job : value.state->job.lock();
+    if (!previous) return;
+    bool same_run = previous->run() == value.run;
+    auto status = previous->common_status(L);
+    MOE_CHECK(status != Job::Status::running && status != Job::Status::paused, state, "run:start", same_run ? "a run with a job" : "another run's job", same_run ? "one without" : "one job at a time on several ranks",
+              "job:stop() or job:wait() first");
+}
+}  // namespace
+
 int start_job(lua_State* L) {
     RunValue value = self<RunValue>(L);
-    auto previous = value.state->job.lock();
-    using Status = Job::Status;
-    Status before = previous ? previous->common_status(L) : Status::done;
-    MOE_CHECK(before != Status::running && before != Status::paused, state, "run:start", "a run with a job", "one without", "job:stop() or job:wait() first");
+    check_no_other_job(L, value);
+    MOE_CHECK(!ranks_of(L) || control(L).calls <= 1, state, "run:start", "a callback of another run", "a place between calls of all ranks", "on several ranks such a job would begin inside of that run's call");
     int64_t n = lua_isnoneornil(L, 2) ? std::max<int64_t>(0, value.run->num_steps() - value.run->current_step()) : check_integer(L, 2, "steps");
     MOE_CHECK(n >= 0, usage, "run:start: steps", std::to_string(n), "0 or more", "");
     auto job = std::make_shared<Job>(L, 1, n);
     value.state->job = job;
+    if (ranks_of(L)) session_control(L).job = job;
     auto& list = session_control(L).background;
     std::erase_if(list, [](auto& w) { return w.expired(); });
     list.push_back(job);

@@ -10,7 +10,7 @@
 namespace moe::lua {
 
 /// A thread that trains a run step by step. It holds the run's step edge in a step and the state's lock in callbacks and hooks.
-/// On several ranks each has such a thread. They train in step, and agree after each step on how many of the sessions' requests (the edge, pause,
+/// On several ranks each has such a thread, and a session one job at a time. They train in step, and agree after each step on how many of the sessions' requests (the edge, pause,
 /// resume, stop) all ranks have made: these are granted then, so that an input acts at the same step on all.
 class Job : public Background, public std::enable_shared_from_this<Job> {
 public:
@@ -34,8 +34,11 @@ public:
     /// The same on all ranks, and the status: what rank 0 sees, once that holds here, too.
     bool is_training_anywhere(lua_State* L);
     Status common_status(lua_State* L);
-    /// All ranks know that it has ended: the run needs no turns any more.
-    void forget_turns();
+    /// All ranks know that it has ended: the run needs no turns any more, and another job may begin.
+    void forget_turns(lua_State* L);
+    const std::shared_ptr<train::Run>& run() const { return value_.run; }
+    /// Whether this thread is in a call of all ranks, for which the job waits between two steps.
+    bool waits_for_this_thread() const { return value_.run->edge().is_mine(); }
     bool is_on_ranks() const { return control_.ranks != nullptr; }
     bool is_own_thread() const { return std::this_thread::get_id() == thread_id_; }
     int64_t step() const { return step_; }
@@ -67,4 +70,6 @@ private:
     std::optional<train::StepMetrics> last_;
 };
 
+/// Several ranks: the edge of the run that a job trains, for a call of all ranks by another thread; nothing where there is no job.
+LiveRun turn_beside_job(lua_State* L);
 }  // namespace moe::lua

@@ -189,7 +189,7 @@ HeldEdge hold_edge(lua_State* L, const std::shared_ptr<train::Run>& run) {
     if (!run) return {};
     if (run->edge().has_turns() && !run->edge().is_trainer()) {
         // A job on several ranks: all ask, and are let in after the same step.
-        meet(L);
+        meet(L, Tensors::own);
         Unlocked unlocked(L);
         run->edge().lock();
         return HeldEdge(run->edge(), std::adopt_lock);
@@ -218,7 +218,7 @@ int call_on_all_that_have(lua_State* L, const ModelValue& of, Function f) {
             kept.rethrow();
         });
         return n;
-    });
+    }, Tensors::own);
 }
 
 LiveModel live_model(lua_State* L, const ModelValue& value) {

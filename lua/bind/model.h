@@ -33,7 +33,7 @@ struct LiveModel {
 };
 LiveModel live_model(lua_State* L, const ModelValue& value);
 
-/// f(L), which computes with `of`. Where the model is cut over ranks all call it together, and a hook that fails on one of them fails on all once all
+/// f(L), which computes with `of`. Where the model is cut over ranks all call it together, each with tensors of its own (its tokens), and a hook that fails on one of them fails on all once all
 /// have computed. Of a model that each rank has whole, each may call it by itself.
 int call_on_all_that_have(lua_State* L, const ModelValue& of, Function f);
 /// The same, of a Value with a model `of` at index 1.

@@ -1,4 +1,5 @@
 // Programs that run beside this one: moe.spawn, and waiting for several of them.
+#include "core/base/interrupt.h"
 #include "core/base/stop.h"
 #include "lua/bind/bind.h"
 #include "lua/bind/control.h"
@@ -132,7 +133,7 @@ int wait_for(lua_State* L, const std::vector<ProcessPtr>& list, double timeout_s
         if (control(L).interrupted || stop_requested()) {
             stop_all(L, list);
             throw_if_interrupted(L);
-            throw Error({ErrorKind::interrupted, "interrupted", "", "", "", "", -1, ""});
+            throw Error(interruption());
         }
         if (std::chrono::duration<double>(Clock::now() - start).count() >= timeout_secs) return -1;
         nap(L);

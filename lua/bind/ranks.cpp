@@ -1,189 +1,28 @@
 #include "lua/bind/ranks.h"
 
-#include "core/base/random.h"
+#include "core/base/interrupt.h"
 #include "core/train/agree.h"
 #include "lua/bind/bind.h"
 #include "lua/bind/control.h"
+#include "lua/bind/job.h"
 #include "lua/bind/ranks_calls.h"
 #include "lua/bind/script.h"
 
-#include <cstring>
+#include <algorithm>
 
 namespace moe::lua {
 namespace {
 using train::Word;
 constexpr double kErrorSecs = 60;           // others may be in a long step; who never comes waits for this rank in a collective
-constexpr size_t kMostText = 60;
-
-// --- plain values as bytes ---
-
-constexpr int kMostDepth = 50;
-
-template <class T>
-void append(std::string& out, T value) {
-    out.append(reinterpret_cast<const char*>(&value), sizeof value);
-}
-template <class T>
-T take(const std::string& bytes, size_t& at) {
-    T value;
-    std::memcpy(&value, bytes.data() + at, sizeof value);
-    at += sizeof value;
-    return value;
-}
-
-/// Throws (usage) for what has no meaning in another process.
-void pack_value(lua_State* L, int index, std::string& out, int depth = 0) {
-    index = lua_absindex(L, index);
-    luaL_checkstack(L, 4, "values");
-    int type = lua_type(L, index);
-    out.push_back(char(type == LUA_TNUMBER && lua_isinteger(L, index) ? 'i' : '0' + type));
-    if (type == LUA_TNIL) return;
-    if (type == LUA_TBOOLEAN) return out.push_back(char(lua_toboolean(L, index)));
-    if (type == LUA_TNUMBER) return lua_isinteger(L, index) ? append(out, lua_tointeger(L, index)) : append(out, lua_tonumber(L, index));
-    if (type == LUA_TSTRING) {
-        size_t size = 0;
-        const char* data = lua_tolstring(L, index, &size);
-        append(out, uint64_t(size));
-        out.append(data, size);
-        return;
-    }
-    MOE_CHECK(type == LUA_TTABLE && depth < kMostDepth, usage, running(L) + ": result", depth < kMostDepth ? got_text(L, index) : "a table inside itself", "numbers, texts, booleans and tables of them",
-              "results go to all ranks: end the function without a return, or return what can go");
-    size_t place = out.size();
-    append(out, uint64_t(0));
-    uint64_t count = 0;
-    lua_pushnil(L);
-    while (lua_next(L, index)) {
-        pack_value(L, -2, out, depth + 1);
-        pack_value(L, -1, out, depth + 1);
-        lua_pop(L, 1);
-        ++count;
-    }
-    std::memcpy(out.data() + place, &count, sizeof count);
-}
-
-void push_value(lua_State* L, const std::string& bytes, size_t& at) {
-    luaL_checkstack(L, 4, "values");
-    char type = bytes[at++];
-    if (type == 'i') return lua_pushinteger(L, take<lua_Integer>(bytes, at));
-    switch (type - '0') {
-        case LUA_TNIL: return lua_pushnil(L);
-        case LUA_TBOOLEAN: return lua_pushboolean(L, bytes[at++]);
-        case LUA_TNUMBER: return lua_pushnumber(L, take<lua_Number>(bytes, at));
-        case LUA_TSTRING: {
-            auto size = take<uint64_t>(bytes, at);
-            push_string(L, std::string_view(bytes).substr(at, size));
-            at += size;
-            return;
-        }
-        default: {
-            auto count = take<uint64_t>(bytes, at);
-            lua_newtable(L);
-            for (uint64_t i = 0; i < count; ++i) {
-                push_value(L, bytes, at);
-                push_value(L, bytes, at);
-                lua_rawset(L, -3);
-            }
-        }
-    }
-}
-}  // namespace
-
-std::string pack_from(lua_State* L, int first) {
-    std::string out;
-    for (int i = first, n = lua_gettop(L); i <= n; ++i) pack_value(L, i, out);
-    return out;
-}
-
-int push_all(lua_State* L, const std::string& bytes) {
-    int n = 0;
-    for (size_t at = 0; at < bytes.size(); ++n) push_value(L, bytes, at);
-    return n;
-}
 
 // --- meetings ---
 
-std::string at_place(lua_State* L, const std::string& what) {
-    std::string place = lua_place(L);
-    return place.empty() ? what : what + " at " + place;
+/// An interrupt that reached another rank is one of this rank, too: no pcall in a loop holds it up. A job's callbacks have none.
+void heed_interrupt(lua_State* L, const Word& mine, const std::vector<Word>& words) {
+    auto is_one = [](const Word& w) { return w.error && is_interruption(*w.error); };
+    if (!is_one(mine) && std::any_of(words.begin(), words.end(), is_one) && &control(L) == &session_control(L)) interrupt(control(L));
 }
 
-namespace {
-/// Numbers, texts and booleans as they are, those in tables of options too: what may be different in silence is only what cannot be compared.
-std::string argument_text(lua_State* L, int index, bool inside) {
-    int type = lua_type(L, index);
-    if (type == LUA_TTABLE && !inside && !lua_rawlen(L, index)) {
-        std::string text;
-        lua_pushcfunction(L, sorted_pairs);
-        lua_pushvalue(L, index);
-        if (lua_getmetatable(L, -1)) return lua_pop(L, 3), "…";
-        lua_call(L, 1, 3);
-        int iterate = lua_absindex(L, -3);
-        for (;;) {
-            lua_pushvalue(L, iterate);
-            lua_pushvalue(L, iterate + 1);
-            lua_pushvalue(L, iterate + 2);
-            lua_call(L, 2, 2);
-            if (lua_isnil(L, -2)) break;
-            if (lua_type(L, -2) == LUA_TSTRING) text += (text.empty() ? "" : ", ") + to_string(L, -2) + " = " + argument_text(L, lua_gettop(L), true);
-            lua_pop(L, 1);
-            lua_replace(L, iterate + 2);
-        }
-        lua_settop(L, iterate - 1);
-        return "{" + text + "}";
-    }
-    if (type == LUA_TNUMBER || type == LUA_TBOOLEAN || type == LUA_TNIL) return to_string(L, index);
-    if (type != LUA_TSTRING) return "…";
-    std::string text = to_string(L, index);
-    return '"' + (text.size() > kMostText ? text.substr(0, kMostText - 3) + "…" : text) + '"';
-}
-
-uint64_t mixed(uint64_t a, uint64_t b) {
-    a = (a ^ (b + 0x9e3779b97f4a7c15u + (a << 6) + (a >> 2))) * 0xff51afd7ed558ccdu;
-    return a ^ (a >> 32);
-}
-/// Of a plain value, in whatever order a table has its keys. What cannot be compared, functions and tensors, counts by its type.
-uint64_t digest_of(lua_State* L, int index, int depth) {
-    index = lua_absindex(L, index);
-    luaL_checkstack(L, 4, "values");
-    int type = lua_type(L, index);
-    auto sum = uint64_t(type);
-    if (type == LUA_TBOOLEAN) return mixed(sum, uint64_t(lua_toboolean(L, index)));
-    if (type == LUA_TNUMBER) {
-        lua_Number x = lua_tonumber(L, index);
-        if (lua_isinteger(L, index)) return mixed(sum + 100, uint64_t(lua_tointeger(L, index)));
-        uint64_t bits = 0;
-        if (x == x) std::memcpy(&bits, &x, sizeof bits);      // any nan is like another
-        return mixed(sum, bits);
-    }
-    if (type == LUA_TSTRING) return mixed(sum, hash_name(to_string(L, index)));
-    if (type != LUA_TTABLE || depth >= kMostDepth) return sum;
-    if (lua_getmetatable(L, index)) return lua_pop(L, 1), sum;
-    lua_pushnil(L);
-    while (lua_next(L, index)) {
-        sum += mixed(digest_of(L, -2, depth + 1), digest_of(L, -1, depth + 1));
-        lua_pop(L, 1);
-    }
-    return mixed(sum, 1);
-}
-/// Of all arguments, also of what call_text leaves out.
-uint64_t digest_of_call(lua_State* L) {
-    uint64_t sum = 0;
-    for (int i = running(L).find(':') != std::string::npos ? 2 : 1, n = lua_gettop(L); i <= n; ++i) sum = mixed(sum, digest_of(L, i, 0));
-    return sum;
-}
-}  // namespace
-
-std::string call_text(lua_State* L) {
-    int n = lua_gettop(L);
-    luaL_checkstack(L, 10, "arguments");
-    std::string name = running(L), text;
-    bool method = name.find(':') != std::string::npos;
-    for (int i = method ? 2 : 1; i <= n; ++i) text += (text.empty() ? "" : ", ") + argument_text(L, i, false);
-    return name + "(" + text + ")";
-}
-
-namespace {
 std::vector<Word> hear(lua_State* L, train::Meeting& ranks, const Word& mine) {
     double limit = mine.error ? kErrorSecs : 0;
     std::optional<std::vector<Word>> words;
@@ -191,7 +30,7 @@ std::vector<Word> hear(lua_State* L, train::Meeting& ranks, const Word& mine) {
         Unlocked unlocked(L);
         words = ranks.hear(mine, limit);
     }
-    if (words) return *words;
+    if (words) return heed_interrupt(L, mine, *words), *words;
     ErrorParts parts = *mine.error;
     if (parts.rank < 0) parts.rank = ranks.rank();
     throw Error(parts);
@@ -224,28 +63,41 @@ train::Meeting* ranks_of(lua_State* L) {
 Alone::Alone(lua_State* L) : depth_(control(L).alone) { ++depth_; }
 Alone::~Alone() { --depth_; }
 
-void meet(lua_State* L) {
+void meet(lua_State* L, Tensors tensors) {
     Control& c = control(L);
     if (!c.ranks) return;
     MOE_CHECK(!c.alone, state, running(L), fmt::format("rank {} alone", c.ranks->rank()), "a call of all ranks", "in moe.on and in hooks there is only what one rank can do by itself");
     Word mine{at_place(L, call_text(L))};
-    mine.digest = digest_of_call(L);
-    if (c.interrupted) mine.error = ErrorParts{ErrorKind::interrupted, "interrupted", "", "", "", "", -1, ""};
+    mine.digest = digest_of_call(L, tensors == Tensors::own);
+    if (c.interrupted) mine.error = interruption();
     train::judge(hear(L, *c.ranks, mine));
 }
 
-int call_on_all_ranks(lua_State* L, const std::function<int(lua_State*)>& f) {
+int call_on_all_ranks(lua_State* L, const std::function<int(lua_State*)>& f, Tensors tensors) {
     if (!control(L).ranks) return f(L);
-    meet(L);
+    meet(L, tensors);
     train::forget_agreed();
     std::optional<ErrorParts> error;
+    struct Deeper {
+        int& depth;
+        explicit Deeper(int& d) : depth(d) { ++depth; }
+        ~Deeper() { --depth; }
+    } deeper(control(L).calls);
     try {
+        LiveRun turn = turn_beside_job(L);
         return f(L);
     } catch (const std::exception&) {
         error = current_exception_parts();
     }
     if (train::is_agreed(*error)) throw Error(*error);
     settle_error(L, *control(L).ranks, at_place(L, running(L) + ", which failed,"), *error);
+}
+
+void throw_interrupted_on_all(lua_State* L) {
+    interrupt(control(L));
+    ErrorParts parts = interruption();
+    train::note_agreed(parts);
+    throw Error(parts);
 }
 
 namespace {
@@ -349,7 +201,36 @@ bool end_on_all_ranks(lua_State* L, const std::string& what, std::optional<Error
 // --- moe.on ---
 
 namespace {
+/// moe.on("all", f, …).
+int on_all(lua_State* L) {
+    std::string who = check_string(L, 1, "rank");
+    MOE_CHECK(who == "all", usage, "moe.on: rank", '"' + who + '"', "a rank, from 0, or \"all\"", "");
+    check_function(L, 2, "f");
+    if (ranks_of(L)) meet(L, Tensors::own);
+    lua_remove(L, 1);
+    if (!ranks_of(L)) return lua_call(L, lua_gettop(L) - 1, LUA_MULTRET), lua_gettop(L);
+    struct Kept {
+        lua_State* L;
+        int ref = LUA_NOREF;
+        ~Kept() { luaL_unref(L, LUA_REGISTRYINDEX, ref); }
+    } results{L};
+    int n = 0;
+    settle(L, lua_gettop(L), running(L), [&](lua_State* S) {
+        lua_call(S, lua_gettop(S) - 1, LUA_MULTRET);
+        n = lua_gettop(S);
+        lua_createtable(S, n, 0);
+        lua_insert(S, 1);
+        for (int i = n; i > 0; --i) lua_rawseti(S, 1, i);
+        results.ref = luaL_ref(S, LUA_REGISTRYINDEX);
+    });
+    lua_rawgeti(L, LUA_REGISTRYINDEX, results.ref);
+    luaL_checkstack(L, n, "results");
+    for (int i = 1; i <= n; ++i) lua_rawgeti(L, 1, i);
+    return n;
+}
+
 int on(lua_State* L) {
+    if (lua_type(L, 1) == LUA_TSTRING) return on_all(L);
     int64_t rank = check_integer(L, 1, "rank");
     check_function(L, 2, "f");
     Control& c = control(L);
@@ -363,7 +244,7 @@ int on(lua_State* L) {
     }
     lua_pushinteger(L, rank);
     lua_insert(L, 1);
-    meet(L);
+    meet(L, Tensors::own);
     lua_remove(L, 1);
     Word mine{at_place(L, "the end of moe.on")};
     if (rank == own) {
@@ -382,7 +263,8 @@ int on(lua_State* L) {
 const Binding kFunctions[] = {
     {"on", on,
      "moe.on(rank, f, …): all ranks call it, f(…) runs on one of them alone, and the others wait. What f raises is raised on all ranks, with its rank. Results that are numbers, texts, booleans or tables of them are returned on all ranks. "
-     "Inside f there is only what a rank can do by itself: no training, no saving. On one rank it is f(…).\nExample: print(moe.on(0, function() return moe.rank end))"},
+     "Inside f there is only what a rank can do by itself: no training, no saving. On one rank it is f(…).\n"
+     "moe.on(\"all\", f, …): f(…) runs on all ranks, with calls of all ranks inside, and returns what it does on each; what it raises on one of them is raised on all, so that after pcall(moe.on, \"all\", f) they go on alike.\nExample: print(moe.on(0, function() return moe.rank end))"},
 };
 
 /// A help text for a field that is a plain value: its name has it.

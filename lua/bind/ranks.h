@@ -26,11 +26,15 @@ private:
     int& depth_;
 };
 
-/// Every rank has come to the running binding at the same line with the same plain arguments: else throws moe::Error (dist) on all, with each
-/// rank's place. Throws (state) where this rank runs alone. Lets the state's lock go while it waits.
-void meet(lua_State* L);
-/// f(L), a binding that all ranks call: they meet first, and what is thrown on one is thrown on all, as soon as these come to a meeting.
-int call_on_all_ranks(lua_State* L, const std::function<int(lua_State*)>& f);
+/// Whether tensors among a call's arguments are compared: those of one value, such as a parameter's, or are each rank's own, such as the tokens that it computes with.
+enum class Tensors { same, own };
+/// Every rank has come to the running binding at the same line with the same arguments (numbers, texts, tables of them, tensors): else throws moe::Error
+/// (dist) on all, with each rank's place. Throws (state) where this rank runs alone. Lets the state's lock go while it waits.
+void meet(lua_State* L, Tensors tensors = Tensors::same);
+/// f(L), a binding that all ranks call: they meet first, and what is thrown on one is thrown on all, as soon as these come to a meeting. While a job trains
+/// whatever run, f has its turn between two of the job's steps: a collective of this thread and one of the job's callbacks, each under the state's lock of
+/// another rank, would wait for each other for ever.
+int call_on_all_ranks(lua_State* L, const std::function<int(lua_State*)>& f, Tensors tensors = Tensors::same);
 template <Function f>
 int on_all_ranks(lua_State* L) {
     return call_on_all_ranks(L, f);
@@ -39,6 +43,8 @@ int on_all_ranks(lua_State* L) {
 void settle(lua_State* L, int num_arguments, const std::string& what, const std::function<void(lua_State*)>& f);
 /// What f gives, or throws, on rank 0: on all ranks.
 std::string from_rank_0(lua_State* L, const std::string& what, const std::function<std::string()>& f);
+/// All ranks know that one was interrupted: each is, so that no pcall holds it up, and throws moe::Error (interrupted).
+[[noreturn]] void throw_interrupted_on_all(lua_State* L);
 
 // --- for sessions ---
 

@@ -1,4 +1,4 @@
-// Calls, values and errors on their way to other ranks: what ranks.cpp and ranks_libraries.cpp share.
+// Calls, values and errors on their way to other ranks: what ranks.cpp, ranks_calls.cpp and ranks_libraries.cpp share.
 #pragma once
 #include "lua/bind/ranks.h"
 
@@ -12,6 +12,8 @@ int push_all(lua_State* L, const std::string& bytes);
 std::string at_place(lua_State* L, const std::string& what);
 /// The running binding with its arguments, long ones shortened: "run:train(5)".
 std::string call_text(lua_State* L);
+/// Of all arguments, also of what call_text leaves out: numbers, texts, tables of them, tensors. `own_tensors`: each rank has its own, which are not looked at.
+uint64_t digest_of_call(lua_State* L, bool own_tensors);
 /// f with the top values, popped, as its stack; its error.
 std::optional<ErrorParts> caught(lua_State* L, int num_arguments, const std::function<void(lua_State*)>& f);
 

@@ -53,14 +53,12 @@ int read_input(lua_State* L) {
     return is_stdin ? call_stock_there(L) : call_stock_here(L);
 }
 
-/// file:read with upvalues the stock function, io.stdin: of other files each rank reads its own.
-int read_file(lua_State* L) {
-    if (!lua_rawequal(L, 1, upvalue(2)) || !ranks_of(L)) return call_stock_here(L);
-    // A file cannot travel, but on rank 0 it is there: the place of the call is what all say.
-    return call_stock_there(L);
-}
+/// A method of files with upvalues the stock function, io.stdin: of other files each rank reads its own.
+bool is_of_stdin(lua_State* L) { return ranks_of(L) && lua_rawequal(L, 1, upvalue(2)); }
+/// A file cannot travel, but on rank 0 it is there: the place of the call is what all say.
+int read_file(lua_State* L) { return is_of_stdin(L) ? call_stock_there(L) : call_stock_here(L); }
 
-/// Upvalues: the shared io.read, a list of formats.
+/// Upvalues: the shared io.read or file:read, a list of its arguments.
 int next_line(lua_State* L) {
     lua_settop(L, 0);
     lua_pushvalue(L, upvalue(1));
@@ -71,19 +69,25 @@ int next_line(lua_State* L) {
 }
 constexpr Binding kNextLine = {"next", next_line, "the next line of standard input."};
 
-/// io.lines: upvalue 1 the stock one, 2 the shared io.read.
-int lines_of(lua_State* L) {
-    if (!is_nothing(L, 1)) return call_stock_here(L);
-    if (lua_gettop(L) > 0) lua_remove(L, 1);
+/// Pushes an iterator that calls the function at `read` with the values on the stack, which it takes.
+int push_lines(lua_State* L, int read) {
     int n = lua_gettop(L);
     lua_createtable(L, n, 0);
     lua_insert(L, 1);
     for (int i = n; i > 0; --i) lua_rawseti(L, 1, i);
-    lua_pushvalue(L, upvalue(2));
+    lua_pushvalue(L, read);
     lua_insert(L, 1);
     push_function(L, kNextLine, "io.lines.next", 2);
     return 1;
 }
+/// io.lines: upvalue 1 the stock one, 2 the shared io.read.
+int lines_of(lua_State* L) {
+    if (!is_nothing(L, 1)) return call_stock_here(L);
+    if (lua_gettop(L) > 0) lua_remove(L, 1);
+    return push_lines(L, upvalue(2));
+}
+/// file:lines: upvalue 2 io.stdin, 3 the shared file:read.
+int lines_of_file(lua_State* L) { return is_of_stdin(L) ? push_lines(L, upvalue(3)) : call_stock_here(L); }
 
 /// All ranks end here, or none does. A failing one does not wait for long.
 int end_program(lua_State* L) {
@@ -111,6 +115,8 @@ constexpr Binding kIsTerminal = {"is_terminal", call_stock_there, "moe.is_termin
 constexpr Binding kRead = {"read", read_input, "io.read(…): as in Lua; what rank 0 reads from standard input goes to all ranks."};
 constexpr Binding kLines = {"lines", lines_of, "io.lines(file, …): as in Lua; lines of standard input go from rank 0 to all ranks."};
 constexpr Binding kFileRead = {"read", read_file, "file:read(…): as in Lua; what rank 0 reads from standard input goes to all ranks."};
+constexpr Binding kFileLines = {"lines", lines_of_file, "file:lines(…): as in Lua; lines of standard input go from rank 0 to all ranks."};
+constexpr Binding kFileSeek = {"seek", read_file, "file:seek(whence, offset): as in Lua; standard input's is rank 0's on all ranks."};
 
 /// Replaces table.name; the stock function becomes upvalue 1, the `more` values on the stack's top the others. The table is below these.
 void replace(lua_State* L, const Binding& binding, const std::string& full_name, int more = 0) {
@@ -131,8 +137,13 @@ void share_libraries(lua_State* L) {
     lua_getglobal(L, "io");
     lua_getfield(L, -1, "stdin");
     luaL_getmetafield(L, -1, "__index");
+    for (const Binding* b : {&kFileRead, &kFileSeek}) {
+        lua_pushvalue(L, -2);
+        replace(L, *b, std::string("file:") + b->name, 1);
+    }
     lua_pushvalue(L, -2);
-    replace(L, kFileRead, "file:read", 1);
+    lua_getfield(L, -2, "read");
+    replace(L, kFileLines, "file:lines", 2);
     lua_pop(L, 2);
     lua_getfield(L, -1, "stdin");
     lua_getfield(L, -2, "input");

@@ -28,6 +28,11 @@ constexpr size_t kSpikeSteps = 50, kFewSteps = 10;
 
 LiveRun run(lua_State* L) { return live_run(L); }
 
+/// Several ranks know of an interrupt after a step and in meetings: one that left a call of all by itself would leave the others in its collectives.
+void throw_if_interrupted_here(lua_State* L) {
+    if (!ranks_of(L)) throw_if_interrupted(L);
+}
+
 // --- metrics ---
 
 struct MetricsField {
@@ -176,8 +181,7 @@ struct Interruptible {
 
 /// One optimizer step of the run at index, its callbacks, and its metrics on the stack.
 void step(lua_State* L, int run_index, const LiveRun& r) {
-    train::Meeting* ranks = ranks_of(L);
-    if (!ranks) throw_if_interrupted(L);                  // several ranks: after a step of which all know it
+    throw_if_interrupted_here(L);
     auto state = check<RunValue>(L, run_index, "run").state;
     train::StepMetrics m;
     {
@@ -185,11 +189,7 @@ void step(lua_State* L, int run_index, const LiveRun& r) {
         m = r->step();
     }
     call_back_step(L, run_index, *r, *state, m);
-    if (r->was_interrupted()) {
-        ErrorParts parts = {ErrorKind::interrupted, "interrupted", "", "", "", "", -1, ""};
-        train::note_agreed(parts);
-        throw Error(parts);
-    }
+    if (r->was_interrupted()) throw_interrupted_on_all(L);
     push_metrics(L, m);
 }
 
@@ -259,7 +259,7 @@ int on(lua_State* L) {
 int evaluate(lua_State* L) {
     auto r = run(L);
     Options o(L, 2, {"max_batches"});
-    throw_if_interrupted(L);
+    throw_if_interrupted_here(L);
     Interruptible interruptible(L, r);
     train::Evaluation e = r->evaluate(nullptr, o.integer("max_batches", 0));
     lua_settop(L, 1);
@@ -303,7 +303,7 @@ int make_trace(lua_State* L) {
     int64_t per_batch = t.micro_batch_size * mesh.dp.size() * t.seq_length, batches = o.integer("batches", 0);
     if (o.has("tokens")) batches = (o.integer("tokens", 0) + per_batch - 1) / per_batch;
     MOE_CHECK(batches >= 0, usage, "run:trace: batches", std::to_string(batches), "1 or more", "");
-    throw_if_interrupted(L);
+    throw_if_interrupted_here(L);
     Interruptible interruptible(L, r);
     auto& moe = r->config().model.moe;
     auto trace = std::make_shared<routing::Trace>(routing::TraceFacts{moe.num_experts, moe.n_group, t.seq_length, {}, r->config().data.tokenizer}, trace_options(o, mesh));
@@ -370,7 +370,7 @@ int text(lua_State* L) {
 
 int save(lua_State* L) {
     auto r = run(L);
-    throw_if_interrupted(L);
+    throw_if_interrupted_here(L);
     std::string path = r->save(lua_isnoneornil(L, 2) ? "" : check_string(L, 2, "name"));
     lua_settop(L, 1);
     push_ordered_table(L, {"step", "path"});
@@ -398,7 +398,8 @@ const Binding kMethods[] = {
     {"close", on_all_ranks<close_run>, "run:close(): waits for the last save and gives the run's folder free; no more steps."},
     {"evaluate", on_all_ranks<evaluate>, "run:evaluate {max_batches =}: loss on validation data in nats a token: {loss (mean over domains), bits, num_tokens, by_domain = {{name, loss}, …}, and with MTP acceptance = {share of positions where module k's token is the main head's}}. Routers' counts and biases do not move."},
     {"eval", on_all_ranks<evaluate>, "run:eval {max_batches =}: as run:evaluate."},
-    {"start", on_all_ranks<start_job>, "run:start(n): n steps (by default to the configured length) in the background while other inputs run; gives a job. Whatever touches the run meanwhile waits for the end of the step at hand. Callbacks are called between other inputs."},
+    {"start", on_all_ranks<start_job>, "run:start(n): n steps (by default to the configured length) in the background while other inputs run; gives a job. Whatever touches the run meanwhile waits for the end of the step at hand. Callbacks are called between other inputs. "
+     "On several ranks there is one job at a time, and what all ranks call meanwhile, about whatever run, has its turn between two of its steps."},
     {"trace", on_all_ranks<make_trace>, "run:trace {batches =, tokens =, weights = true, file =, memory = 2^28}: runs validation data through the model and records every routing decision, as model:trace does. A batch has micro_batch_size sequences of each data-parallel rank; every rank gets all of the trace."},
     {"counts", counts, "run:counts {by = \"domain\"}: routed tokens of the last step, int64 [layer, expert], or [layer, domain, expert]."},
 };

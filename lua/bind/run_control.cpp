@@ -148,10 +148,11 @@ int replay_run(lua_State* L) {
             run->replay(e);
         }
         if (step == steps) break;
-        throw_if_interrupted(L);
+        if (!ranks_of(L)) throw_if_interrupted(L);
         run->set_interrupt(&control(L).interrupted);
         run->step();
         run->set_interrupt(nullptr);
+        if (run->was_interrupted()) throw_interrupted_on_all(L);
     }
     lua_settop(L, index);
     return 1;

@@ -1,6 +1,8 @@
 """moelab and Hugging Face's DeepseekV3 in turn, same machine, same sitting: training tokens/s at the quick or tiny CPU shape.
 
-  python tests/bench/alternate.py path/to/moelab [quick|tiny] [rounds]
+  python tests/bench/alternate.py path/to/moelab [quick|tiny] [rounds] [unlocked] [bf16]
+unlocked: the peer's MKL, too, is told that the processor is Intel's (needs cc); on Intel it changes nothing.
+bf16: both compute in bf16 (the peer by autocast) with weights in fp32; for processors with AMX or AVX-512 bf16.
 Needs torch and transformers. The peer runs fp32 with fused AdamW and torch.compile, its experts once as a loop ("eager") and once
 as grouped products; the faster one is the peer. One JSON line a figure; a round is one window of each.
 """
@@ -9,9 +11,14 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 
 KEEP = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**34), "MALLOC_TOP_PAD_": str(2**28)}
+if "unlocked" in sys.argv and "LD_PRELOAD" not in os.environ:
+    answer = os.path.join(tempfile.mkdtemp(), "answer.so")
+    subprocess.run(["cc", "-shared", "-fPIC", "-x", "c", "-", "-o", answer], input=b"int mkl_serv_intel_cpu_true(void) { return 1; }", check=True)
+    KEEP["LD_PRELOAD"] = answer
 if not KEEP.items() <= os.environ.items():        # the allocator reads them at start-up: about a tenth faster for the peer
     os.execve(sys.executable, [sys.executable] + sys.argv, {**os.environ, **KEEP})
 import torch
@@ -33,7 +40,9 @@ def peer(batch, seq, shape, experts):
 
     def step():
         ids = torch.randint(0, shape["vocab_size"], (batch, seq))
-        run(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled="bf16" in sys.argv):
+            loss = run(input_ids=ids, labels=ids, use_cache=False).loss
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     for _ in range(3):
@@ -60,7 +69,7 @@ def main():
     for _ in range(rounds):
         for e, step in steps.items():
             got[f"hf_{e}"].append(window(step, batch * seq))
-        out = subprocess.run([program, "--threads", "2", "bench", f"cpu_{name}_train", "--json"], env=own_env, capture_output=True, text=True, check=True).stdout
+        out = subprocess.run([program, "--threads", "2", "bench", f"cpu_{name}_train", "--json", "--device", "cpu"] + (["dtype=bf16"] if "bf16" in sys.argv else []), env=own_env, capture_output=True, text=True, check=True).stdout
         got["moelab"].append(json.loads(out.strip().splitlines()[-1])["value"])
     best = max(statistics.median(v) for k, v in got.items() if k != "moelab")
     for k, v in got.items():

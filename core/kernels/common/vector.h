@@ -1,9 +1,12 @@
 // exp and a product in registers that the compiler turns into vector code of the machine's width.
 #pragma once
+#include <c10/util/BFloat16.h>
+
 #include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstdint>
+#include <type_traits>
 
 namespace moe::kernels {
 /// e^x for float within 2 ulp, x clamped to [−87, 87]; a NaN stays one. Source: Cody and Waite's reduction, Cephes' polynomial
@@ -25,6 +28,17 @@ inline float vexp(float x) {
     return std::bit_cast<float>(nan | std::bit_cast<int>(p * std::bit_cast<float>((int(n) + 127) << 23)));
 }
 inline double vexp(double x) { return std::exp(x); }
+
+/// x in T. For bf16 to nearest, ties to even, as c10 does, but without the branch for NaN that keeps a loop out of vector code.
+template <class T, class A> T rounded(A x) {
+    if constexpr (std::is_same_v<T, c10::BFloat16>) {
+        auto bits = std::bit_cast<uint32_t>(float(x));
+        uint32_t nan = -uint32_t((bits & 0x7fffffff) > 0x7f800000), nearest = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+        return T(uint16_t((nearest & ~nan) | (0x7fc0 & nan)), T::from_bits());
+    } else {
+        return T(x);
+    }
+}
 
 #if defined(__AVX512F__)
 constexpr int kVectorBytes = 64;

@@ -1,4 +1,4 @@
-// Products on the CPU: MKL's, through ATen. Operands of another dtype are cast up first, exactly.
+// Products on the CPU: MKL's, through ATen. Operands of another dtype are cast up first, exactly; bf16 ones only where the processor has no bf16 products.
 #include "core/kernels/linear/linear_kernels.h"
 
 #include "core/kernels/common/dtype.h"
@@ -6,14 +6,32 @@
 
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/addmm.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/mm.h>
 
 #include <algorithm>
+#include <limits>
 #include <numeric>
 #include <vector>
 
+/// MKL's, in LibTorch: c = a b + beta c of bf16 a and b; fp32 sums and result. Row-major is 101, as is 111, transposed 112.
+extern "C" void cblas_gemm_bf16bf16f32(int layout, int transpose_a, int transpose_b, int m, int n, int k, float alpha, const void* a, int lda, const void* b, int ldb, float beta, float* c, int ldc);
+
 namespace moe::kernels {
 namespace {
+constexpr int64_t kMostInt = std::numeric_limits<int>::max();
+
+/// A matrix as BLAS wants it: rows or columns of adjacent numbers.
+struct BlasMatrix {
+    explicit BlasMatrix(const Tensor& t) : transposed(t.stride(1) != 1 && t.stride(0) == 1), matrix(transposed || t.stride(1) == 1 ? t : t.contiguous()), ld(std::max<int64_t>(1, matrix.stride(transposed ? 1 : 0))) {}
+    bool transposed;
+    Tensor matrix;
+    int64_t ld;
+};
+
+/// Whether a and b are multiplied as they are, in bf16.
+bool in_bf16(const Tensor& a, const Tensor& b) { return a.scalar_type() == at::kBFloat16 && b.scalar_type() == at::kBFloat16 && has_bf16_products(); }
+
 /// The object file that answers MKL's processor check is linked because of this reference.
 [[maybe_unused]] const bool kMklSwitch = mkl_switch_active();
 
@@ -23,13 +41,21 @@ at::ScalarType product_dtype(const Tensor& a, const Tensor& b) {
 
 /// out = a b.
 void multiply(const Tensor& a, const Tensor& b, Tensor out) {
-    auto dtype = product_dtype(a, b);
+    bool bf16 = in_bf16(a, b);
+    if (bf16 && out.scalar_type() == at::kFloat) return bf16_product(a, b, out, false);
+    auto dtype = bf16 ? at::kBFloat16 : product_dtype(a, b);
     if (out.scalar_type() == dtype) at::mm_out(out, a.to(dtype), b.to(dtype));
     else out.copy_(at::mm(a.to(dtype), b.to(dtype)));
 }
 
 /// out += a b, added in the wider of the product's dtype and out's; a bf16 sum is rounded once.
 void multiply_add(const Tensor& a, const Tensor& b, Tensor out) {
+    if (in_bf16(a, b)) {
+        Tensor sum = out.scalar_type() == at::kFloat ? out : at::empty(out.sizes(), out.options().dtype(at::kFloat));
+        bf16_product(a, b, sum, sum.is_same(out));
+        if (!sum.is_same(out)) out.add_(sum);
+        return;
+    }
     auto dtype = product_dtype(a, b);
     if (out.scalar_type() == dtype) at::addmm_out(out, out, a.to(dtype), b.to(dtype));
     else out.add_(at::mm(a.to(dtype), b.to(dtype)));
@@ -62,6 +88,25 @@ template <class F> void each_group(const RowGroups& groups, F f) {
     });
 }
 }  // namespace
+
+bool has_bf16_products() {
+    static const bool has = __builtin_cpu_supports("avx512bf16");
+    return has;
+}
+
+void bf16_product(const Tensor& a_MK, const Tensor& b_KN, Tensor out_MN, bool add) {
+    int64_t M = a_MK.size(0), K = a_MK.size(1), N = b_KN.size(1);
+    BlasMatrix a(a_MK), b(b_KN);
+    bool fits = out_MN.stride(1) == 1 && std::max({M, N, K, a.ld, b.ld, out_MN.stride(0)}) <= kMostInt;
+    if (!fits || M * N * K == 0) {
+        Tensor product = at::mm(a_MK.to(at::kFloat), b_KN.to(at::kFloat));
+        add ? out_MN.add_(product) : out_MN.copy_(product);
+        return;
+    }
+    constexpr int kRows = 101, kAsIs = 111, kTransposed = 112;
+    cblas_gemm_bf16bf16f32(kRows, a.transposed ? kTransposed : kAsIs, b.transposed ? kTransposed : kAsIs, int(M), int(N), int(K), 1, a.matrix.const_data_ptr(), int(a.ld), b.matrix.const_data_ptr(), int(b.ld),
+                           add ? 1.0f : 0.0f, out_MN.mutable_data_ptr<float>(), int(std::max<int64_t>(1, out_MN.stride(0))));
+}
 
 void product_nt_cpu(const Tensor& x_TI, const Tensor& w_OI, Tensor y_TO) { multiply(x_TI, w_OI.t(), y_TO); }
 void product_nn_cpu(const Tensor& dy_TO, const Tensor& w_OI, Tensor dx_TI) { multiply(dy_TO, w_OI, dx_TI); }

@@ -1,6 +1,7 @@
 #include "core/kernels/norm/rmsnorm_kernels.h"
 
 #include "core/kernels/common/dtype.h"
+#include "core/kernels/common/vector.h"
 #include "core/kernels/quantize/quantize_kernels.h"
 
 #include <ATen/Parallel.h>
@@ -21,7 +22,7 @@ template <class T> Acc<T> rms_row(const T* x, const T* gamma, double eps, T* y, 
     for (int64_t d = 0; d < D; ++d) sum += A(x[d]) * A(x[d]);
     A r = A(1) / std::sqrt(sum / A(D) + A(eps));
     #pragma omp simd
-    for (int64_t d = 0; d < D; ++d) y[d] = T(A(x[d]) * r * A(gamma[d]));
+    for (int64_t d = 0; d < D; ++d) y[d] = rounded<T>(A(x[d]) * r * A(gamma[d]));
     return r;
 }
 
@@ -37,7 +38,7 @@ template <bool kMore, class T> void rms_gradient_row(const T* dy, const T* x, co
         A g = A(dy[d]) * r, v = A(x[d]);
         A sum = g * A(gamma[d]) - v * c;
         if constexpr (kMore) sum += A(more[d]);
-        dx[d] = T(sum);
+        dx[d] = rounded<T>(sum);
         dgamma[d] += g * v;
     }
 }

@@ -13,7 +13,7 @@ template <class T> void swiglu_row(const T* gate, const T* up, Acc<T> scale, T* 
     #pragma omp simd
     for (int64_t f = 0; f < F; ++f) {
         A g = A(gate[f]);
-        y[f] = T(scale * A(up[f]) * g / (1 + vexp(-g)));
+        y[f] = rounded<T>(scale * A(up[f]) * g / (1 + vexp(-g)));
     }
 }
 
@@ -25,8 +25,8 @@ template <class T> Acc<T> swiglu_gradient_row(const T* dy, const T* gate, const 
     for (int64_t f = 0; f < F; ++f) {
         A g = A(gate[f]), u = A(up[f]), d = A(dy[f]), sigmoid = 1 / (1 + vexp(-g)), act = g * sigmoid;
         sum += d * act * u;
-        dup[f] = T(scale * d * act);
-        dgate[f] = T(scale * d * u * sigmoid * (1 + g * (1 - sigmoid)));
+        dup[f] = rounded<T>(scale * d * act);
+        dgate[f] = rounded<T>(scale * d * u * sigmoid * (1 + g * (1 - sigmoid)));
     }
     return sum;
 }

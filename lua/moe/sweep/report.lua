@@ -238,10 +238,11 @@ function report.write(sweep, options)
       if i <= 2 and #sweep:settings() > 0 then plots[i] = { y = m } end
     end
   end
-  moe.fs.mkdir(folder)
+  moe.on(0, function() moe.fs.mkdir(folder) end)
   for i, p in ipairs(plots) do
     local name = ("%s-%d.svg"):format(stem, i)
-    report.plot(sweep, p):save(folder .. "/" .. name)
+    local picture = report.plot(sweep, p)
+    moe.on(0, function() picture:save(folder .. "/" .. name) end)
     add(("![%s](%s)\n"):format(p.title or p.y or metrics[1], name))
   end
   add(failures(raw))
@@ -249,7 +250,7 @@ function report.write(sweep, options)
   if sweep.spec.script then add(("Script: %s, copied to `script.lua`.\n"):format("`" .. sweep.spec.script:match("[^/]+$") .. "`")) end
   add("## Points\n" .. sweep:table():markdown())
   local text = table.concat(out, "\n") .. "\n"
-  moe.fs.write(path, text)
+  moe.on(0, function() moe.fs.write(path, text) end)
   return text
 end
 

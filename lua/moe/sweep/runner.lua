@@ -18,15 +18,19 @@ local function error_data(err)
   return data
 end
 
+-- Where any rank was.
 local function stop_if_asked()
-  if moe.stopping() then moe.fail { kind = "interrupted", op = "interrupted" } end
+  local asked = false
+  for rank = 0, moe.num_ranks - 1 do asked = moe.on(rank, moe.stopping) or asked end
+  if asked then moe.fail { kind = "interrupted", op = "interrupted" } end
 end
 
 --- Calls fn at a point and keeps what came of it in its file. An interrupt is raised on: the point stays missing.
 function runner.attempt(folder, sweep_name, point, fn)
   local cfg = point.config:with { output_dir = folder .. "/runs" }
   local start = moe.clock()
-  local ok, result = xpcall(function() return store.plain_result(fn(point, { config = cfg, name = point.id, console = false })) end, error_data)
+  -- On several ranks a point that fails on one fails on all.
+  local ok, result = xpcall(moe.on, error_data, "all", function() return store.plain_result(fn(point, { config = cfg, name = point.id, console = false })) end)
   if not ok and result.kind == "interrupted" then moe.fail { kind = "interrupted", op = "interrupted" } end
   stop_if_asked()
   point.secs, point.commit, point.device, point.finished = moe.clock() - start, moe.commit, moe.default_device(), os.time()
@@ -67,7 +71,7 @@ end
 function runner.work(folder, id)
   local saved = store.read(folder, id)
   if not saved then moe.fail { kind = "state", op = "sweep: point " .. id, got = "no file", want = store.path(folder, id) } end
-  local fn = carry.unpack(moe.json.decode(moe.fs.read(folder .. "/fn.json"), folder .. "/fn.json"))
+  local fn = carry.unpack(moe.json.decode(store.text(folder .. "/fn.json"), folder .. "/fn.json"))
   local point = { id = id, values = saved.values, budget = saved.budget, round = saved.round, config = moe.config(saved.config), progress = function() end }
   runner.attempt(folder, saved.sweep, point, fn)
 end

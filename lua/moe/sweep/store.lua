@@ -38,19 +38,24 @@ function store.path(folder, id) return ("%s/points/%s.json"):format(folder, id) 
 
 --- Writes a point; on several ranks only rank 0 does, and the others wait until it is there.
 function store.write(folder, sweep_name, point)
-  moe.on(0, function()
-    moe.fs.write(store.path(folder, point.id), moe.json.encode({
-      id = point.id, sweep = sweep_name, status = point.status, values = point.values, budget = point.budget, round = point.round, result = point.result, error = point.error, secs = point.secs,
+  moe.on(0, function(id)
+    moe.fs.write(store.path(folder, id), moe.json.encode({
+      id = id, sweep = sweep_name, status = point.status, values = point.values, budget = point.budget, round = point.round, result = point.result, error = point.error, secs = point.secs,
       commit = point.commit, device = point.device, finished = point.finished, config = point.config:to_table(),
     }, { indent = 1 }) .. "\n")
-  end)
+  end, point.id)
+end
+
+--- The text of a file, nil where there is none: rank 0's look at it on all ranks. Files come to the ranks' machines at different times, and what is missing is decided once.
+function store.text(path)
+  return moe.on(0, function(name) return moe.fs.exists(name) and moe.fs.read(name) or nil end, path)
 end
 
 --- What a point's file says, nil where there is none. A file that cannot be read is an error that names it.
 function store.read(folder, id)
   local path = store.path(folder, id)
-  if not moe.fs.exists(path) then return nil end
-  return moe.json.decode(moe.fs.read(path), path)
+  local text = store.text(path)
+  return text and moe.json.decode(text, path)
 end
 
 --- Fills a point with what its file says of a run that has ended. True where there is one.

@@ -37,12 +37,13 @@ function check.raises(kind, f, ...)
   return err
 end
 
--- Runs the program with a command line; gives output (with errors) and exit code.
-function check.moelab(line)
+-- Runs the program with a command line; gives output (with errors) and exit code. After `limit_secs` it is ended.
+function check.moelab(line, limit_secs)
   local pipe = io.popen("readlink /proc/$PPID/exe")
   local program = pipe:read("l")
   pipe:close()
-  pipe = io.popen(("{ '%s' %s; } 2>&1; echo \"exit $?\""):format(program, line))
+  local guard = limit_secs and ("timeout -k 5 %d "):format(limit_secs) or ""
+  pipe = io.popen(("{ %s'%s' %s; } 2>&1; echo \"exit $?\""):format(guard, program, line))
   local out = pipe:read("a")
   pipe:close()
   local text, code = out:match("^(.*)exit (%d+)\n$")

@@ -283,6 +283,29 @@ TEST_CASE("linear: this program's answer to MKL's processor check is the one tha
     CHECK(dlsym(RTLD_DEFAULT, "mkl_serv_intel_cpu_true") == reinterpret_cast<void*>(&mkl_serv_intel_cpu_true));
 }
 
+TEST_CASE("bf16_product: equals the float64 product of the same numbers, whatever the strides, written or added", "[kernels][linear]") {
+    constexpr int64_t M = 37, K = 70, N = 21;
+    auto bf16 = [](const Tensor& t) { return t.to(at::kBFloat16); };
+    Tensor a = bf16(randn("a", {M, K})), b = bf16(randn("b", {K, N})), more = randn("more", {M, N}).to(at::kFloat);
+    Tensor every_second = bf16(randn("wide", {M, 2 * K})).slice(1, 0, 2 * K, 2), column_major = b.t().contiguous().t();
+    for (const Tensor& x : {a, a.t().contiguous().t(), every_second, a.narrow(1, 3, K - 3)})
+        for (const Tensor& w : {b, column_major, b.narrow(1, 2, N - 2)})
+            for (bool add : {false, true}) {
+                Tensor right = w.narrow(0, 0, x.size(1)), room = at::full({M, N + 5}, 7.0f), out = room.narrow(1, 0, w.size(1));
+                out.copy_(more.narrow(1, 0, w.size(1)));
+                bf16_product(x, right, out, add);
+                Tensor want = at::mm(x.to(at::kDouble), right.to(at::kDouble));
+                if (add) want += more.narrow(1, 0, w.size(1)).to(at::kDouble);
+                CHECK((out.to(at::kDouble) - want).abs().max().item<double>() < 1e-4);
+                CHECK((room.narrow(1, w.size(1), N + 5 - w.size(1)) == 7.0f).all().item<bool>());
+            }
+    for (bool add : {false, true}) {      // nothing to add up
+        Tensor out = at::full({M, N}, 3.0f);
+        bf16_product(a.narrow(1, 0, 0), b.narrow(0, 0, 0), out, add);
+        CHECK((out == (add ? 3.0f : 0.0f)).all().item<bool>());
+    }
+}
+
 TEST_CASE("linear: wrong operands are named with their values", "[kernels][linear]") {
     auto w = weight(randn("w", {O, I}));
     require_error(ErrorKind::shape, "got [4, 8] x [9, 13], want x.size(1) == w.size(1)", [&] { linear(at::zeros({4, 8}, at::kDouble), w); });

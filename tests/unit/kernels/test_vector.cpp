@@ -3,6 +3,7 @@
 
 #include "tests/catch.h"
 
+#include <bit>
 #include <cmath>
 #include <limits>
 #include <mutex>
@@ -10,6 +11,18 @@
 #include <vector>
 
 using namespace moe::kernels;
+
+TEST_CASE("rounded: bf16 of every 251st float is c10's, bit for bit, NaN and infinity included", "[kernels]") {
+    for (uint64_t bits = 0; bits < uint64_t(1) << 32; bits += 251) {
+        auto x = std::bit_cast<float>(uint32_t(bits));
+        if (rounded<c10::BFloat16>(x).x != c10::BFloat16(x).x) FAIL(bits);
+    }
+    for (uint32_t bits : {0x7f800000u, 0xff800000u, 0x7f800001u, 0x7fffffffu, 0xffffffffu, 0x7f7fffffu, 0x3f808000u, 0x3f818000u, 0x00000001u}) {
+        auto x = std::bit_cast<float>(bits);
+        CHECK(rounded<c10::BFloat16>(x).x == c10::BFloat16(x).x);
+    }
+    CHECK(rounded<float>(1.1f) == 1.1f);
+}
 
 TEST_CASE("vexp: is within 2 ulp of the library's, clamps at 87 and keeps a NaN", "[kernels]") {
     for (float x = -87; x <= 87; x += 0.0137f) {

@@ -119,6 +119,29 @@ TEST_CASE("step edge: requests that are left at the end of turns are granted, an
     CHECK(!edge.has_turns());
 }
 
+TEST_CASE("step edge: it is whose thread holds it, with turns and without", "[session]") {
+    StepEdge edge;
+    for (bool turns : {false, true}) {
+        if (turns) edge.begin_turns();
+        CHECK(!edge.is_mine());
+        std::thread grants([&] {
+            if (!turns) return;
+            edge.set_trainer();
+            edge.wait_for_more_than(0);
+            edge.grant_up_to(1);
+        });
+        edge.lock();
+        edge.lock();
+        CHECK(edge.is_mine());
+        std::thread([&] { CHECK(!edge.is_mine()); }).join();
+        edge.unlock();
+        CHECK(edge.is_mine());
+        edge.unlock();
+        CHECK(!edge.is_mine());
+        grants.join();
+    }
+}
+
 TEST_CASE("step edge: who waits for a request that is left at the end of turns goes on when it is done", "[session]") {
     StepEdge edge;
     edge.begin_turns();

@@ -322,6 +322,30 @@ TEST_CASE("resume: what may not change is one error with every key and both valu
     for (const auto& key : changeable_keys()) REQUIRE_NOTHROW(help(key));
 }
 
+TEST_CASE("resume: a run goes on with its products in another precision, from the same master weights and moments", "[train]") {
+    for (std::string precision : {"fp32", "bf16"}) {
+        INFO("saved in " << precision);
+        test::Folder folder;
+        Config c = saved_often(folder);
+        c.training.use_bf16 = precision == "bf16";
+        Run first(c, silent());
+        first.train(3);
+        std::string saved = first.save("here");
+        StepMetrics a = first.step();
+        first.close();
+        c.training.use_bf16 = !c.training.use_bf16;
+        Run second(c, silent(saved));
+        CHECK(second.model().options().precision.compute == (c.training.use_bf16 ? at::kBFloat16 : at::kFloat));
+        std::string again = second.save("again");
+        second.wait_here();
+        CHECK((stored_bytes(again) == stored_bytes(saved)));
+        StepMetrics b = second.step();
+        CHECK(a.tokens == b.tokens);
+        CHECK(a.loss != b.loss);
+        CHECK(b.loss == Approx(a.loss).epsilon(5e-3));
+    }
+}
+
 TEST_CASE("resume: a checkpoint is found by path, by name and as the last", "[train]") {
     test::Folder folder;
     Config c = saved_often(folder);
