@@ -56,6 +56,7 @@ template <class F> auto on_rank(const Group& group, const char* op, F&& call) {
     } catch (const c10::Error&) {
         throw;
     } catch (const std::runtime_error& e) {
+        if (group.has_failed()) throw Error({ErrorKind::dist, op, e.what(), "all ranks", "its error says why", MOE_WHERE, rank, {}});
         throw Error({ErrorKind::dist, op, e.what(), "a collective that ends on all ranks", "look for the first rank that failed: the others only wait for it", MOE_WHERE, rank, {}});
     }
 }
@@ -71,6 +72,15 @@ Group Group::split(int colour, int key) const {
         std::shared_ptr<Backend> part = backend_->split(colour, key);
         return part->size() == 1 ? Group() : Group(std::move(part));
     });
+}
+
+Group Group::duplicate() const {
+    if (!backend_) return {};
+    return on_rank(*this, "dist.duplicate", [&] { return Group(std::shared_ptr<Backend>(backend_->duplicate())); });
+}
+
+void Group::recover() const {
+    if (backend_) on_rank(*this, "dist.recover", [&] { backend_->recover(); });
 }
 
 void Group::barrier() const {
@@ -178,5 +188,9 @@ bool Group::has_message(int from) const {
 
 void Group::flush() const {
     if (size() > 1) on_rank(*this, "dist.flush", [&] { backend_->flush(); });
+}
+
+bool Group::is_flushed() const {
+    return size() == 1 || on_rank(*this, "dist.is_flushed", [&] { return backend_->is_flushed(); });
 }
 }  // namespace moe::dist

@@ -21,6 +21,12 @@ public:
     int size() const { return backend_ ? backend_->size() : 1; }
     /// The ranks that give the same colour as a group of their own, in the order of their keys. A collective, as what follows up to all_to_all_rows().
     Group split(int colour, int key) const;
+    /// The same ranks as a group that fails by itself: for another thread, or for what ranks say about a failure of this one.
+    Group duplicate() const;
+    /// Where an exception on one rank ends its calls of this group, or of one that was split from the same: all come here, the others once a call
+    /// has thrown moe::Error (dist) because of that, which has_failed() tells. Then every group of them can be used again. train::together does this.
+    void recover() const;
+    bool has_failed() const { return backend_ && backend_->has_failed(); }
     /// Returns when every rank has called it.
     void barrier() const;
     /// The root's data on every rank, in place.
@@ -43,6 +49,8 @@ public:
     bool has_message(int from) const;
     /// Returns when the tensors of all send() calls may change again.
     void flush() const;
+    /// Whether that is so already; does not wait.
+    bool is_flushed() const;
 
 private:
     std::shared_ptr<Backend> backend_;

@@ -102,6 +102,9 @@ public:
     /// before, and throws its error. Throws moe::Error (usage) for a name twice in the same place or a path that is something else
     /// than a checkpoint, (shape), (dtype), (memory).
     void begin(int64_t step, const std::vector<Piece>& pieces, const nlohmann::json& meta, const std::string& path = "");
+    /// begin() in two parts: what may fail on one rank, after which there is nothing to wait for, and the writing, once all ranks are so far.
+    void prepare(int64_t step, const std::vector<Piece>& pieces, const nlohmann::json& meta, const std::string& path = "");
+    void start();
     /// Until the last save is done. On ranks other than 0: until this rank's file is written. Throws its moe::Error (io, data,
     /// state) once; the partial folder is removed then and older checkpoints are whole.
     void wait();
@@ -117,7 +120,7 @@ private:
     CheckpointWriterOptions options_;
     at::Tensor buffer_;                   ///< uint8 on the host, as large as the largest snapshot so far
     int64_t num_saves_ = 0;
-    std::unique_ptr<Job> job_;
+    std::unique_ptr<Job> job_, prepared_;
 };
 
 }  // namespace moe::store

@@ -288,13 +288,17 @@ CheckpointWriter::~CheckpointWriter() {
 }
 
 void CheckpointWriter::begin(int64_t step, const std::vector<Piece>& pieces, const Json& meta, const std::string& path) {
+    prepare(step, pieces, meta, path);
+    start();
+}
+
+void CheckpointWriter::prepare(int64_t step, const std::vector<Piece>& pieces, const Json& meta, const std::string& path) {
     wait();
     MOE_CHECK(!path.empty() || !options_.folder.empty(), usage, "checkpoint", "no path and no folder of checkpoints", "one of them", "");
     auto job = std::make_unique<Job>(options_);
     job->is_periodic = path.empty();
     job->step = step;
     job->meta = meta;
-    job->token = fmt::format("{} {}", options_.id, ++num_saves_);
     fs::path target = path.empty() ? fs::path(options_.folder) / checkpoint_name(step) : fs::path(path);
     target = fs::absolute(target).lexically_normal();
     if (!target.has_filename()) target = target.parent_path();             // "a/b/"
@@ -302,7 +306,13 @@ void CheckpointWriter::begin(int64_t step, const std::vector<Piece>& pieces, con
     job->target = target;
     job->partial = hidden(target, ".partial");
     snapshot(*job, pieces);
-    job_ = std::move(job);
+    prepared_ = std::move(job);
+}
+
+/// Tokens count what all ranks have started.
+void CheckpointWriter::start() {
+    job_ = std::move(prepared_);
+    job_->token = fmt::format("{} {}", options_.id, ++num_saves_);
     job_->thread = std::thread([job = job_.get()] { job->run(); });
 }
 

@@ -149,7 +149,8 @@ Checkpointing::Checkpointing(const Config& config, const std::string& folder, in
 
 void Checkpointing::begin(Model& model, int64_t step, const nlohmann::json& meta, const std::string& path) {
     finish();
-    agree(world_, [&] { writer_->begin(step, pieces_of(model), meta, path); });
+    agree(world_, [&] { writer_->prepare(step, pieces_of(model), meta, path); });
+    writer_->start();
 }
 
 void Checkpointing::finish() {

@@ -140,6 +140,7 @@ Tensor Contents::bias(int64_t layer) const {
 
 void Contents::move(const Placement& from, const Placement& to, int64_t act, const Maker& make) {
     at::NoGradGuard no_grad;
+    is_half_moved_ = false;
     std::set<Cell> changed;
     std::map<std::string, Cell> where;
     std::set<std::string> placed;
@@ -187,12 +188,14 @@ void Contents::move(const Placement& from, const Placement& to, int64_t act, con
         auto targets = mine.find(cell.name);
         if (targets == mine.end()) continue;
         if (!held) values = make(cell);
+        is_half_moved_ = true;
         for (const OwnedPiece& piece : targets->second)
             if (auto local = Local::of(piece, cell.row)) {
                 local->master.write(narrowed(values.at(0), local->offset, local->shape()));
                 for (size_t s = 0; s + 1 < values.size() && s < local->state.size(); ++s) local->state[s].copy_(narrowed(values[s + 1], local->offset, local->shape()));
             }
     }
+    is_half_moved_ = true;
     for (auto& [layer, bias] : biases)
         if (Tensor own = model_.bias(layer); own.defined()) own.copy_(bias);
     if (moves_weights) model_.store().gather_values();
@@ -203,6 +206,7 @@ void Contents::move(const Placement& from, const Placement& to, int64_t act, con
         }
     for (const std::string& content : placed) displaced_.erase(content);
     limit();
+    is_half_moved_ = false;
 }
 
 void Contents::forget(int64_t act) {
@@ -226,6 +230,7 @@ nlohmann::json Contents::state() const {
 }
 
 void Contents::restore(const nlohmann::json& state) {
+    is_half_moved_ = false;
     displaced_.clear();
     for (const auto& [content, bias] : state.items()) {
         Held& held = displaced_[content];

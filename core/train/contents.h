@@ -43,6 +43,8 @@ public:
     /// Brings the model from one placement to another: what lies in a cell moves with its moments, what was displaced comes back as it was, what lay nowhere yet is copied, or made by
     /// `make` for `act`. Throws moe::Error (state) before anything has changed where a content is gone.
     void move(const Placement& from, const Placement& to, int64_t act, const Maker& make = {});
+    /// True where an exception has ended move() amid its changes.
+    bool is_half_moved() const { return is_half_moved_; }
     /// An act is not in force any more, so what it displaced or made cannot come back.
     void forget(int64_t act);
     /// Value in the master type of a whole tensor or row, on every rank. Throws moe::Error (config) for a name that no rank has.
@@ -73,6 +75,7 @@ private:
 
     Model& model_;
     std::map<std::string, Held> displaced_;               ///< by content
+    bool is_half_moved_ = false;
 };
 
 }  // namespace moe::train

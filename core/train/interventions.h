@@ -68,6 +68,8 @@ public:
     static constexpr int64_t kStoredBytes = int64_t(1) << 20;
     /// Takes one back, in whatever order. Throws moe::Error (state) for one that is not in force, or whose values before are gone.
     Change undo(int64_t id);
+    /// True where an exception has ended the last of these amid its changes: an allocation that failed, another rank.
+    bool is_half_done() const { return contents_.is_half_moved(); }
     bool is_active(int64_t id) const;
     /// In force, oldest first.
     const std::vector<Item>& items() const { return items_; }

@@ -18,6 +18,17 @@ constexpr int kShortNap = 100, kLongNap = 3000;             // microseconds
 
 double meeting_clock() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
+/// Until it is so; false where that took until `until` (0: no limit). Sleeps between looks: a rank that waits for a person must not take a core.
+template <class F> bool wait_for(F&& is_so, double until) {
+    for (double start = meeting_clock(); !is_so();) {
+        double now = meeting_clock();
+        if (until > 0 && now > until) return false;
+        if (now - start < kYieldSecs) sched_yield();
+        else std::this_thread::sleep_for(std::chrono::microseconds(now - start < kSoonSecs ? kShortNap : kLongNap));
+    }
+    return true;
+}
+
 void append(std::string& out, const std::string& part) {
     uint64_t size = part.size();
     out.append(reinterpret_cast<const char*>(&size), sizeof size).append(part);
@@ -48,27 +59,28 @@ Word unpacked_word(const std::string& bytes) {
 }
 }  // namespace
 
-void Meeting::send(const std::string& bytes, int to) {
-    at::Tensor size = at::full({1}, int64_t(bytes.size()), at::kLong);
-    at::Tensor data = at::from_blob(const_cast<char*>(bytes.data()), {int64_t(bytes.size())}, at::kByte);
-    group_.send(size, to);
-    group_.send(data, to);
-    group_.flush();
+/// False where it has not left in time.
+bool Meeting::send(const std::string& bytes, const std::vector<int>& to, double until) {
+    uint64_t size = bytes.size();
+    auto* first = reinterpret_cast<const char*>(&size);
+    sent_ = std::make_unique<std::vector<char>>(first, first + sizeof size);
+    sent_->insert(sent_->end(), bytes.begin(), bytes.end());
+    auto part = [&](size_t begin, size_t count) { return at::from_blob(sent_->data() + begin, {int64_t(count)}, at::kByte); };
+    for (int rank : to) {
+        group_.send(part(0, sizeof size), rank);
+        group_.send(part(sizeof size, size), rank);
+    }
+    bool left = wait_for([&] { return group_.is_flushed(); }, until);
+    if (!left) (void)sent_.release();                    // the library may read it for ever
+    return left;
 }
 
-/// Sleeps between looks: a rank that waits for a person must not take a core.
 std::optional<std::string> Meeting::receive(int from, double until) {
-    double start = meeting_clock();
-    while (!group_.has_message(from)) {
-        double now = meeting_clock();
-        if (until > 0 && now > until) return std::nullopt;
-        if (now - start < kYieldSecs) sched_yield();
-        else std::this_thread::sleep_for(std::chrono::microseconds(now - start < kSoonSecs ? kShortNap : kLongNap));
-    }
-    at::Tensor size = at::zeros({1}, at::kLong);
-    group_.receive(size, from);
-    std::string bytes(size_t(size.item<int64_t>()), '\0');
-    group_.receive(at::from_blob(bytes.data(), {int64_t(bytes.size())}, at::kByte), from);
+    if (!wait_for([&] { return group_.has_message(from); }, until)) return std::nullopt;
+    uint64_t size = 0;
+    group_.receive(at::from_blob(&size, {int64_t(sizeof size)}, at::kByte), from);
+    std::string bytes(size, '\0');
+    group_.receive(at::from_blob(bytes.data(), {int64_t(size)}, at::kByte), from);
     return bytes;
 }
 
@@ -77,22 +89,24 @@ std::optional<std::vector<Word>> Meeting::hear(const Word& mine, double limit_se
     double until = limit_secs > 0 ? meeting_clock() + limit_secs : 0;
     std::string own = packed_word(mine);
     std::string all;
+    is_broken_ = true;                                   // until this one has ended well
     if (rank() > 0) {
-        send(own, 0);
+        if (!send(own, {0}, until)) return std::nullopt;
         auto got = receive(0, until);
-        is_broken_ = !got;
-        if (is_broken_) return std::nullopt;
+        if (!got) return std::nullopt;
         all = *got;
     } else {
         append(all, own);
+        std::vector<int> others;
         for (int r = 1; r < size(); ++r) {
             auto word = receive(r, until);
-            is_broken_ = !word;
-            if (is_broken_) return std::nullopt;
+            if (!word) return std::nullopt;
             append(all, *word);
+            others.push_back(r);
         }
-        for (int r = 1; r < size(); ++r) send(all, r);
+        if (!send(all, others, until)) return std::nullopt;
     }
+    is_broken_ = false;
     std::vector<Word> words;
     for (size_t at = 0; at < all.size();) words.push_back(unpacked_word(take(all, at)));
     return words;

@@ -5,6 +5,7 @@
 #include "core/dist/group.h"
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -35,10 +36,11 @@ public:
     bool is_broken() const { return is_broken_; }
 
 private:
-    void send(const std::string& bytes, int to);
+    bool send(const std::string& bytes, const std::vector<int>& to, double until_secs);
     std::optional<std::string> receive(int from, double until_secs);
     dist::Group group_;
     bool is_broken_ = false;
+    std::unique_ptr<std::vector<char>> sent_;      ///< as long as it may still be on its way
 };
 
 /// Throws on all ranks, where any rank brings an error, the first one's (with its rank, unless all bring one); else, where the places differ,

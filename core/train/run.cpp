@@ -12,6 +12,7 @@
 #include "core/train/optimizer.h"
 #include "core/train/recompute.h"
 #include "core/train/run_folder.h"
+#include "core/train/run_together.h"
 #include "core/train/schedule.h"
 
 #include <ATen/ATen.h>
@@ -21,6 +22,7 @@
 
 #include <chrono>
 #include <cmath>
+#include <optional>
 #include <span>
 #include <utility>
 
@@ -32,6 +34,13 @@ Config resolved(Config c) {
     validate(c);
     require_built(c);
     return c;
+}
+
+/// The same on all ranks, or an error on all: what it reads may be missing on one.
+Config resolved(const Config& c, const dist::Group& world) {
+    Config out;
+    agree(world, [&] { out = resolved(c); });
+    return out;
 }
 
 /// A copy of t on the host; of a GPU's tensor it is there after the next wait for the device.
@@ -61,7 +70,11 @@ std::string StepMetrics::json() const {
 }
 
 Run::Run(const Config& config, const RunOptions& options, const dist::Group& world)
-    : config_(resolved(config)), options_(options), mesh_(dist::make_mesh(config_.distributed, world.split(0, world.rank()))) {      // groups of its own: another run may train in another thread
+    : config_(resolved(config, world)), options_(options), mesh_(dist::make_mesh(config_.distributed, world.duplicate())) {      // groups of its own: another run may train in another thread
+    on_all([&] { build(); });
+}
+
+void Run::build() {
     bool alone = mesh_.world.size() == 1;
     if (!config_.training.dynamic_batch_tokens) config_.training.micro_batches(mesh_.dp.size());      // throws where it does not divide
     MOE_CHECK(alone || config_.device.value_or("cpu") == "cpu", device, "device", fmt::format("cuda on {} ranks", mesh_.world.size()), "one rank on a GPU, or device=cpu",
@@ -83,7 +96,7 @@ Run::Run(const Config& config, const RunOptions& options, const dist::Group& wor
     first_config_ = config_;
     open_global_load();
     executor_ = std::make_unique<Executor>(*model_);
-    executor_->set_recompute(recompute_spans(*model_, config_.training.gradient_checkpointing, recomputed_segments(config_, mesh_.world, options.memory_bytes > 0 ? options.memory_bytes : obtainable_memory_bytes(device))));
+    executor_->set_recompute(recompute_spans(*model_, config_.training.gradient_checkpointing, recomputed_segments(config_, mesh_.world, options_.memory_bytes > 0 ? options_.memory_bytes : obtainable_memory_bytes(device))));
     std::string obstacle;
     bool can_replay = StepGraph::takes(config_, model_->options(), mesh_.world.size(), &obstacle);
     MOE_CHECK(can_replay || config_.training.compile_graphs != "on", config, "training.compile_graphs", "on", "a step that can be recorded", "in the way: " + obstacle + "; auto replays where it can");
@@ -166,13 +179,9 @@ std::vector<MicroBatch> Run::load_batch(const data::Batch& batch) {
     return out;
 }
 
-/// Forward and backward of all micro-batches by this stage's program. Where it throws, the step is as if it had never begun.
+/// Forward and backward of all micro-batches by this stage's program.
 void Run::compute(std::vector<MicroBatch>& batches) {
     if (global_load_) global_load_->clear();
-    auto undo = [&] {
-        model_->store().zero_grads();
-        ledger_->clear();
-    };
     try {
         if (mode_ == Mode::attached) executor_->run_attached(batches);
         else {
@@ -180,35 +189,25 @@ void Run::compute(std::vector<MicroBatch>& batches) {
             graph_ && !model_->has_interventions() ? graph_->run(program, batches) : executor_->execute(program, batches);
         }
     } catch (const c10::OutOfMemoryError& e) {
-        undo();
         release_cached_memory(model_->options().device);
         std::string text = e.what_without_backtrace();
         MOE_THROW(memory, fmt::format("step {}", current_step() + 1), text.substr(0, std::min(text.find(" Of the allocated"), text.find('\n'))), "a step that fits",
                   "lower training.micro_batch_size (more of them make up for it) or seq_length, or set training.gradient_checkpointing to selective or full; the step is undone, the run can go on");
-    } catch (...) {
-        undo();
-        throw;
     }
 }
 
 /// True where forward and backward have no collectives: a rank that fails there leaves nobody waiting.
 bool Run::computes_alone() const { return mesh_.tp.size() * mesh_.pp.size() * mesh_.ep.size() * mesh_.cp.size() == 1 && config_.distributed.zero_stage < 3 && !global_load_; }
 
-/// compute(), where an error on one rank is thrown on all, and the step is undone on all.
+/// compute(), where an error that a hook kept is thrown on all.
 void Run::compute_on_all(std::vector<MicroBatch>& batches) {
     bool alone = computes_alone();
     HookFailures::Kept kept(options_.compiler.failures, mesh_.world.size() > 1);
     if (!alone) compute(batches);
-    try {
-        agree(mesh_.world, [&] {
-            if (alone) compute(batches);
-            kept.rethrow();
-        });
-    } catch (...) {
-        model_->store().zero_grads();
-        ledger_->clear();
-        throw;
-    }
+    agree(mesh_.world, [&] {
+        if (alone) compute(batches);
+        kept.rethrow();
+    });
 }
 
 /// Moves this stage's selection biases by the step's global counts.
@@ -274,8 +273,12 @@ void Run::apply(StepMetrics& m) {
         ++skipped_;
     } else {
         skipped_in_a_row_ = 0;
-        if (interventions_->controls().optimizer) update_by_script(m.lr, m.grad_norm, scale);
-        else update(model_->store(), config_.training, m.lr, m.grad_norm, updates_ + 1, scale);
+        if (interventions_->controls().optimizer) {
+            update_by_script(m.lr, m.grad_norm, scale);
+        } else {
+            reached_ = Reached::changing;
+            update(model_->store(), config_.training, m.lr, m.grad_norm, updates_ + 1, scale);
+        }
         ++updates_;
     }
 }
@@ -283,18 +286,33 @@ void Run::apply(StepMetrics& m) {
 StepMetrics Run::step() {
     MOE_CHECK(!is_closed_, state, "run", "a step of a run that was closed", "a live one", "moe.resume takes over the folder of a run of the same session");
     check_between_steps("run:train");
+    check_whole("run:train");
     struct InStep {
         bool& flag;
         ~InStep() { flag = false; }
     } in_step{is_in_step_};
     is_in_step_ = true;
+    std::optional<StepBegin> begin;
+    StepMetrics m;
+    try {
+        on_all([&] {
+            begin = step_begin();
+            m = step_on_all();
+        });
+    } catch (...) {
+        if (begin) go_back(*begin);
+        throw;
+    }
+    return m;
+}
+
+StepMetrics Run::step_on_all() {
     if (std::exchange(has_foreign_grads_, false)) model_->store().zero_grads();
     auto start = std::chrono::steady_clock::now();
     was_interrupted_ = false;
     StepMetrics m;
-    auto position = loader_->state();
     std::vector<MicroBatch> batches;
-    try {
+    {
         RECORD_USER_SCOPE("data");
         data::Batch batch;
         agree(mesh_.world, [&] {                      // before the step's first collective
@@ -302,16 +320,8 @@ StepMetrics Run::step() {
             batch = next_batch();
         });
         batches = load_batch(batch);
-    } catch (...) {                                    // the step's data comes again
-        loader_->restore(position);
-        throw;
     }
-    try {
-        compute_on_all(batches);
-    } catch (...) {                                    // the step's data comes again
-        loader_->restore(position);
-        throw;
-    }
+    compute_on_all(batches);
     // On a GPU the norm is what the host waits for, once; what it needs besides is on its way by then. Between the norm and the update the device has nothing to do, so the host
     // does the rest while the update runs.
     model_->store().reduce_grads();
@@ -320,22 +330,15 @@ StepMetrics Run::step() {
     m.grad_norm = grad_norm(model_->store(), mesh_.world) / loss_scale_.value();
     sum_losses(losses, m);
     last_counts_ = last_counts_by_domain_.sum(1);
-    LossScale scale = loss_scale_;
-    try {
-        if (interventions_->controls().bias_rule) agree(mesh_.world, [&] { make_scripted_biases(); });
-        else make_scripted_biases();
-        apply(m);
-    } catch (...) {                                    // a script: weights change only where all of it went well
-        loss_scale_ = scale;
-        model_->store().zero_grads();
-        loader_->restore(position);
-        throw;
-    }
+    if (interventions_->controls().bias_rule) agree(mesh_.world, [&] { make_scripted_biases(); });
+    else make_scripted_biases();
+    apply(m);
     m.drop_rate = double(last_dropped_.sum().item<int64_t>()) / double(std::max<int64_t>(1, last_counts_.sum().item<int64_t>()));
     m.max_vio = max_vio(last_counts_, routed_layers());
     if (!m.skipped) balance(last_counts_);
     m.step = ++step_;
     m.tokens = tokens_ += step_tokens_;
+    reached_ = Reached::end;
     m.memory_gib = peak_memory_bytes(model_->options().device) / double(1 << 30);
     m.step_secs = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     m.tokens_per_sec = double(step_tokens_) / m.step_secs;
@@ -402,6 +405,13 @@ void Run::train(int64_t num_steps, const std::function<bool(const StepMetrics&)>
 }
 
 Evaluation Run::evaluate(routing::Trace* trace, int64_t max_batches) {
+    check_whole("run:evaluate");
+    Evaluation e;
+    on_all([&] { e = evaluate_on_all(trace, max_batches); });
+    return e;
+}
+
+Evaluation Run::evaluate_on_all(routing::Trace* trace, int64_t max_batches) {
     auto& t = config_.training;
     auto loader = data::open_loader(config_, /*validation=*/true);
     int64_t ranks = mesh_.dp.size(), per = t.micro_batch_size, D = int64_t(loader->domains().size());

@@ -74,7 +74,8 @@ public:
     ~Run();
 
     /// One optimizer step, and what is due after it: validation, a checkpoint. Throws moe::Error on all ranks: (state) after
-    /// max_skipped_steps skipped in a row, (io) where a checkpoint, an event or the metrics could not be written.
+    /// max_skipped_steps skipped in a row, (io) where a checkpoint, an event or the metrics could not be written, and whatever one rank fails with, at any place (train::together), as
+    /// in all calls below. Before the weights change the step is then as if it had never begun, and the run can go on; after is_broken() it cannot.
     StepMetrics step();
     /// Steps until `num_steps` more are done; `on_step` may return false to stop. Ends early when is_stopping().
     void train(int64_t num_steps, const std::function<bool(const StepMetrics&)>& on_step = {});
@@ -121,6 +122,8 @@ public:
     void set_interrupt(const std::atomic<bool>* flag);
     /// Several ranks: during the last step one of them was interrupted. The same on all.
     bool was_interrupted() const { return was_interrupted_; }
+    /// True where a failure has left the state half changed, or changed on some ranks only: until restore_from() whatever needs it throws moe::Error (state).
+    bool is_broken() const { return is_broken_; }
     /// Held by whoever steps or touches the run while another thread may do so.
     StepEdge& edge() { return edge_; }
     /// Somebody else has added to the main gradients: the next step begins with none.
@@ -148,6 +151,9 @@ private:
     double noise_std() const;
     data::Batch next_batch();
     std::vector<MicroBatch> load_batch(const data::Batch& batch);
+    StepMetrics step_on_all();
+    void build();
+    Evaluation evaluate_on_all(routing::Trace* trace, int64_t max_batches);
     void compute(std::vector<MicroBatch>& batches);
     void compute_on_all(std::vector<MicroBatch>& batches);
     bool computes_alone() const;
@@ -161,6 +167,13 @@ private:
     void record(const StepMetrics& m);
     void validate_at_interval();
     void say(const std::string& line, const std::string& json);
+    // run_together.cpp
+    enum class Reached { begin, changing, end };
+    struct StepBegin;
+    void on_all(const std::function<void()>& f);
+    void check_whole(const std::string& op) const;
+    StepBegin step_begin() const;
+    void go_back(StepBegin begin);
     // run_interventions.cpp
     Values change_config(const Values& changes);
     void check_between_steps(const std::string& op) const;
@@ -176,6 +189,7 @@ private:
     void keep_live_changes(const store::Checkpoint& checkpoint);
     void restore();
     void restore_state(const store::Checkpoint& checkpoint);
+    void restore_on_all(const std::string& what);
     void open_folder(const std::string& device);
     nlohmann::json state() const;
     void begin_periodic_save();
@@ -210,6 +224,8 @@ private:
     StepEdge edge_;
     const std::atomic<bool>* interrupt_ = nullptr;
     const std::atomic<bool>* edge_interrupt_ = nullptr;      ///< the same on several ranks, looked at after a step
+    Reached reached_ = Reached::begin;                      ///< by what on_all() runs
+    bool is_on_all_ = false, is_broken_ = false;
     bool is_in_step_ = false, has_foreign_grads_ = false, was_interrupted_ = false;
     std::map<int64_t, Tensor> scripted_biases_;             ///< by layer: what the step at hand ends with
     std::atomic<int64_t> step_ = 0;

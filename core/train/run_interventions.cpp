@@ -132,26 +132,41 @@ void Run::log_change(const std::string& event, const Change& change, const Value
 
 Change Run::intervene(const std::string& what, const Values& args) {
     check_between_steps("router:" + what);
-    Change change = interventions_->apply(what, args, step_);
-    log_change("intervention", change, interventions_->items().back().args);
+    check_whole("router:" + what);
+    Change change;
+    on_all([&] {
+        change = interventions_->apply(what, args, step_);
+        reached_ = Reached::end;
+        log_change("intervention", change, interventions_->items().back().args);
+    });
     return change;
 }
 
 Change Run::set_parameter(const std::string& name, const Tensor& value) {
     check_between_steps("model:set");
-    Change change = interventions_->set_parameter(name, value, step_);
-    log_change("intervention", change, interventions_->items().back().args);
+    check_whole("model:set");
+    Change change;
+    on_all([&] {
+        change = interventions_->set_parameter(name, value, step_);
+        reached_ = Reached::end;
+        log_change("intervention", change, interventions_->items().back().args);
+    });
     return change;
 }
 
 Change Run::undo(int64_t id) {
     check_between_steps("undo");
+    check_whole("undo");
     if (id == 0) {
         MOE_CHECK(!interventions_->items().empty(), state, "run:undo", "no intervention in force", "one to undo", "");
         id = interventions_->items().back().id;
     }
-    Change change = interventions_->undo(id);
-    log_change("undo", change, nullptr);
+    Change change;
+    on_all([&] {
+        change = interventions_->undo(id);
+        reached_ = Reached::end;
+        log_change("undo", change, nullptr);
+    });
     return change;
 }
 
@@ -244,6 +259,7 @@ void Run::update_by_script(double lr, double norm, double scale) {
     agree(mesh_.world, [&] {
         if (failure) std::rethrow_exception(failure);
     });
+    reached_ = Reached::changing;
     for (Next& n : next) {
         n.piece.master.write(n.value);
         for (size_t i = 0; i < n.state.size(); ++i) n.piece.state[i].copy_(n.state[i]);

@@ -129,19 +129,29 @@ nlohmann::json Run::state() const {
 
 std::string Run::save(const std::string& name) {
     MOE_CHECK(!is_closed_, state, "save", "a run that was closed", "a live one", "moe.resume takes over the folder of a run of the same session");
-    std::string folder = folder_.empty() ? "" : checkpoint_folder(config_, folder_), path = save_path(name, folder, step_);
-    checkpoints_->begin(*model_, step_, state(), path);
-    checkpoints_->finish();
-    if (path.empty()) saved_step_ = step_;
-    path = fs::absolute(path.empty() ? folder + "/" + store::checkpoint_name(step_) : path).lexically_normal().string();
-    add_event("save", {{"path", path}});
-    settle_writes();
+    check_whole("run:save");
+    std::string path;
+    on_all([&] {
+        std::string folder = folder_.empty() ? "" : checkpoint_folder(config_, folder_);
+        path = save_path(name, folder, step_);
+        checkpoints_->begin(*model_, step_, state(), path);
+        checkpoints_->finish();
+        if (path.empty()) saved_step_ = step_;
+        path = fs::absolute(path.empty() ? folder + "/" + store::checkpoint_name(step_) : path).lexically_normal().string();
+        add_event("save", {{"path", path}});
+        settle_writes();
+    });
     return path;
 }
 
 void Run::restore_from(const std::string& what) {
     MOE_CHECK(!is_closed_, state, "run:restore", "a run that was closed", "a live one", "moe.resume takes over its folder");
     check_between_steps("run:restore");
+    on_all([&] { restore_on_all(what); });
+    is_broken_ = false;
+}
+
+void Run::restore_on_all(const std::string& what) {
     const auto& world = mesh_.world;
     checkpoints_->finish();
     std::string path;
@@ -170,6 +180,7 @@ void Run::restore_from(const std::string& what) {
         }
         throw_problems(ErrorKind::config, "run:restore: a checkpoint of another model or data", problems);
     });
+    reached_ = Reached::changing;
     Config next = config_;                              // only what may change between steps comes back
     next.model.moe = saved.model.moe;
     next.training = saved.training;
@@ -188,6 +199,7 @@ void Run::restore_from(const std::string& what) {
     checkpoints_ = std::make_unique<Checkpointing>(config_, folder_.empty() ? "" : checkpoint_folder(config_, folder_), attempt_, id, world);
     add_event("restore", {{"from", path}, {"from_step", from}});
     saved_step_ = -1;
+    reached_ = Reached::end;
     settle_writes();
 }
 
@@ -197,9 +209,11 @@ void Run::begin_periodic_save() {
 }
 
 bool Run::save_on_exit() {
-    if (is_closed_ || folder_.empty() || !config_.checkpointing.enabled || !config_.checkpointing.save_on_exit || saved_step_ == step_) return false;
-    begin_periodic_save();
-    checkpoints_->finish();
+    if (is_closed_ || is_broken_ || folder_.empty() || !config_.checkpointing.enabled || !config_.checkpointing.save_on_exit || saved_step_ == step_) return false;
+    on_all([&] {
+        begin_periodic_save();
+        checkpoints_->finish();
+    });
     return true;
 }
 

@@ -287,6 +287,12 @@ Tensor Executor::run_attached(std::vector<MicroBatch>& batches) {
 Tensor Executor::run_forward(MicroBatch& batch, bool with_losses) {
     at::NoGradGuard no_grad;
     auto& mesh = model_.mesh();
+    struct Rollback {
+        Model& model;
+        ~Rollback() {
+            for (auto& s : model.segments()) model.store().drop(s.weights);
+        }
+    } rollback{model_};
     Slots slots = {{"anchor", anchor()}};
     if (!mesh.is_first()) receive(slots[kBoundary], mesh.pp.rank() - 1, batch.ids_T.numel());
     for (size_t s = 0; s < model_.segments().size(); ++s) {

@@ -43,7 +43,7 @@ Job::Job(lua_State* L, int run_index, int64_t num_steps) : value_(check<RunValue
     control_.json = session.json;
     control_.lock = session.lock;
     control_.alive = session.alive;
-    if (auto& world = value_.run->model().mesh().world; world.size() > 1) control_.ranks = std::make_shared<train::Meeting>(world.split(0, world.rank()));
+    if (auto& world = value_.run->model().mesh().world; world.size() > 1) control_.ranks = std::make_shared<train::Meeting>(world.duplicate());
     step_ = value_.run->current_step();
     run_index = lua_absindex(L, run_index);
     co_ = lua_newthread(L);

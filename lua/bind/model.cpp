@@ -5,6 +5,7 @@
 #include "core/data/tokenizer.h"
 #include "core/plan/count.h"
 #include "core/tensor/check.h"
+#include "core/train/agree.h"
 #include "core/train/hardware.h"
 #include "lua/bind/bind.h"
 #include "lua/bind/config.h"
@@ -211,8 +212,11 @@ int call_on_all_that_have(lua_State* L, const ModelValue& of, Function f) {
     return call_on_all_ranks(L, [&](lua_State*) {
         LiveModel live = live_model(L, of);                // before the failures: they are the run's
         train::HookFailures::Kept kept(failures_of(of), true);
-        int n = f(L);
-        settle(L, 0, running(L), [&](lua_State*) { kept.rethrow(); });
+        int n = 0;
+        train::together(live->mesh().world, [&] {
+            n = f(L);
+            kept.rethrow();
+        });
         return n;
     }, Tensors::own);
 }
@@ -230,7 +234,7 @@ std::shared_ptr<Model> build_model(lua_State* L, const Config& config, const std
     require_built(c);
     const dist::Group& world = dist::world();
     ModelOptions options{Precision::named(dtype.empty() ? c.training.precision() : dtype), train::choose_device(world.size() == 1 ? c.device.value_or("") : "cpu"), training};
-    return std::make_shared<Model>(c, dist::make_mesh(c.distributed, world), options);
+    return std::make_shared<Model>(c, dist::make_mesh(c.distributed, world.duplicate()), options);
 }
 
 void open_model(lua_State* L) {

@@ -163,7 +163,7 @@ std::string from_rank_0(lua_State* L, const std::string& what, const std::functi
 
 std::shared_ptr<train::Meeting> open_meeting() {
     const dist::Group& world = dist::world();
-    return world.size() > 1 ? std::make_shared<train::Meeting>(world.split(0, world.rank())) : nullptr;
+    return world.size() > 1 ? std::make_shared<train::Meeting>(world.duplicate()) : nullptr;
 }
 
 std::vector<std::string> exchange(train::Meeting& ranks, const std::string& place, const std::string& mine, double limit_secs) {

@@ -108,20 +108,22 @@ int model_trace(lua_State* L) {
     train::HookFailures::Kept kept(failures_of(live.value), world.size() > 1);
     train::Executor executor(m);
     if (world.size() == 1) executor.set_interrupt(&control(L).interrupted);
-    while (true) {
-        std::optional<Source::Part> part;
-        train::agree(world, [&] {
-            kept.rethrow();
-            throw_if_interrupted(L);
-            part = source.next(m);
-            if (part) trace->begin(part->batch.ids_T, part->batch.domain_T, part->batch.S);
-        });
-        if (!part) break;
-        part->batch.trace = trace.get();
-        executor.run_forward(part->batch, /*with_losses=*/false);
-        trace->gather(m.mesh(), part->num_tokens);
-    }
-    train::agree(world, [&] { trace->finish(); });
+    train::together(world, [&] {
+        while (true) {
+            std::optional<Source::Part> part;
+            train::agree(world, [&] {
+                kept.rethrow();
+                throw_if_interrupted(L);
+                part = source.next(m);
+                if (part) trace->begin(part->batch.ids_T, part->batch.domain_T, part->batch.S);
+            });
+            if (!part) break;
+            part->batch.trace = trace.get();
+            executor.run_forward(part->batch, /*with_losses=*/false);
+            trace->gather(m.mesh(), part->num_tokens);
+        }
+        train::agree(world, [&] { trace->finish(); });
+    });
     push<TraceValue>(L, {trace, data::open_tokenizer(facts.tokenizer), facts.seq_length});
     return 1;
 }

@@ -34,6 +34,10 @@ struct BrokenBackend : Backend {
     int rank() const override { return rank_; }
     int size() const override { return size_; }
     std::unique_ptr<Backend> split(int, int) override { return std::make_unique<BrokenBackend>(rank_ % 2, 2); }
+    std::unique_ptr<Backend> duplicate() override { return std::make_unique<BrokenBackend>(rank_, size_); }
+    bool has_failed() const override { return false; }
+    void recover() override { fail(); }
+    bool is_flushed() override { fail(); }
     void barrier() override { fail(); }
     void broadcast(void*, int64_t, DType, int) override { fail(); }
     void all_reduce(void*, int64_t, DType, ReduceOp) override { fail(); }
