@@ -12,7 +12,7 @@ namespace moe::train {
 std::string shared_text(std::string text, const dist::Group& world, int root = 0);
 
 /// Every rank runs `f`, in which there must be no collectives. Where it throws on any rank, all ranks throw the error of the first; its
-/// rank is that one, or none where it was thrown on all. A collective.
+/// rank is that one, or none where all threw the same. A collective.
 void agree(const dist::Group& world, const std::function<void()>& f);
 /// The same with `f` on rank 0 alone.
 void on_rank_0(const dist::Group& world, const std::function<void()>& f);
