@@ -311,9 +311,11 @@ void CheckpointWriter::prepare(int64_t step, const std::vector<Piece>& pieces, c
 
 /// Tokens count what all ranks have started.
 void CheckpointWriter::start() {
-    job_ = std::move(prepared_);
-    job_->token = fmt::format("{} {}", options_.id, ++num_saves_);
-    job_->thread = std::thread([job = job_.get()] { job->run(); });
+    MOE_CHECK(prepared_, internal, "checkpoint", "start() without prepare()", "both", "");
+    auto job = std::move(prepared_);
+    job->token = fmt::format("{} {}", options_.id, ++num_saves_);
+    job->thread = std::thread([job = job.get()] { job->run(); });
+    job_ = std::move(job);
 }
 
 void CheckpointWriter::snapshot(Job& job, const std::vector<Piece>& pieces) {

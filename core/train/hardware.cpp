@@ -2,6 +2,7 @@
 
 #include "core/base/error.h"
 #include "core/base/host_memory.h"
+#include "core/kernels/linear/linear.h"
 
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
@@ -60,7 +61,8 @@ std::string device_name(at::Device device) {
 double peak_flops(at::Device device, const Precision& precision) {
     if (device.is_cpu()) {
         static std::map<at::ScalarType, double> measured;
-        auto type = precision.compute == at::kDouble ? at::kDouble : at::kFloat;      // products of bf16 and fp16 operands are fp32 ones
+        bool bf16 = precision.compute == at::kBFloat16 && kernels::has_bf16_products();      // else products of bf16 and fp16 operands are fp32 ones
+        auto type = precision.compute == at::kDouble ? at::kDouble : bf16 ? at::kBFloat16 : at::kFloat;
         auto [it, fresh] = measured.try_emplace(type, 0);
         if (fresh) it->second = measured_cpu_flops(type);
         return it->second;

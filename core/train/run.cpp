@@ -293,14 +293,16 @@ StepMetrics Run::step() {
     } in_step{is_in_step_};
     is_in_step_ = true;
     std::optional<StepBegin> begin;
+    bool has_begun = false;                           // on all ranks or on none: going back is a call of all
     StepMetrics m;
     try {
         on_all([&] {
-            begin = step_begin();
+            agree(mesh_.world, [&] { begin = step_begin(); });
+            has_begun = true;
             m = step_on_all();
         });
     } catch (...) {
-        if (begin) go_back(*begin);
+        if (has_begun) go_back(*begin);
         throw;
     }
     return m;

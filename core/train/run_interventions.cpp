@@ -174,8 +174,12 @@ void Run::replay(const Values& event) {
     std::string kind = event.value("event", "");
     if (kind == "resume") {
         Values live = Values::object();
-        for (auto& change : event.value("changes", Values::array()))
-            if (std::string key = change.at("key"); is_of(key, live_keys())) live[key] = change.at("new");
+        for (auto& change : event.value("changes", Values::array())) {
+            std::string key = change.at("key");
+            MOE_CHECK(key != "training.use_bf16" && key != "training.use_fp8", state, "moe.replay", fmt::format("a run that was resumed with {} = {}", key, change.at("new").dump()), "products in one precision from step 0 on",
+                      "moe.resume goes on from a checkpoint of it");
+            if (is_of(key, live_keys())) live[key] = change.at("new");
+        }
         if (!live.empty()) change_config(live);        // no intervention: it has no number and nobody can take it back
         add_event("resume", {{"from", event.value("from", "")}, {"changes", event.value("changes", Values::array())}});
         return;

@@ -184,6 +184,8 @@ void Run::restore_on_all(const std::string& what) {
     Config next = config_;                              // only what may change between steps comes back
     next.model.moe = saved.model.moe;
     next.training = saved.training;
+    next.training.use_bf16 = config_.training.use_bf16; // the live model computes as it did
+    next.training.use_fp8 = config_.training.use_fp8;
     next.validation = saved.validation;
     next.data.sources = saved.data.sources;
     if (!(next.data == config_.data)) loader_ = data::open_loader(next, /*validation=*/false);

@@ -17,6 +17,8 @@ device=cpu|cuda               default: a GPU where there is one; on a CPU fp8 is
   return
 end
 local output, steps, batch, from, num_seeds = options.output_dir or "outputs", options.steps or 1000, options.batch or 16, options.from or 0, options.seeds or 1
+if from < 0 or from >= steps then moe.fail { op = "fp8_or_bf16: from", got = from, want = "0 to " .. steps - 1 .. ", below steps" } end
+if num_seeds < 1 then moe.fail { op = "fp8_or_bf16: seeds", got = num_seeds, want = "1 or more" } end
 local precisions = {}
 for precision in (options.precisions or "fp32,bf16,fp8"):gmatch("[^,]+") do precisions[#precisions + 1] = precision end
 
@@ -70,11 +72,11 @@ for seed = options.seed or 1, (options.seed or 1) + num_seeds - 1 do
   if from > 0 then
     local run <close> = moe.run { config = configuration(precisions[1], seed), console = false }
     run:train(from)
-    if run.stopping then return end
+    if run.stopping then return print("stopped; what there is of this run is saved in " .. run.folder) end
     start = run:save("start")
   end
   for _, precision in ipairs(precisions) do
-    local run <close> = start and moe.resume(start, { training = products(precision) }, { console = false }) or moe.run { config = configuration(precision, seed), console = false }
+    local run <close> = start and moe.resume(start, { experiment_name = "fp8_or_bf16_" .. precision, training = products(precision) }, { console = false }) or moe.run { config = configuration(precision, seed), console = false }
     if not train(run, precision, seed) then return end
   end
 end
@@ -95,7 +97,7 @@ for i, precision in ipairs(precisions) do
   local first = losses[precision][1]
   rows[i] = { precision, first[1], apart(precision, 1), first[2], apart(precision, 2), first[3], apart(precision, 3) }
 end
-print(("\nAfter %d steps of %d bytes%s, nats a byte; apart in %%%s"):format(steps, batch * 512, from > 0 and (", the first %d of them the same"):format(from) or "", num_seeds > 1 and (", the mean of %d seeds (standard error)"):format(num_seeds) or ""))
+print(("\nAfter %d steps of %d bytes%s, nats a byte; apart in %%%s"):format(steps, batch * 512, from > 0 and (", the first %d of them the same"):format(from) or "", num_seeds > 1 and (", the mean of %d seeds (standard error); losses are the first seed's"):format(num_seeds) or ""))
 print(moe.table(rows, { titles = { "products", "last tenth", "apart", "all steps", "apart", "validation", "apart" }, formats = { false, "%.4f", false, "%.4f", false, "%.4f", false } }))
 local picture = output .. "/fp8_or_bf16.svg"
 viz.line(curves, { title = "Loss by the precision of the products", x_label = "step", y_label = "nats a byte" }):save(picture)

@@ -15,9 +15,13 @@ std::string first_sentence(const std::string& text) {
     return line.size() > 110 ? line.substr(0, line.find(' ', 100)) + " …" : line;
 }
 
-/// Lists a table's functions and modules, a line each.
+/// Lists a table's functions and modules, a line each, also those that it loads on first use.
 void list_members(lua_State* L, int index, std::string& out) {
     index = lua_absindex(L, index);
+    if (luaL_getmetafield(L, index, "__load") != LUA_TNIL) {
+        lua_pushvalue(L, index);
+        lua_call(L, 1, 0);
+    }
     for (auto& key : ordered_keys(L, index)) {
         lua_getfield(L, index, key.c_str());
         if (auto text = help_of(L, -1); text && !key.starts_with("__")) out += "\n  " + first_sentence(*text);
@@ -133,6 +137,7 @@ std::string text_of(lua_State* L, int index) {
             return search(L, name);
         }
     }
+    if (lua_isnil(L, index)) return "nil: nothing has this name yet. help(moe) lists what there is, help \"words\" searches.";
     if (!text) return got_text(L, index) + ": " + to_string(L, index);
     if (lua_istable(L, index)) {
         index = lua_absindex(L, index);

@@ -206,6 +206,7 @@ int on_all(lua_State* L) {
     std::string who = check_string(L, 1, "rank");
     MOE_CHECK(who == "all", usage, "moe.on: rank", '"' + who + '"', "a rank, from 0, or \"all\"", "");
     check_function(L, 2, "f");
+    MOE_CHECK(!control(L).ranks || ranks_of(L), state, "moe.on", fmt::format("all ranks inside of what rank {} does alone", control(L).ranks->rank()), "a call of all ranks", "");
     if (ranks_of(L)) meet(L, Tensors::own);
     lua_remove(L, 1);
     if (!ranks_of(L)) return lua_call(L, lua_gettop(L) - 1, LUA_MULTRET), lua_gettop(L);

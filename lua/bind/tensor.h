@@ -36,9 +36,9 @@ at::Tensor& check_tensor(lua_State* L, int index, const char* name);
 at::ScalarType dtype_named(const std::string& name);
 /// "cpu", "cuda", "cuda:1". Throws moe::Error (device).
 at::Device device_named(const std::string& name);
-/// Nested tables of numbers (or booleans) as a tensor: float32 unless every number is an integer (int64), or `dtype` says.
 /// Writes NumPy's .npy. Throws (dtype) for bfloat16 and (io); `op` names who asked.
 void save_as_npy(const std::string& op, const std::string& path, const at::Tensor& t);
+/// Nested tables of numbers (or booleans) as a tensor: float32 unless every number is an integer (int64), or `dtype` says.
 at::Tensor tensor_from_table(lua_State* L, int index, std::optional<at::ScalarType> dtype);
 
 // --- arguments of methods; self is at index 1 ---

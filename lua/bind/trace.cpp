@@ -168,6 +168,7 @@ std::vector<Special> specialists(const routing::Trace& t, int64_t min_count) {
 int specialization(lua_State* L) {
     auto& t = trace(L);
     Options o(L, 2, {"layer", "relative", "min_count"});
+    MOE_CHECK(!o.has("layer") || !o.has("min_count"), usage, "trace:specialization", "layer and min_count", "one of them", "with layer it is an array of all its experts");
     if (o.has("layer")) {
         int64_t layer = o.integer("layer", 0), D = int64_t(t.domains().size()), E = t.num_experts(), K = t.top_k(layer);
         at::Tensor load_DE = t.load(layer).contiguous();

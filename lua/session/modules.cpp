@@ -95,6 +95,18 @@ int index_moe(lua_State* L) {
     MOE_THROW(usage, module, "no such function or module", "one of those that help(moe) lists", hint);
 }
 
+/// __load of the table moe: the modules that index_moe would load, for those who list what there is.
+int load_moe(lua_State* L) {
+    check_table(L, 1, "moe");
+    for (auto& m : embedded_modules()) {
+        if (m.name.find('.', 4) != std::string_view::npos) continue;
+        push_string(L, m.name.substr(4));
+        lua_gettable(L, 1);
+        lua_pop(L, 1);
+    }
+    return 0;
+}
+
 /// The first comment of a command's file is "-- moelab NAME arguments: what it does."
 int commands_of(lua_State* L) {
     lua_newtable(L);
@@ -257,6 +269,7 @@ constexpr Binding kExit = {"exit", exit_program, "os.exit(code): ends the progra
 constexpr Binding kIoWrite = {"write", io_write, "io.write(…): as in Lua; to standard output it goes where print goes."};
 constexpr Binding kFileWrite = {"write", file_write, "file:write(…): as in Lua; to standard output it goes where print goes."};
 constexpr Binding kIndexMoe = {"__index", index_moe, "moe.name: loads a module of moe on first use."};
+constexpr Binding kLoadMoe = {"__load", load_moe, "Loads all modules of moe."};
 
 
 /// Functions of Lua's libraries that are replaced.
@@ -312,6 +325,8 @@ void open_globals(lua_State* L) {
     lua_createtable(L, 0, 1);
     push_function(L, kIndexMoe, "moe.__index");
     lua_setfield(L, -2, "__index");
+    push_function(L, kLoadMoe, "moe.__load");
+    lua_setfield(L, -2, "__load");
     lua_setmetatable(L, -2);
     luaL_getsubtable(L, LUA_REGISTRYINDEX, LUA_LOADED_TABLE);
     lua_pushvalue(L, -2);

@@ -60,7 +60,7 @@ int show_results(lua_State* L) {
     for (int i = 2, n = lua_gettop(L); i <= n; ++i) {
         results.all_nil &= lua_isnil(L, i);
         std::string text = results.echo ? echo_text(L, i) : to_string(L, i);
-        if (results.echo && n == 2 && text == control(L).last_log) continue;         // a step's metrics, which stand there already
+        if (results.echo && n == 2 && !text.empty() && text == control(L).last_log) continue;         // a step's metrics, which stand there already
         results.texts.push_back(std::move(text));
     }
     if (results.echo && lua_gettop(L) >= 2 && !lua_isnil(L, 2)) {

@@ -111,6 +111,12 @@ test("help: words that name nothing are searched for in names, then in texts, wi
   raises("usage", function() return moe.help_text " " end)
 end)
 
+test("help: what is loaded on first use is listed before it, too, and nil is explained", function()
+  local out, code = check.moelab "-e 'print(moe.help_text(moe)) print(moe.help_text(nil))'"
+  equal(code, 0, out)
+  for _, part in ipairs { "\n  moe.sweep {", "\n  moe.data", "\n  moe.run {", "nil: nothing has this name" } do contains(out, part) end
+end)
+
 test("help: objects of types written in Lua list their methods", function()
   local t = moe.table { { a = 1 } }
   contains(moe.help_text(t), "t:sort")

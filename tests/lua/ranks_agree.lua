@@ -157,6 +157,7 @@ local tensors = write("tensors", [=[
   print("one fails", shown(pcall(moe.on, "all", function() if moe.rank == 1 then error("rank 1 alone") end os.time() return run:train(1) end)))
   print("one is early", shown(pcall(moe.on, "all", function() if moe.rank == 1 then error("rank 1 early") end end)))
   print("who", shown(pcall(moe.on, "everybody", print)))
+  print("inside", shown(pcall(moe.on, 0, function() moe.on("all", print) end)))
   print("goes on", run:train(1).step)
   all_said_the_same()
 ]=])
@@ -179,6 +180,7 @@ test("ranks: tensors that differ are an error where all should have the same, an
   has("one fails", "lua rank 1: rank 1 alone")
   has("one is early", "lua rank 1: rank 1 early")
   has("who", "usage rank -1: moe.on: rank")
+  has("inside", "state rank 0: moe.on | all ranks inside of what rank 0 does alone")
   has("goes on", "1")
 end)
 

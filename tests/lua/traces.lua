@@ -91,6 +91,7 @@ test("trace: the special experts come first, those of few tokens not at all, and
   for i = 2, #all do is(all[i - 1].lift > all[i].lift or (all[i - 1].lift == all[i].lift and all[i - 1].tokens >= all[i].tokens)) end
   is(#tr:specialization() > 0)
   raises("usage", function() return tr:specialization { min_count = -1 } end, "0 or more")
+  raises("usage", function() return tr:specialization { min_count = 1, layer = tr.layers[1] } end, "layer and min_count")
   local many = {}
   for i = 1, 30 do many[i] = { place = i } end
   local text = tostring(moe.records(many))

@@ -1,4 +1,4 @@
-// exp and a product in registers that the compiler turns into vector code of the machine's width.
+// exp, rounding and a product in registers that the compiler turns into vector code of the machine's width.
 #pragma once
 #include <c10/util/BFloat16.h>
 

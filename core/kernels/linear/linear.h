@@ -36,4 +36,6 @@ void refresh_fp8(const WeightPtr& w);
 /// The alignment that grouped_linear is quickest with on this device and dtype: what sort_by_expert is given. 1 on a CPU.
 int64_t grouped_alignment(at::Device device, at::ScalarType dtype);
 
+/// Whether this processor multiplies bf16 (AVX-512 bf16, AMX); else bf16 operands are cast up and multiplied in fp32.
+bool has_bf16_products();
 }  // namespace moe::kernels

@@ -53,7 +53,7 @@ at::ScalarType product_dtype(const Tensor& a, const Tensor& b) {
 void multiply(const Tensor& a, const Tensor& b, Tensor out) {
     bool bf16 = in_bf16(a, b);
     if (bf16 && out.scalar_type() == at::kFloat) return bf16_product(a, b, out, false);
-    auto dtype = bf16 ? at::kBFloat16 : product_dtype(a, b);
+    auto dtype = bf16 && out.scalar_type() == at::kBFloat16 ? at::kBFloat16 : product_dtype(a, b);
     if (out.scalar_type() == dtype) at::mm_out(out, a.to(dtype), b.to(dtype));
     else out.copy_(at::mm(a.to(dtype), b.to(dtype)));
 }

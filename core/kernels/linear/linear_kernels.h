@@ -51,8 +51,6 @@ void add_product_tn(const Tensor& dy_TO, const Tensor& x_TI, Tensor dw_OI, bool 
 
 /// out [M, N] = or += a [M, K] b [K, N] on the CPU: bf16 operands of any strides, fp32 sums and result. Fast where has_bf16_products().
 void bf16_product(const Tensor& a_MK, const Tensor& b_KN, Tensor out_MN, bool add);
-/// Whether this processor multiplies bf16 (AVX-512 bf16, AMX); else bf16 operands are cast up and multiplied in fp32.
-bool has_bf16_products();
 /// True: the processor check of MKL is answered by this program (mkl_switch.cpp).
 bool mkl_switch_active();
 }  // namespace moe::kernels

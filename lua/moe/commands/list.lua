@@ -18,14 +18,13 @@ local function experiments()
   for _, file in ipairs(moe.fs.list(home .. "/experiments", { recursive = true, suffix = "/README.md" })) do
     local name = file:sub(#home + #"/experiments/" + 1):match("^([^/]+)/README%.md$")
     local folder = name and "experiments/" .. name
-    if not name or name:sub(1, 1) == "_" then -- none
-    elseif moe.fs.exists(home .. "/" .. folder .. "/run.lua") then
+    if folder and name:sub(1, 1) ~= "_" and moe.fs.exists(home .. "/" .. folder .. "/run.lua") then
       local heading, rest = moe.fs.read(file):match("^#*%s*([^\n]*)\n*([^\n]*)")
       local line = heading == name and rest or heading:gsub("^" .. name .. ":%s*", "")
       list[#list + 1] = { name = name, about = line, file = folder .. "/run.lua" }
-    else
+    elseif folder and name:sub(1, 1) ~= "_" then
       for _, part in ipairs(moe.fs.list(home .. "/" .. folder, { suffix = ".lua" })) do
-        list[#list + 1] = { name = name .. "/" .. part:match("([^/]+)%.lua$"), about = moe.fs.read(part):match("^%-%-%s*([^\n]*)"), file = folder .. "/" .. part:match("[^/]+$") }
+        list[#list + 1] = { name = name .. "/" .. part:match("([^/]+)%.lua$"), about = moe.fs.read(part):match("^%-%-%s*([^\n]*)") or "", file = folder .. "/" .. part:match("[^/]+$") }
       end
     end
   end
