@@ -176,7 +176,8 @@ void Run::restore_on_all(const std::string& what) {
             std::string key = change.at("key");
             auto is = [&](const std::string& known) { return key == known || key.starts_with(known + "."); };
             bool live = std::any_of(live_keys().begin(), live_keys().end(), is) || key == "model.moe.use_aux_loss_free" || std::any_of(changeable_keys().begin(), changeable_keys().end(), is);
-            if (!live) problems.push_back({key, change.at("new").dump(), change.at("old").dump(), ""});
+            bool is_precision = key == "training.use_bf16" || key == "training.use_fp8";      // the live model's products stay what they are: moe.resume makes others
+            if (!live || is_precision) problems.push_back({key, change.at("new").dump(), change.at("old").dump(), ""});
         }
         throw_problems(ErrorKind::config, "run:restore: a checkpoint of another model or data", problems);
     });
@@ -184,8 +185,6 @@ void Run::restore_on_all(const std::string& what) {
     Config next = config_;                              // only what may change between steps comes back
     next.model.moe = saved.model.moe;
     next.training = saved.training;
-    next.training.use_bf16 = config_.training.use_bf16; // the live model computes as it did
-    next.training.use_fp8 = config_.training.use_fp8;
     next.validation = saved.validation;
     next.data.sources = saved.data.sources;
     if (!(next.data == config_.data)) loader_ = data::open_loader(next, /*validation=*/false);

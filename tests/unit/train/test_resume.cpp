@@ -327,6 +327,7 @@ TEST_CASE("resume: a run goes on with its products in another precision, from th
         INFO("saved in " << precision);
         test::Folder folder;
         Config c = saved_often(folder);
+        c.training.use_fp64 = false;
         c.training.use_bf16 = precision == "bf16";
         Run first(c, silent());
         first.train(3);
@@ -342,7 +343,7 @@ TEST_CASE("resume: a run goes on with its products in another precision, from th
         StepMetrics b = second.step();
         CHECK(a.tokens == b.tokens);
         CHECK(a.loss != b.loss);
-        CHECK(b.loss == Approx(a.loss).epsilon(5e-3));
+        CHECK(b.loss == Approx(a.loss).epsilon(2e-2));
     }
 }
 
