@@ -30,9 +30,7 @@ template <class T> T exp_sum(const T* x, T top, T* e, int64_t V) {
 
 /// Loss of one row; `e` (may be x itself) becomes the gradient where it is given.
 template <class T> double row_loss(const T* x, int64_t target, T scale, T* e, int64_t V) {
-    T top = x[0], picked = x[target];
-    #pragma omp simd reduction(max:top)
-    for (int64_t v = 0; v < V; ++v) top = std::max(top, x[v]);
+    T top = largest(x, V), picked = x[target];
     T sum = exp_sum(x, top, e, V);
     if (e) {
         T k = scale / sum;
@@ -63,7 +61,10 @@ void cross_entropy_cpu(const Tensor& logits_NV, const Tensor& targets_N, const F
                 } else {
                     loss[n] = row_loss(logits + n * V, target[n], T(scale.value()), e, V);
                 }
-                if (narrow) by_dtype("head_loss", dlogits_NV, [&](auto out) { std::copy_n(row.data(), V, mutable_data<decltype(out)>(dlogits_NV) + n * V); });
+                if (narrow) by_dtype("head_loss", dlogits_NV, [&](auto zero_out) {
+                    auto* out = mutable_data<decltype(zero_out)>(dlogits_NV) + n * V;
+                    for (int64_t v = 0; v < V; ++v) out[v] = rounded<decltype(zero_out)>(row[size_t(v)]);
+                });
             }
         });
     });

@@ -3,6 +3,7 @@
 
 #include "core/kernels/common/dtype.h"
 #include "core/kernels/common/parallel.h"
+#include "core/kernels/common/vector.h"
 
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/addmm.h>
@@ -49,11 +50,32 @@ at::ScalarType product_dtype(const Tensor& a, const Tensor& b) {
     return a.scalar_type() == at::kDouble || b.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
 }
 
+/// Whether the rows of a product are the same in every step. oneDNN makes a program for each shape and keeps the last thousand: where an expert's
+/// rows change from step to step that costs more than the product.
+enum class Rows { kSteady, kChanging };
+
+/// to = from, rounded row by row.
+void round_to_bf16(const Tensor& from_MN, Tensor to_MN) {
+    constexpr int64_t kGrain = 1 << 15;             // numbers
+    int64_t N = from_MN.size(1);
+    const float* from = from_MN.const_data_ptr<float>();
+    auto* to = to_MN.mutable_data_ptr<at::BFloat16>();
+    at::parallel_for(0, from_MN.size(0), 1 + kGrain / std::max<int64_t>(1, N), [&, stride = to_MN.stride(0)](int64_t lo, int64_t hi) {
+        for (int64_t m = lo; m < hi; ++m)
+            for (int64_t n = 0; n < N; ++n) to[m * stride + n] = rounded<at::BFloat16>(from[m * N + n]);
+    });
+}
+
 /// out = a b.
-void multiply(const Tensor& a, const Tensor& b, Tensor out) {
-    bool bf16 = in_bf16(a, b);
+void multiply(const Tensor& a, const Tensor& b, Tensor out, Rows rows) {
+    bool bf16 = in_bf16(a, b), bf16_out = out.scalar_type() == at::kBFloat16;
     if (bf16 && out.scalar_type() == at::kFloat) return bf16_product(a, b, out, false);
-    auto dtype = bf16 && out.scalar_type() == at::kBFloat16 ? at::kBFloat16 : product_dtype(a, b);
+    if (bf16 && bf16_out && rows == Rows::kChanging && out.stride(1) == 1) {
+        Tensor sums = at::empty(out.sizes(), out.options().dtype(at::kFloat));
+        bf16_product(a, b, sums, false);
+        return round_to_bf16(sums, out);
+    }
+    auto dtype = bf16 && bf16_out ? at::kBFloat16 : product_dtype(a, b);
     if (out.scalar_type() == dtype) at::mm_out(out, a.to(dtype), b.to(dtype));
     else out.copy_(at::mm(a.to(dtype), b.to(dtype)));
 }
@@ -118,22 +140,27 @@ void bf16_product(const Tensor& a_MK, const Tensor& b_KN, Tensor out_MN, bool ad
                            add ? 1.0f : 0.0f, out_MN.mutable_data_ptr<float>(), int(out.ld));
 }
 
-void product_nt_cpu(const Tensor& x_TI, const Tensor& w_OI, Tensor y_TO) { multiply(x_TI, w_OI.t(), y_TO); }
-void product_nn_cpu(const Tensor& dy_TO, const Tensor& w_OI, Tensor dx_TI) { multiply(dy_TO, w_OI, dx_TI); }
+void product_nt_cpu(const Tensor& x_TI, const Tensor& w_OI, Tensor y_TO) { multiply(x_TI, w_OI.t(), y_TO, Rows::kSteady); }
+void product_nn_cpu(const Tensor& dy_TO, const Tensor& w_OI, Tensor dx_TI) { multiply(dy_TO, w_OI, dx_TI, Rows::kSteady); }
 void add_product_nn_cpu(const Tensor& dy_TO, const Tensor& w_OI, Tensor dx_TI) { multiply_add(dy_TO, w_OI, dx_TI); }
-void add_product_tn_cpu(const Tensor& dy_TO, const Tensor& x_TI, Tensor dw_OI, bool overwrite) { (overwrite ? multiply : multiply_add)(dy_TO.t(), x_TI, dw_OI); }
+void add_product_tn_cpu(const Tensor& dy_TO, const Tensor& x_TI, Tensor dw_OI, bool overwrite) {
+    overwrite ? multiply(dy_TO.t(), x_TI, dw_OI, Rows::kSteady) : multiply_add(dy_TO.t(), x_TI, dw_OI);
+}
 
 void grouped_product_nt_cpu(const Tensor& x_RI, const RowGroups& groups, const Tensor& w_EOI, Tensor y_RO) {
-    each_group(groups, [&](int64_t e, int64_t lo, int64_t n) { multiply(x_RI.narrow(0, lo, n), w_EOI.select(0, e).t(), y_RO.narrow(0, lo, n)); });
+    each_group(groups, [&](int64_t e, int64_t lo, int64_t n) { multiply(x_RI.narrow(0, lo, n), w_EOI.select(0, e).t(), y_RO.narrow(0, lo, n), Rows::kChanging); });
 }
 void grouped_product_nn_cpu(const Tensor& dy_RO, const RowGroups& groups, const Tensor& w_EOI, Tensor dx_RI) {
-    each_group(groups, [&](int64_t e, int64_t lo, int64_t n) { multiply(dy_RO.narrow(0, lo, n), w_EOI.select(0, e), dx_RI.narrow(0, lo, n)); });
+    each_group(groups, [&](int64_t e, int64_t lo, int64_t n) { multiply(dy_RO.narrow(0, lo, n), w_EOI.select(0, e), dx_RI.narrow(0, lo, n), Rows::kChanging); });
 }
 Tensor add_grouped_product_tn_cpu(const Tensor& dy_RO, const Tensor& x_RI, const RowGroups& groups, Tensor dw_EOI, bool overwrite) {
     const int64_t* offset = groups.offsets_E1.const_data_ptr<int64_t>();
     for (int64_t e = 0; overwrite && e < groups.size(); ++e)
         if (offset[e] == offset[e + 1]) dw_EOI.select(0, e).zero_();
-    each_group(groups, [&](int64_t e, int64_t lo, int64_t n) { (overwrite ? multiply : multiply_add)(dy_RO.narrow(0, lo, n).t(), x_RI.narrow(0, lo, n), dw_EOI.select(0, e)); });
+    each_group(groups, [&](int64_t e, int64_t lo, int64_t n) {
+        Tensor dy = dy_RO.narrow(0, lo, n).t(), x = x_RI.narrow(0, lo, n), dw = dw_EOI.select(0, e);
+        overwrite ? multiply(dy, x, dw, Rows::kChanging) : multiply_add(dy, x, dw);
+    });
     return {};
 }
 

@@ -214,6 +214,18 @@ TEST_CASE("grouped_linear: forward and gradients equal plain loops, experts with
     require_close(w->grad, ref.dw, 1e-6);
 }
 
+TEST_CASE("linear, grouped_linear: a bf16 result is the whole sum rounded once to nearest", "[kernels][linear]") {
+    auto integers = [](const char* name, at::IntArrayRef shape) { return (4 * randn(name, shape)).round().to(at::kBFloat16); };    // their products and sums are exact in fp32
+    Tensor x = integers("x", {T, I}), w = integers("w", {2, O, I}), dy = integers("dy", {T, O}), offsets = offsets_tensor({0, 3, T});
+    auto rounded = [](const Tensor& a, const Tensor& b) { return at::mm(a.to(at::kDouble), b.to(at::kDouble)).to(at::kBFloat16); };
+    Tensor want = at::cat({rounded(x.narrow(0, 0, 3), w[0].t()), rounded(x.narrow(0, 3, T - 3), w[1].t())}), want_dx = at::cat({rounded(dy.narrow(0, 0, 3), w[0]), rounded(dy.narrow(0, 3, T - 3), w[1])});
+    REQUIRE_FALSE(bit_equal(want.to(at::kDouble), at::cat({at::mm(x.narrow(0, 0, 3).to(at::kDouble), w[0].t().to(at::kDouble)), at::mm(x.narrow(0, 3, T - 3).to(at::kDouble), w[1].t().to(at::kDouble))})));
+    Tensor rows = leaf(x, at::kBFloat16), y = grouped_linear(rows, offsets, weight(w, at::kBFloat16));
+    CHECK(bit_equal(y.detach(), want));
+    CHECK(bit_equal(backward(y, {rows}, dy)[0], want_dx));
+    CHECK(bit_equal(linear(x, weight(w[0].contiguous(), at::kBFloat16)).detach(), rounded(x, w[0].t())));
+}
+
 TEST_CASE("grouped_linear: groups shared out over threads give what one thread gives", "[kernels][linear]") {
     auto dtype = GENERATE(at::kDouble, at::kFloat, at::kBFloat16, at::kHalf);
     std::vector<int64_t> offsets = {0, 3, 3, 8, 9, 15, 15, 20, 26, 30, 33, 38};       // 9 of 11 groups have rows, none most of them
