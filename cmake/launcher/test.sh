@@ -67,7 +67,7 @@ test_environment() {
   # MPI refuses to start as root otherwise, and busy-waits when there are more ranks than cores.
   export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
   # LibTorch is not instrumented: its own one-time allocations and locks are not ours to report.
-  export ASAN_OPTIONS="detect_leaks=0:detect_odr_violation=0${ASAN_OPTIONS:+:$ASAN_OPTIONS}" UBSAN_OPTIONS="print_stacktrace=1:halt_on_error=1${UBSAN_OPTIONS:+:$UBSAN_OPTIONS}"
+  export ASAN_OPTIONS="detect_leaks=0:detect_odr_violation=0:quarantine_size_mb=32${ASAN_OPTIONS:+:$ASAN_OPTIONS}" UBSAN_OPTIONS="print_stacktrace=1:halt_on_error=1${UBSAN_OPTIONS:+:$UBSAN_OPTIONS}"
   export TSAN_OPTIONS="ignore_noninstrumented_modules=1${TSAN_OPTIONS:+:$TSAN_OPTIONS}"
 }
 
@@ -248,7 +248,8 @@ run_file() {
     now_failed=1
     failures+=("$name: $(why $status)")
   elif ((now_passed + now_failed + now_skipped == 0)); then
-    now_passed=1
+    now_failed=1
+    failures+=("$name: ended without having tried a case")
   fi
   passed=$((passed + now_passed)) failed=$((failed + now_failed)) skipped=$((skipped + now_skipped))
 }

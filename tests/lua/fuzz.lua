@@ -9,12 +9,6 @@ local seed, seconds = o.seed or 1, o.seconds or (os.getenv "MOELAB_TEST_ALL" == 
 local SLOW_SECS = (os.getenv "ASAN_OPTIONS" or os.getenv "TSAN_OPTIONS") and 60 or 5
 local HANGS_SECS = 60                       -- without a further call: the child is ended
 
--- What no call may do here, and why. Everything else is called.
-local EXCLUDED = {
-  ["moe.become"] = "replaces this program by another one",
-  ["os.exit"] = "ends the program",
-}
-
 -- Lua's own functions with a few additions: where they are called wrongly they say what Lua says, as texts.
 local LUAS_OWN = { print = true, reload = true, pairs = true, ipairs = true, ["table.sort"] = true, ["table.sort: less"] = true, ["io.write"] = true, ["file:write"] = true, ["coroutine.wrap"] = true, ["coroutine.resume"] = true }
 
@@ -22,7 +16,8 @@ local LUAS_OWN = { print = true, reload = true, pairs = true, ipairs = true, ["t
 
 local function child()
   local values = dofile(here .. "/lib/fuzz_values.lua")
-  local list, types = dofile(here .. "/lib/bindings.lua").all()
+  local bindings = dofile(here .. "/lib/bindings.lua")
+  local list, types = bindings.all()
   values.start { seed = seed, bindings = list }
   io.output(assert(io.open("written", "w")))
   local ring <close> = assert(io.open(o.ring, "w"))
@@ -37,7 +32,7 @@ local function child()
   end
   local called = {}
   for _, b in ipairs(list) do
-    if not EXCLUDED[b.name] and (not o.only or b.name:find(o.only, 1, true)) then called[#called + 1] = b end
+    if not bindings.ENDS_PROGRAM[b.name] and (not o.only or b.name:find(o.only, 1, true)) then called[#called + 1] = b end
   end
 
   local found, num_calls, num_failed, kinds = {}, 0, 0, {}
@@ -143,7 +138,7 @@ check.test(("fuzz: every binding, arguments at random, seed %s, %s s"):format(se
     if now ~= last then last, changed = now, moe.clock() end
     if not code and moe.clock() - changed > (o.patience or HANGS_SECS) then code = "a call that does not end" process:kill() end
   until code
-  for name, why in pairs(EXCLUDED) do print(("# not called: %s (%s)"):format(name, why)) end
+  for name, why in pairs(dofile(here .. "/lib/bindings.lua").ENDS_PROGRAM) do print(("# not called: %s (%s)"):format(name, why)) end
   local done, problems = false, {}
   for _, l in ipairs(lines_of(report)) do
     if l:find("^DONE") then done = true print("# " .. l) elseif l:find("^NOTE") then print("# " .. l) else problems[#problems + 1] = l end

@@ -124,7 +124,23 @@ END
   result "a wheel with another hash is refused" $? "got code $code, \"$text\""
 }
 
+# A script that ends well before its first case has shown nothing.
+no_case() {
+  local counted
+  counted=$(
+    source "$root/cmake/launcher/test.sh"
+    title() { :; }
+    root=$scratch reports=$scratch all=0 time_limit_secs=5 passed=0 failed=0 skipped=0 failures=()
+    run_file silent true > /dev/null
+    run_file speaking echo "ok a case" > /dev/null
+    echo "$passed $failed ${failures[*]}"
+  )
+  [[ $counted == "1 1 silent: "*case* ]]
+  result "a script without a case has failed" $? "got \"$counted\""
+}
+
 mkdir -p "$scratch/bin"
+no_case
 own_time
 unknown_preset
 without_root

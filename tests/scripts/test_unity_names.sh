@@ -20,5 +20,10 @@ for folder in core/*/; do
         failed=1
     fi
 done
-[ $failed = 0 ] || echo "rename them: one name, one file within a folder" >&2
+if [ $failed = 0 ]; then
+    echo "ok no two files of a folder that are compiled together define the same name"
+else
+    echo "not ok no two files of a folder that are compiled together define the same name"
+    echo "rename them: one name, one file within a folder" >&2
+fi
 exit $failed

@@ -2,6 +2,9 @@
 -- What is added tomorrow is found as well.
 local bindings = {}
 
+-- What a test must not call, and why.
+bindings.ENDS_PROGRAM = { ["moe.become"] = "replaces this program by another one", ["os.exit"] = "ends the program" }
+
 -- Modules written in Lua load on first use.
 local function load_modules()
   for _, module in ipairs(moe.modules()) do local _ = moe[module] end
