@@ -1,5 +1,6 @@
 // NumPy's files: .npy holds one array, .npz is an archive of them by name.
 // Sources: numpy.lib.format (version 1.0 to 3.0); PKWARE's APPNOTE.TXT for the archive, stored without compression.
+#include "core/base/json.h"
 #include "core/tensor/check.h"
 #include "lua/bind/bind.h"
 #include "lua/bind/tensor.h"
@@ -23,13 +24,6 @@ constexpr NpyType kTypes[] = {{"<f4", at::kFloat}, {"<f8", at::kDouble}, {"<f2",
                               {"<i2", at::kShort}, {"|i1", at::kChar},   {"|u1", at::kByte}, {"|b1", at::kBool}};
 constexpr std::string_view kMagic = "\x93NUMPY";
 
-std::string read_file(const std::string& path) {
-    std::ifstream file(path, std::ios::binary);
-    MOE_CHECK(file, io, path, "a file that cannot be read", "a readable file", "");
-    std::string bytes((std::istreambuf_iterator<char>(file)), {});
-    MOE_CHECK(!file.bad(), io, path, "an error while reading", "a readable file", "");
-    return bytes;
-}
 void write_file(const std::string& path, const std::string& bytes) {
     std::ofstream file(path, std::ios::binary | std::ios::trunc);
     file.write(bytes.data(), std::streamsize(bytes.size()));
@@ -151,7 +145,7 @@ int save_npy(lua_State* L) {
 }
 int load_npy(lua_State* L) {
     std::string path = check_string(L, 1, "path");
-    return push_tensor(L, parse_npy(path, read_file(path)));
+    return push_tensor(L, parse_npy(path, read_text(path)));
 }
 int save_npz(lua_State* L) {
     std::string path = check_string(L, 1, "path"), out, directory;
@@ -179,7 +173,7 @@ int save_npz(lua_State* L) {
     return 0;
 }
 int load_npz(lua_State* L) {
-    std::string path = check_string(L, 1, "path"), bytes = read_file(path);
+    std::string path = check_string(L, 1, "path"), bytes = read_text(path);
     size_t end = bytes.rfind("PK\5\6");
     MOE_CHECK(end != std::string::npos, data, path, "no archive", "an .npz file", "");
     uint64_t count = get(path, bytes, end + 10, 2), at = get(path, bytes, end + 16, 4);

@@ -6,8 +6,8 @@ local here = arg[0]:match("^(.*)/") or "."
 local check = dofile(here .. "/lib/check.lua")
 local o = arg.options
 local seed, seconds = o.seed or 1, o.seconds or (os.getenv "MOELAB_TEST_ALL" == "1" and 60 or 10)
-local SLOW_SECS = (os.getenv "ASAN_OPTIONS" or os.getenv "TSAN_OPTIONS") and 60 or 5
-local HANGS_SECS = 60                       -- without a further call: the child is ended
+local is_sanitized = os.getenv "ASAN_OPTIONS" or os.getenv "TSAN_OPTIONS"
+local SLOW_SECS, HANGS_SECS = is_sanitized and 60 or 5, is_sanitized and 300 or 60     -- the second without a further call: the child is ended
 
 -- Lua's own functions with a few additions: where they are called wrongly they say what Lua says, as texts.
 local LUAS_OWN = { print = true, reload = true, pairs = true, ipairs = true, ["table.sort"] = true, ["table.sort: less"] = true, ["io.write"] = true, ["file:write"] = true, ["coroutine.wrap"] = true, ["coroutine.resume"] = true }
@@ -126,7 +126,7 @@ check.test(("fuzz: every binding, arguments at random, seed %s, %s s"):format(se
   local scratch, ring, report, out = folder .. "/scratch", folder .. "/ring", folder .. "/report", folder .. "/out"
   moe.fs.mkdir(scratch)
   -- Where a limit can be set, what asks for too much memory gets an error of kind memory; a GPU's driver and a sanitizer reserve more than any limit.
-  local limited = not o.cuda and not os.getenv "ASAN_OPTIONS" and not os.getenv "TSAN_OPTIONS" and (o.limit_gib or 10) > 0
+  local limited = not o.cuda and not is_sanitized and (o.limit_gib or 10) > 0
   local line = ("cd %s && export HOME=%s TMPDIR=%s OMP_NUM_THREADS=2 %s && %s exec %s run %s ring=%s report=%s seed=%s seconds=%s %s"):format(quoted(scratch), quoted(scratch), quoted(scratch), o.cuda and "" or "CUDA_VISIBLE_DEVICES=",
     limited and ("ulimit -v %d &&"):format((o.limit_gib or 10) * 2 ^ 20 // 1 | 0) or "", quoted(moe.executable()), quoted(absolute(arg[0])), quoted(ring), quoted(report), seed, seconds, o.only and quoted("only=" .. o.only) or "")
   local process <close> = moe.spawn({ "sh", "-c", line }, { output = out })

@@ -19,6 +19,8 @@ test("npy: every dtype and shape comes back", function()
   raises("dtype", function() moe.save_npy(folder .. "/x.npy", moe.zeros({ 1 }, { dtype = "bf16" })) end, "bfloat16", "float()")
   raises("io", function() moe.save_npy(folder .. "/none/x.npy", moe.zeros { 1 }) end)
   raises("io", function() return moe.load_npy(folder .. "/none.npy") end)
+  raises("io", function() return moe.load_npy(folder) end, "a folder")
+  raises("io", function() return moe.load_npz(folder) end, "a folder")
 end)
 
 test("npy: the bytes are those that NumPy writes", function()
