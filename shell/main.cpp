@@ -19,6 +19,7 @@
 #include <csignal>
 #include <cstdio>
 #include <iostream>
+#include <regex>
 
 namespace moe::shell {
 namespace {
@@ -94,13 +95,39 @@ std::vector<std::string> split_script(std::vector<std::string>& words) {
     return {};
 }
 
+/// A validator's answer about a word that it does not take; parts_of() takes it apart.
+std::string refusal(const std::string& got, const std::string& want) { return fmt::format("got \"{}\", want {}", got, want); }
+
 CLI::Validator whole_number() {
     return CLI::Validator([](std::string& text) {
         int64_t n = 0;
         auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), n);
         bool is_one = error == std::errc() && end == text.data() + text.size() && n >= 1;
-        return is_one ? "" : fmt::format("got \"{}\", want a whole number of 1 or more", text);
+        return is_one ? "" : refusal(text, "a whole number of 1 or more");
     }, "");
+}
+
+CLI::Validator device_name() {
+    return CLI::Validator([](std::string& text) { return text == "cpu" || text == "cuda" ? "" : refusal(text, "cpu or cuda"); }, "");
+}
+
+/// What CLI11 does not take, which it says in one text, as the parts of our errors.
+ErrorParts parts_of(const CLI::ParseError& e) {
+    std::string text = e.what();
+    ErrorParts parts = {ErrorKind::usage, "moelab", text, "", "--help shows the usage", "", -1, ""};
+    std::smatch m;
+    auto is = [&](const char* pattern) { return std::regex_match(text, m, std::regex(pattern)); };
+    auto say = [&](const std::string& option, const std::string& got, const std::string& want) {
+        parts.op += option.empty() ? "" : " " + option;
+        parts.got = got;
+        parts.want = want;
+    };
+    if (is("(-[^:]*): got (\"[\\s\\S]*\"), want ([\\s\\S]*)")) say(m[1], m[2], m[3]);
+    else if (is("(-[^:]*): 1 required (.*) missing")) say(m[1], "nothing", m[2]);
+    else if (is("(-[^:]*): At Most 1 required but received ([0-9]+)")) say(m[1], fmt::format("{} values", m[2].str()), "one");
+    else if (is("(-.*) excludes (-.*)")) say("", m[1].str() + " with " + m[2].str(), "one of them");
+    else if (is("Could not convert: (-[^ ]*) = ([\\s\\S]*)")) say(m[1], fmt::format("\"{}\"", m[2].str()), "no value: it is a flag");       // numbers have validators
+    return parts;
 }
 
 void add_options(CLI::App& app, CommandLine& c) {
@@ -111,8 +138,8 @@ void add_options(CLI::App& app, CommandLine& c) {
     app.add_option("-e", c.code, "Runs one piece of Lua and prints its values")->type_name("CODE");
     app.add_option("-n,--ranks", c.ranks, "Number of processes, of the prompt too: each evaluates every input")->type_name("N")->check(whole_number());
     app.add_flag("--version", c.version, "Prints version, commit and LibTorch's version");
-    app.add_option("--device", c.device, "Where models run; default: cuda where there is one a rank")->check(CLI::IsMember({"cpu", "cuda"}));
-    app.add_option("--threads", c.threads, "Threads of each rank; default: OMP_NUM_THREADS, or the physical cores")->check(whole_number());
+    app.add_option("--device", c.device, "Where models run; default: cuda where there is one a rank")->type_name("cpu|cuda")->check(device_name());
+    app.add_option("--threads", c.threads, "Threads of each rank; default: OMP_NUM_THREADS, or the physical cores")->type_name("N")->check(whole_number());
     app.add_flag("--no-color", c.no_colour, "No colours, as with NO_COLOR=1");
     app.add_flag("--json", c.json, "Results, log lines and errors as one JSON object a line");
 }
@@ -309,7 +336,7 @@ int run_program(int argc, char** argv) {
     } catch (const CLI::CallForHelp& help) {
         return app.exit(help);
     } catch (const CLI::ParseError& e) {
-        return report({ErrorKind::usage, std::string("moelab: ") + e.what(), "", "", "--help shows the usage", "", -1, ""}, json);
+        return report(parts_of(e), json);
     } catch (const Error& e) {
         return report(e.parts(), json);
     } catch (const std::exception& e) {

@@ -114,6 +114,7 @@ public:
             std::string problem = history_.problem();
             history_.add(*input);
             if (history_.problem() != problem) log::warn("inputs are not kept from here on: " + history_.problem());
+            if (session_.ends(std::string(trimmed(*input)))) break;
             answer(*input);
         }
         return session_.exit_code().value_or(0);
@@ -176,7 +177,6 @@ private:
 
     void answer(const std::string& input) {
         std::string_view text = trimmed(input);
-        if (text == "exit" || text == "quit" || text == "quit()") return show(evaluate("exit()", "exit"), true);
         if (text.starts_with("!")) return run_command(std::string(text.substr(1)));
         if (text.starts_with("?")) {
             bool source = text.starts_with("??");

@@ -6,8 +6,7 @@ namespace moe {
 namespace {
 std::string line_of(const ErrorParts& p) {
     std::string text = p.op;
-    bool nested = p.got.find(": got ") != std::string::npos;       // messages inside of the message say it themselves
-    if (!p.got.empty()) text += (text.empty() ? "" : ": ") + std::string(nested ? "" : "got ") + p.got;
+    if (!p.got.empty()) text += (text.empty() ? "got " : ": got ") + p.got;
     if (!p.want.empty()) text += ", want " + p.want;
     if (!p.hint.empty()) text += " (" + p.hint + ")";
     if (p.rank >= 0) text = fmt::format("[rank {}] {}", p.rank, text);

@@ -46,7 +46,7 @@ public:
     virtual void send(const void* data, int64_t count, DType type, int to) = 0;
     /// Waits for a message of that many elements.
     virtual void receive(void* data, int64_t count, DType type, int from) = 0;
-    /// Whether receive() from that rank would not wait.
+    /// Whether receive() from that rank would not wait; where that would throw at once, this is true or throws.
     virtual bool has_message(int from) = 0;
     /// Waits until all started messages have left.
     virtual void flush() = 0;

@@ -7,6 +7,7 @@
 #include <ATen/ops/empty.h>
 
 #include <numeric>
+#include <utility>
 
 namespace moe::dist {
 namespace {
@@ -61,14 +62,28 @@ template <class F> auto on_rank(const Group& group, const char* op, F&& call) {
     }
 }
 
+thread_local std::function<void()> before_collectives;
+
+/// The same of a call that all ranks of the group make.
+template <class F> auto collective(const Group& group, const char* op, F&& call) {
+    if (group.size() > 1) BeforeCollectives::pass();
+    return on_rank(group, op, std::forward<F>(call));
+}
+
 void copy_flat(const Tensor& from, Tensor to) {
     if (from.numel() > 0 && from.data_ptr() != to.data_ptr()) to.view(-1).copy_(from.reshape(-1));
 }
 }  // namespace
 
+BeforeCollectives::BeforeCollectives(std::function<void()> f) : outer_(std::exchange(before_collectives, std::move(f))) {}
+BeforeCollectives::~BeforeCollectives() { before_collectives = std::move(outer_); }
+void BeforeCollectives::pass() {
+    if (before_collectives) std::exchange(before_collectives, nullptr)();
+}
+
 Group Group::split(int colour, int key) const {
     if (!backend_) return {};
-    return on_rank(*this, "dist.split", [&] {
+    return collective(*this, "dist.split", [&] {
         std::shared_ptr<Backend> part = backend_->split(colour, key);
         return part->size() == 1 ? Group() : Group(std::move(part));
     });
@@ -76,7 +91,7 @@ Group Group::split(int colour, int key) const {
 
 Group Group::duplicate() const {
     if (!backend_) return {};
-    return on_rank(*this, "dist.duplicate", [&] { return Group(std::shared_ptr<Backend>(backend_->duplicate())); });
+    return collective(*this, "dist.duplicate", [&] { return Group(std::shared_ptr<Backend>(backend_->duplicate())); });
 }
 
 void Group::recover() const {
@@ -84,13 +99,13 @@ void Group::recover() const {
 }
 
 void Group::barrier() const {
-    if (size() > 1) on_rank(*this, "dist.barrier", [&] { backend_->barrier(); });
+    if (size() > 1) collective(*this, "dist.barrier", [&] { backend_->barrier(); });
 }
 
 void Group::broadcast(at::Tensor data, int root) const {
     MOE_CHECK(root >= 0 && root < size(), dist, "dist.broadcast", fmt::format("root {}", root), fmt::format("0 to {}", size() - 1), "");
     if (size() == 1) return;
-    on_rank(*this, "dist.broadcast", [&] {
+    collective(*this, "dist.broadcast", [&] {
         check_buffer("dist.broadcast", {"data", data});
         backend_->broadcast(data.data_ptr(), data.numel(), moved_dtype_of("dist.broadcast", data), root);
     });
@@ -98,25 +113,25 @@ void Group::broadcast(at::Tensor data, int root) const {
 
 void Group::all_reduce(at::Tensor data, ReduceOp op) const {
     if (size() == 1) return;
-    on_rank(*this, "dist.all_reduce", [&] {
+    collective(*this, "dist.all_reduce", [&] {
         check_buffer("dist.all_reduce", {"data", data});
         backend_->all_reduce(data.data_ptr(), data.numel(), dtype_of("dist.all_reduce", data), op);
     });
 }
 
 double Group::all_reduce(double value, ReduceOp op) const {
-    if (size() > 1) on_rank(*this, "dist.all_reduce", [&] { backend_->all_reduce(&value, 1, DType::f64, op); });
+    if (size() > 1) collective(*this, "dist.all_reduce", [&] { backend_->all_reduce(&value, 1, DType::f64, op); });
     return value;
 }
 
 int64_t Group::all_reduce(int64_t value, ReduceOp op) const {
-    if (size() > 1) on_rank(*this, "dist.all_reduce", [&] { backend_->all_reduce(&value, 1, DType::i64, op); });
+    if (size() > 1) collective(*this, "dist.all_reduce", [&] { backend_->all_reduce(&value, 1, DType::i64, op); });
     return value;
 }
 
 void Group::all_gather(const at::Tensor& in, at::Tensor out, const std::vector<int64_t>& counts) const {
     constexpr const char* op = "dist.all_gather";
-    on_rank(*this, op, [&] {
+    collective(*this, op, [&] {
         check_counts(op, counts, size());
         check_numel(op, {"in", in}, counts[rank()]);
         check_numel(op, {"out", out}, sum(counts));
@@ -130,7 +145,7 @@ void Group::all_gather(const at::Tensor& in, at::Tensor out, const std::vector<i
 
 void Group::reduce_scatter(const at::Tensor& in, at::Tensor out, const std::vector<int64_t>& counts) const {
     constexpr const char* op = "dist.reduce_scatter";
-    on_rank(*this, op, [&] {
+    collective(*this, op, [&] {
         check_counts(op, counts, size());
         check_numel(op, {"in", in}, sum(counts));
         check_numel(op, {"out", out}, counts[rank()]);
@@ -144,7 +159,7 @@ void Group::reduce_scatter(const at::Tensor& in, at::Tensor out, const std::vect
 
 at::Tensor Group::all_to_all_rows(const at::Tensor& rows, const std::vector<int64_t>& send, const std::vector<int64_t>& recv) const {
     constexpr const char* op = "dist.all_to_all_rows";
-    return on_rank(*this, op, [&] {
+    return collective(*this, op, [&] {
         check_counts(op, send, size());
         check_counts(op, recv, size());
         MOE_CHECK(rows.defined() && rows.dim() >= 1, shape, op, describe(rows), "rows [R, …]", "");

@@ -5,6 +5,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -45,7 +46,7 @@ public:
     void send(const at::Tensor& data, int to) const;
     /// Fills `data` with the next message of a rank.
     void receive(at::Tensor data, int from) const;
-    /// True where receive() from that rank would find a message; does not wait.
+    /// True where receive() from that rank would not wait, be it that it throws; after a failure it throws itself.
     bool has_message(int from) const;
     /// Returns when the tensors of all send() calls may change again.
     void flush() const;
@@ -54,6 +55,20 @@ public:
 
 private:
     std::shared_ptr<Backend> backend_;
+};
+
+/// While it lives, f runs on this thread, once, before its next collective of whatever group of several ranks, which throws what f throws. There ranks can hear of one that
+/// failed on the way to it, for which they would else wait in the collective.
+class BeforeCollectives {
+public:
+    explicit BeforeCollectives(std::function<void()> f);
+    ~BeforeCollectives();
+    BeforeCollectives(const BeforeCollectives&) = delete;
+    /// Now, and not there: for what must not begin where f throws. Nothing where it ran, or where none lives.
+    static void pass();
+
+private:
+    std::function<void()> outer_;
 };
 
 /// The world of this process: MPI where a launcher started several ranks (OMPI_COMM_WORLD_SIZE, PMI_SIZE, or SLURM_NTASKS

@@ -84,6 +84,7 @@ std::string shared_text(std::string text, const dist::Group& world, int root) {
 
 void agree(const dist::Group& world, const std::function<void()>& f) {
     if (world.size() == 1) return f();
+    dist::BeforeCollectives::pass();                  // nothing of f is done where another rank does not come
     std::string problem;
     try {
         f();
@@ -94,6 +95,7 @@ void agree(const dist::Group& world, const std::function<void()>& f) {
 }
 
 void together(const dist::Group& world, const std::function<void()>& f, const std::function<int64_t()>& reached, const std::function<void(int64_t, int64_t)>& on_failure) {
+    if (world.size() > 1) dist::BeforeCollectives::pass();      // who fails there has begun nothing that the others could recover from with it
     std::string problem;
     int64_t own = 0;
     try {

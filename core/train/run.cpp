@@ -70,8 +70,16 @@ std::string StepMetrics::json() const {
 }
 
 Run::Run(const Config& config, const RunOptions& options, const dist::Group& world)
-    : config_(resolved(config, world)), options_(options), mesh_(dist::make_mesh(config_.distributed, world.duplicate())) {      // groups of its own: another run may train in another thread
-    on_all([&] { build(); });
+    : config_(resolved(config, world)), options_(options) {
+    dist::Group own = world.duplicate();               // groups of its own: another run may train in another thread
+    try {
+        mesh_ = dist::make_mesh(config_.distributed, own);
+        on_all([&] { build(); });
+    } catch (...) {                                    // all ranks are here, and the exception is caught: groups can be freed
+        free_groups();
+        own = {};
+        throw;
+    }
 }
 
 void Run::build() {
@@ -222,14 +230,17 @@ void Run::balance(const Tensor& counts_LE) {
     }
 }
 
-/// A step that is not updated from: a warning and an event that name the first tensor with a gradient that is not finite. Under ZeRO, pipeline
-/// and expert parallel it may be on another rank only, which then names it in its own log.
-void Run::report_skip(const StepMetrics& m) {
+/// Under ZeRO, pipeline and expert parallel it may be on another rank only, which then names it in its own log. A collective.
+Run::NonFinite Run::find_non_finite() {
     std::string name = model_->store().first_non_finite();
     int64_t ranks = mesh_.world.size(), rank = mesh_.world.rank(), first = mesh_.world.all_reduce(name.empty() ? ranks : rank, dist::ReduceOp::min);
-    std::string where = first == rank ? name : first < ranks ? fmt::format("a tensor of rank {}, see its log", first) : "";
-    if (rank == 0 || rank == first) log::warn(fmt::format("step {}: loss {} and gradient norm {}: skipped{}", step_ + 1, m.loss, m.grad_norm, where.empty() ? "" : "; first in " + where));
-    add_event("skip", {{"first", where}});
+    return {first == rank ? name : first < ranks ? fmt::format("a tensor of rank {}, see its log", first) : "", first == rank};
+}
+
+/// A step that was not updated from, once it is done: a warning and an event.
+void Run::report_skip(const StepMetrics& m, const NonFinite& first) {
+    if (mesh_.world.rank() == 0 || first.is_here) log::warn(fmt::format("step {}: loss {} and gradient norm {}: skipped{}", m.step, m.loss, m.grad_norm, first.name.empty() ? "" : "; first in " + first.name));
+    add_event("skip", {{"step", m.step - 1}, {"first", first.name}});
 }
 
 /// This rank's losses by name, float64 [4], on their way to the host.
@@ -260,27 +271,28 @@ void Run::take_counts() {
     ledger_->clear();
 }
 
-/// Moves the weights, or skips the step where loss or norm is not finite.
-void Run::apply(StepMetrics& m) {
+/// Moves the weights, or skips the step where loss or norm is not finite, and gives the tensor that was so first.
+Run::NonFinite Run::apply(StepMetrics& m) {
     RECORD_USER_SCOPE("optimizer");
     double scale = loss_scale_.value();
     m.skipped = !std::isfinite(m.loss + m.mtp_loss + m.balance_loss) || !std::isfinite(m.grad_norm);
-    if (loss_scale_.update(std::isfinite(m.grad_norm)) && mesh_.world.rank() == 0) log::warn(fmt::format("step {}: the loss scale is lowered from {} to {}", step_ + 1, scale, loss_scale_.value()));
+    loss_scale_.update(std::isfinite(m.grad_norm));
     if (m.skipped) {
-        report_skip(m);
+        NonFinite first = find_non_finite();
         model_->store().zero_grads();
         ++skipped_in_a_row_;
         ++skipped_;
-    } else {
-        skipped_in_a_row_ = 0;
-        if (interventions_->controls().optimizer) {
-            update_by_script(m.lr, m.grad_norm, scale);
-        } else {
-            reached_ = Reached::changing;
-            update(model_->store(), config_.training, m.lr, m.grad_norm, updates_ + 1, scale);
-        }
-        ++updates_;
+        return first;
     }
+    skipped_in_a_row_ = 0;
+    if (interventions_->controls().optimizer) {
+        update_by_script(m.lr, m.grad_norm, scale);
+    } else {
+        reached_ = Reached::changing;
+        update(model_->store(), config_.training, m.lr, m.grad_norm, updates_ + 1, scale);
+    }
+    ++updates_;
+    return {};
 }
 
 StepMetrics Run::step() {
@@ -334,13 +346,17 @@ StepMetrics Run::step_on_all() {
     last_counts_ = last_counts_by_domain_.sum(1);
     if (interventions_->controls().bias_rule) agree(mesh_.world, [&] { make_scripted_biases(); });
     else make_scripted_biases();
-    apply(m);
+    double scale = loss_scale_.value();
+    NonFinite non_finite = apply(m);
     m.drop_rate = double(last_dropped_.sum().item<int64_t>()) / double(std::max<int64_t>(1, last_counts_.sum().item<int64_t>()));
     m.max_vio = max_vio(last_counts_, routed_layers());
     if (!m.skipped) balance(last_counts_);
     m.step = ++step_;
     m.tokens = tokens_ += step_tokens_;
     reached_ = Reached::end;
+    // What is said of a step comes after it is one: before, it may still be undone and made again.
+    if (loss_scale_.value() < scale && mesh_.world.rank() == 0) log::warn(fmt::format("step {}: the loss scale is lowered from {} to {}", m.step, scale, loss_scale_.value()));
+    if (m.skipped) report_skip(m, non_finite);
     m.memory_gib = peak_memory_bytes(model_->options().device) / double(1 << 30);
     m.step_secs = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     m.tokens_per_sec = double(step_tokens_) / m.step_secs;

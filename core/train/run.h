@@ -160,9 +160,15 @@ private:
     Tensor losses_of(const std::vector<MicroBatch>& batches) const;
     void sum_losses(Tensor sums, StepMetrics& m);
     void take_counts();
-    void apply(StepMetrics& m);
+    /// The first tensor with a gradient that is not finite.
+    struct NonFinite {
+        std::string name;                                   ///< "" for none
+        bool is_here = false;                               ///< of this rank
+    };
+    NonFinite apply(StepMetrics& m);
     void balance(const Tensor& counts);
-    void report_skip(const StepMetrics& m);
+    NonFinite find_non_finite();
+    void report_skip(const StepMetrics& m, const NonFinite& first);
     std::vector<int64_t> routed_layers() const;
     void record(const StepMetrics& m);
     void validate_at_interval();
@@ -174,6 +180,7 @@ private:
     void check_whole(const std::string& op) const;
     StepBegin step_begin() const;
     void go_back(StepBegin begin);
+    void free_groups();
     // run_interventions.cpp
     Values change_config(const Values& changes);
     void check_between_steps(const std::string& op) const;

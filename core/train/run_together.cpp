@@ -29,7 +29,18 @@ void Run::check_whole(const std::string& op) const {
               "run:restore(\"last\"), or with the name of another save, brings one back; moe.resume makes a new run of it");
 }
 
-Run::StepBegin Run::step_begin() const { return {loader_->state(), loss_scale_, last_counts_, last_counts_by_domain_, last_dropped_, step_tokens_, skipped_, skipped_in_a_row_, events_.size()}; }
+Run::StepBegin Run::step_begin() const { return {loader_->state(), loss_scale_, last_counts_, last_counts_by_domain_, last_dropped_, step_tokens_, skipped_, skipped_in_a_row_}; }
+
+/// Where there will be no run: nothing of a member is used any more, and the groups go in the same order on all ranks.
+void Run::free_groups() {
+    checkpoints_.reset();
+    graph_.reset();
+    executor_.reset();
+    global_load_.reset();
+    interventions_.reset();
+    model_.reset();
+    mesh_ = {};
+}
 
 /// After a step that failed: as it had not begun, where nothing of the state was changed on any rank. Its data comes again.
 void Run::go_back(StepBegin begin) {
@@ -43,7 +54,6 @@ void Run::go_back(StepBegin begin) {
     step_tokens_ = begin.step_tokens;
     skipped_ = begin.skipped;
     skipped_in_a_row_ = begin.skipped_in_a_row;
-    events_.resize(begin.num_events);
     try {
         agree(mesh_.world, [&] { loader_->restore(begin.position); });
     } catch (const Error&) {

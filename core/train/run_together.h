@@ -11,7 +11,6 @@ struct Run::StepBegin {
     LossScale loss_scale;
     Tensor counts, counts_by_domain, dropped;
     int64_t step_tokens, skipped, skipped_in_a_row;
-    size_t num_events;
 };
 
 }  // namespace moe::train

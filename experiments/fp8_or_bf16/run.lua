@@ -17,8 +17,8 @@ device=cpu|cuda               default: a GPU where there is one; on a CPU fp8 is
   return
 end
 local output, steps, batch, from, num_seeds = options.output_dir or "outputs", options.steps or 1000, options.batch or 16, options.from or 0, options.seeds or 1
-if from < 0 or from >= steps then moe.fail { op = "fp8_or_bf16: from", got = from, want = "0 to " .. steps - 1 .. ", below steps" } end
-if num_seeds < 1 then moe.fail { op = "fp8_or_bf16: seeds", got = num_seeds, want = "1 or more" } end
+if math.type(from) ~= "integer" or from < 0 or from >= steps then moe.fail { op = "fp8_or_bf16: from", got = tostring(from), want = "0 to " .. steps - 1 .. ", below steps" } end
+if math.type(num_seeds) ~= "integer" or num_seeds < 1 then moe.fail { op = "fp8_or_bf16: seeds", got = tostring(num_seeds), want = "1 or more" } end
 local precisions = {}
 for precision in (options.precisions or "fp32,bf16,fp8"):gmatch("[^,]+") do precisions[#precisions + 1] = precision end
 

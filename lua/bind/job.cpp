@@ -101,9 +101,9 @@ void Job::one_step() {
         train::Run& run;
         ~Interrupt() { run.set_interrupt(nullptr); }
     } interrupt{*run};
-    say_schedule_ended(*run, *value_.state);
     run->set_interrupt(&control_.interrupted);
     train::StepMetrics m = run->step();
+    say_schedule_ended(*run, *value_.state);
     remember_step(*value_.state, m);
     std::lock_guard guard(mutex_);
     last_ = m;

@@ -83,6 +83,8 @@ int call_on_all_ranks(lua_State* L, const std::function<int(lua_State*)>& f, Ten
         explicit Deeper(int& d) : depth(d) { ++depth; }
         ~Deeper() { --depth; }
     } deeper(control(L).calls);
+    // Once more at f's first collective: a rank that has failed on the way there is in settle_error(), and the others would wait for it where nobody can call them back.
+    dist::BeforeCollectives before([L] { train::judge(hear(L, *control(L).ranks, {at_place(L, running(L) + ", begun,")})); });
     try {
         LiveRun turn = turn_beside_job(L);
         return f(L);

@@ -107,7 +107,7 @@ void remember_step(RunState& state, const train::StepMetrics& m) {
 }
 
 void say_schedule_ended(train::Run& run, const RunState& state) {
-    if (run.current_step() != run.num_steps() || !state.console || !run.config().logging.console || run.model().mesh().world.rank() != 0) return;
+    if (run.current_step() != run.num_steps() + 1 || !state.console || !run.config().logging.console || run.model().mesh().world.rank() != 0) return;
     for (auto& item : run.interventions().items())
         if (item.what == "schedule" || item.what == "lr") return;
     log::info(fmt::format("the schedule of {} steps (training.train_steps) has ended: the learning rate stays at {:.1e} from here on", run.num_steps(), run.next_learning_rate()));
@@ -126,11 +126,11 @@ void step(lua_State* L, int run_index, const LiveRun& r) {
     throw_if_interrupted_here(L);
     auto state = check<RunValue>(L, run_index, "run").state;
     train::StepMetrics m;
-    say_schedule_ended(*r, *state);
     {
         Interruptible interruptible(L, r);
         m = r->step();
     }
+    say_schedule_ended(*r, *state);
     remember_step(*state, m);
     bool logged = state->console && r->config().logging.console && (m.step == 1 || m.step % r->config().training.log_interval == 0) && !control(L).json;
     control(L).last_log = logged ? m.line() : "";

@@ -49,7 +49,7 @@ bool is_spike(RunState& state, double loss, double sigma);
 void push_metrics(lua_State* L, const train::StepMetrics& m);
 /// A step of the run is over: run.last.
 void remember_step(RunState& state, const train::StepMetrics& m);
-/// Before a step: where the schedule has ended with the one before, says so once.
+/// After the first step beyond the schedule: says that it has ended.
 void say_schedule_ended(train::Run& run, const RunState& state);
 /// Calls an event's functions with the value on the stack's top, which is popped; those of run:every where it divides `step`. An error says whose it is.
 void fire(lua_State* L, int run_index, const std::string& event, int64_t step);

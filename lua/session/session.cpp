@@ -47,6 +47,8 @@ int64_t peak_bytes() {
 /// Where the kernel does not do it, the peak is that of the whole process.
 void forget_peak() { std::ofstream("/proc/self/clear_refs") << "5"; }
 
+const char kExitKey = 0;                    ///< its address: where the registry has our global exit
+
 /// What the results of a call are needed for, and the texts that they gave.
 struct Results {
     bool echo;
@@ -182,6 +184,8 @@ void Session::open() {
     lua_setfield(L_, -2, "history");
     lua_pushlightuserdata(L_, this);
     push_function(L_, kExit, "exit", 1);
+    lua_pushvalue(L_, -1);
+    lua_rawsetp(L_, LUA_REGISTRYINDEX, &kExitKey);
     lua_setfield(L_, -3, "exit");
     lua_pop(L_, 2);
 }
@@ -451,6 +455,18 @@ Result Session::command_here(const std::string& name, const Arguments& arguments
 
 std::vector<std::string> Session::commands() { return command_names(); }
 
+bool Session::ends(const std::string& input) {
+    if (input != "exit" && input != "quit" && input != "quit()") return false;
+    std::lock_guard guard(*control_.lock);
+    lua_rawgetp(L_, LUA_REGISTRYINDEX, &kExitKey);
+    lua_pushglobaltable(L_);
+    lua_pushstring(L_, input == "exit" ? "exit" : "quit");
+    lua_rawget(L_, -2);
+    bool is_theirs = !lua_isnil(L_, -1) && !lua_rawequal(L_, -1, -3);
+    lua_pop(L_, 3);
+    return !is_theirs;
+}
+
 bool Session::is_complete(const std::string& code) {
     std::lock_guard guard(*control_.lock);
     for (const char* start : {"return ", ""}) {
@@ -465,11 +481,20 @@ bool Session::is_complete(const std::string& code) {
     return true;
 }
 
+namespace {
+/// A place in this program, "core/config/load.cpp:77": it says nothing to who did not write it. A user's own folders may have such names.
+bool is_place_of_ours(const std::string& where) {
+    std::string file = where.substr(0, where.find(':')), folder = file.substr(0, file.find('/'));
+    auto ends = [&](const char* with) { return file.ends_with(with); };
+    bool is_source = ends(".cpp") || ends(".h") || ends(".cu") || ends(".cuh");
+    return (is_source && (folder == "core" || folder == "lua" || folder == "shell")) || !module_text(file).empty();
+}
+}  // namespace
+
 std::string describe(const ErrorParts& error, bool colour) {
     std::string text = fmt::format("{}error:{} {}", colour ? "\033[31m" : "", colour ? "\033[0m" : "", Error(error).what());
-    // A place in this program says nothing to who did not write it.
-    bool ours = error.where.starts_with("core/") || error.where.starts_with("lua/moe/") || error.where.starts_with("lua/bind/") || error.where.starts_with("lua/session/") || error.where.starts_with("shell/");
-    if (!error.where.empty() && text.find(error.where) == std::string::npos && (!ours || error.kind == ErrorKind::internal)) text += "\n  at " + error.where;
+    bool says_where = !error.where.empty() && (error.kind == ErrorKind::internal || !is_place_of_ours(error.where));
+    if (says_where && text.find(error.where) == std::string::npos) text += "\n  at " + error.where;
     // A traceback of the main chunk alone says nothing that `where` does not say.
     size_t levels = size_t(std::count(error.traceback.begin(), error.traceback.end(), '\n'));
     // Nor does that of a command of ours to who typed it.

@@ -83,6 +83,8 @@ public:
     void lead_out(int exit_code);
     /// Where all fail alike: returns once all ranks are here, so that none ends the others before rank 0 has shown why. A few seconds at most.
     void leave();
+    /// What ends an interactive session besides Lua's exit(): the words exit, quit and quit(), where no global of the user has that name.
+    bool ends(const std::string& input);
     /// False where the code ends in the middle of something and more lines could complete it.
     bool is_complete(const std::string& code);
 

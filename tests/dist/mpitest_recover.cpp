@@ -125,6 +125,8 @@ TEST_CASE("recover: whoever leaves at whatever call, the others hear of it, and 
             REQUIRE(e.parts().got == "another rank has failed");
             // Until all have come to recover(), nothing is begun.
             CHECK_THROWS_AS(groups.pair.size() > 1 ? groups.pair.barrier() : world.barrier(), Error);
+            // Nor does who waits for a message look for it for ever.
+            CHECK_THROWS_AS(world.has_message((world.rank() + 1) % world.size()), Error);
         }
         REQUIRE(failed == any);
         if (failed) {

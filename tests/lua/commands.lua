@@ -140,6 +140,23 @@ test("train: wrong usage names the nearest and exits with 2", function()
     contains(out, part)
     equal(select(2, out:gsub("error:", "")), 1, line .. ": number of errors")
   end
+  for line, want in pairs {
+    ["--json train --config tiny --steps two"] = { "moelab --steps", '"two"', "a whole number of 1 or more" },
+    ["--json --device tpu list"] = { "moelab --device", '"tpu"', "cpu or cuda" },
+    ["--json train --config"] = { "moelab --config", "nothing", "NAME|FILE" },
+    ["--json --threads 1 --threads 2 list"] = { "moelab --threads", "2 values", "one" },
+    ["--json docs --markdown --html"] = { "moelab", "--html with --markdown", "one of them" },
+    ["--json --no-color=x list"] = { "moelab --no-color", '"x"', "no value: it is a flag" },
+  } do
+    local out, code = check.moelab(line)
+    local e = moe.json.decode(out).error
+    equal(code, 2, line)
+    equal(e.kind, "usage", line)
+    equal(e.op, want[1], line)
+    equal(e.got, want[2], line)
+    equal(e.want, want[3], line)
+    equal(e.hint, "--help shows the usage", line)
+  end
   local out, code = check.moelab("train --config '" .. folder .. "/none.json'")
   equal(code, 1, out)
   contains(out, "none.json")

@@ -60,6 +60,18 @@ test("experiments: an unknown argument is an error that names the nearest", func
   end
 end)
 
+test("experiments: fp8_or_bf16 says what is wrong with from and seeds before it makes anything", function()
+  for words, part in pairs {
+    ["from=-1"] = "fp8_or_bf16: from: got -1, want 0 to 9, below steps", ["from=10"] = "fp8_or_bf16: from: got 10, want 0 to 9, below steps", ["from=half"] = 'fp8_or_bf16: from: got half, want 0 to 9, below steps',
+    ["from=0.5"] = "fp8_or_bf16: from: got 0.5, want", ["seeds=0"] = "fp8_or_bf16: seeds: got 0, want 1 or more", ["seeds=two"] = "fp8_or_bf16: seeds: got two, want 1 or more",
+  } do
+    local out, code = check.moelab(("run '%s/fp8_or_bf16/run.lua' steps=10 %s output_dir='%s/none'"):format(experiments, words, folder))
+    equal(code, 2, words .. ": " .. out)
+    contains(out, part)
+  end
+  is(not moe.fs.exists(folder .. "/none"))
+end)
+
 test("experiments: the list shows all, those without a run.lua by their files", function()
   local found, names = moe.json.decode((check.moelab "list --json")).experiments, {}
   for _, e in ipairs(found) do

@@ -102,6 +102,22 @@ test("run: past the end of its schedule it says once that the learning rate stay
   is(out:find("end\n.*the schedule of 2 steps %(training.train_steps%) has ended"), out)
 end)
 
+test("run: a step past the end of its schedule that is undone says nothing", function()
+  moe.fs.write(folder .. "/undone.lua", ([[
+    local run = moe.run { config = moe.config "%s/cfg.json", log = false }
+    run:train()
+    run.data = function() error("no data") end
+    for _ = 1, 2 do assert(not pcall(run.train, run, 1)) end
+    run:undo()
+    print "end"
+    run:train(1)
+  ]]):format(folder))
+  local out, code = check.moelab(("run '%s/undone.lua'"):format(folder))
+  equal(code, 0, out)
+  equal(select(2, out:gsub("the schedule of 2 steps", "")), 1, out)
+  is(out:find("end\n.*the schedule of 2 steps"), out)
+end)
+
 test("run: wrong events, keys and folders", function()
   local run = moe.run { config = cfg, console = false, log = false }
   raises("usage", function() run:on("stepp", print) end, "step")

@@ -367,10 +367,20 @@ def exit_gives_the_code():
     with Shell() as s:
         s.send("os.exit(4)\r")
         assert s.wait_exit() == 4
-    for word in ("quit", "exit"):
+    for word in ("quit", "exit", "quit()"):
         with Shell() as s:
             s.send(word + "\r")
             assert s.wait_exit() == 0
+    # Somebody's own globals of these names are what they made of them.
+    with Shell() as s:
+        s.ask("quit = function() return 'my quit' end")
+        has(s.ask("quit()"), "my quit")
+        has(s.ask("quit"), "function")
+        s.ask("exit = 41")
+        has(s.ask("exit"), "41")
+        s.ask("quit = nil")
+        s.send("quit\r")
+        assert s.wait_exit() == 0
 
 
 @test

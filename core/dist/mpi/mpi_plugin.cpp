@@ -217,6 +217,7 @@ public:
         });
     }
     bool has_message(int from) override {
+        throw_if_failed();
         int there = 0;
         check(MPI_Iprobe(from, MPI_ANY_TAG, comm_, &there, MPI_STATUS_IGNORE), "MPI_Iprobe");
         return there != 0;

@@ -167,4 +167,29 @@ TEST_CASE("session: errors as text and JSON", "[session]") {
     CHECK(lua::describe(e, false) == "error: matmul: got [4, 8], want [8, 4] (transpose)");
     e.kind = ErrorKind::internal;
     CHECK(lua::describe(e, false).ends_with("\n  at core/config/load.cpp:77"));
+    e.kind = ErrorKind::config;
+    for (const char* ours : {"core/kernels/linear/linear_sm90.cu:3", "lua/bind/run.cpp:9", "shell/launch.h:1", "lua/moe/plot.lua:12", "lua/moe/commands/train.lua:4"}) {
+        e.where = ours;
+        CHECK(lua::describe(e, false).find(ours) == std::string::npos);
+    }
+    // A user's folders may have the names of ours.
+    for (const char* theirs : {"core/model.lua:3", "shell/config.json:7", "lua/moe/mine.lua:2", "lua/bind/x.lua:1", "scripts/core/x.cpp:1"}) {
+        e.where = theirs;
+        CHECK(lua::describe(e, false).ends_with(std::string("\n  at ") + theirs));
+    }
+}
+
+TEST_CASE("session: exit and quit end it where they are no global of the user's", "[session]") {
+    Session session({.print = [](std::string_view) {}, .quiet = false, .command = "", .device = "", .json = false, .interactive = true});
+    for (const char* word : {"exit", "quit", "quit()"}) CHECK(session.ends(word));
+    for (const char* other : {"", "exit()", "exit(3)", "quitter"}) CHECK(!session.ends(other));
+    REQUIRE(session.eval("function quit() return 1 end").ok());
+    CHECK(session.ends("exit"));
+    CHECK(!session.ends("quit"));
+    CHECK(!session.ends("quit()"));
+    REQUIRE(session.eval("quit = nil; exit = 4").ok());
+    CHECK(!session.ends("exit"));
+    CHECK(session.ends("quit"));
+    REQUIRE(session.eval("exit = nil").ok());
+    CHECK(session.ends("exit"));
 }

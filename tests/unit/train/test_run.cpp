@@ -4,12 +4,15 @@
 #include "tests/small_config.h"
 
 #include <ATen/ATen.h>
+#include <c10/core/CPUAllocator.h>
 #include <nlohmann/json.hpp>
 #include <unistd.h>
 
 #include <cmath>
 #include <filesystem>
 #include <fstream>
+#include <limits>
+#include <new>
 
 using namespace moe;
 using namespace moe::train;
@@ -39,6 +42,19 @@ Config learnable() {
     c.validation.max_batches = 3;
     return c;
 }
+/// While it lives, tensors of the CPU are counted as they are made, and fail where none are left.
+struct CountedMemory : c10::Allocator {
+    int64_t made = 0, left = std::numeric_limits<int64_t>::max();
+    CountedMemory() { c10::SetCPUAllocator(this, 255); }
+    ~CountedMemory() override { c10::SetCPUAllocator(c10::GetDefaultCPUAllocator(), 255); }
+    c10::DataPtr allocate(size_t size) override {
+        ++made;
+        if (left-- <= 0) throw std::bad_alloc();
+        return c10::GetDefaultCPUAllocator()->allocate(size);
+    }
+    c10::DeleterFnPtr raw_deleter() const override { return c10::GetDefaultCPUAllocator()->raw_deleter(); }
+    void copy_data(void* to, const void* from, size_t size) const override { default_copy_data(to, from, size); }
+};
 }  // namespace
 
 TEST_CASE("run: the loss falls on synthetic domains, every step counts every token once", "[train]") {
@@ -116,6 +132,40 @@ TEST_CASE("run: a step whose loss is not finite is skipped and counted, too many
     run.step();
     run.step();
     REQUIRE_THROWS_WITH(run.step(), Catch::Contains("3 steps in a row"));
+}
+
+TEST_CASE("run: a skipped step is told of once it is done: one that fails before, and is undone, leaves no event", "[train]") {
+    Folder folder;
+    Config c = test::small_config();
+    c.output_dir = folder.path;
+    c.training.max_skipped_steps = 1000;
+    c.checkpointing.enabled = false;
+    Run run(c, quiet(true));
+    run.model().store().value("lm_head.weight")[0][0] = std::nan("");
+    run.step();
+    auto num_told = [&] {
+        std::ifstream lines(run.folder() + "/events.jsonl");
+        int64_t n = 0;
+        for (std::string line; std::getline(lines, line);) n += nlohmann::json::parse(line)["event"] == "skip";
+        return n;
+    };
+    CountedMemory memory;
+    run.step();
+    int64_t of_a_step = memory.made, num_undone = 0;
+    for (int64_t last = 1; last <= 12; ++last) {
+        INFO("the allocation number " << last << " from a step's end fails");
+        int64_t step = run.current_step();
+        memory.left = of_a_step - last;
+        CHECK_THROWS(run.step());
+        memory.left = std::numeric_limits<int64_t>::max();
+        CHECK(!run.is_broken());
+        num_undone += run.current_step() == step;
+        CHECK(num_told() == run.current_step());
+        CHECK(int64_t(run.events().size()) == run.current_step());
+        run.step();
+        CHECK(num_told() == run.current_step());
+    }
+    CHECK(num_undone > 3);
 }
 
 TEST_CASE("run: the folder holds the resolved configuration, the script, the environment, the log and the metrics", "[train]") {
