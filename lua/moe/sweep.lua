@@ -284,9 +284,11 @@ function methods.plot(self, options)
 end
 
 function methods.report(self, options)
-  check_names(self, options and options.metrics, "sweep:report: metrics")
-  for _, plot in ipairs(options and options.plots or {}) do check_names(self, plot.y, "sweep:report: plots: y") end
-  return require "moe.sweep.report".write(self, options or {})
+  options = options or {}
+  local names = table.move(options.metrics or {}, 1, #(options.metrics or {}), 1, {})
+  for _, plot in ipairs(options.plots or {}) do names[#names + 1] = plot.y end
+  check_names(self, names, "sweep:report: metrics, plots")
+  return require "moe.sweep.report".write(self, options)
 end
 
 function methods.submit() moe.fail { kind = "config", op = "sweep:submit", got = "submit", want = "sweep:run { jobs = N }", hint = "submission to a cluster comes with clusters" } end
