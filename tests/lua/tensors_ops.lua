@@ -60,7 +60,7 @@ test("ops: binary functions, logic and clamps", function()
   raises("usage", function() return a:clamp() end)
   raises("usage", function() return a + "1" end)
   raises("usage", function() return a + {} end, "tensor + …: ", "a table")
-  raises("usage", function() a[{}] = {} end, "tensor[…] = …: ")
+  raises("usage", function() a[0] = "x" end, "tensor[…] = …: value: got \"x\"")
 end)
 
 test("ops: reductions against loops, dims alone, negative and several", function()
