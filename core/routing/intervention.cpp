@@ -20,21 +20,24 @@ struct Replace : torch::autograd::Function<Replace> {
 };
 Tensor replaced(const Tensor& x, const Tensor& values) { return x.requires_grad() && at::GradMode::is_enabled() ? Replace::apply(x, values) : values; }
 
+/// "post_topk: ids, layer 1, at step 5": whose result is wrong.
+std::string of_decision(const char* what, const RouteCall& call) { return fmt::format("{}, {}", what, call.place()); }
+
 /// A script's tensor as [T, n] on the right device and in the right type.
-Tensor checked(const Tensor& got, const Tensor& like, const char* what, at::ScalarType type) {
-    MOE_CHECK(got.defined() && got.sizes() == like.sizes(), shape, what, got.defined() ? shape_text(got.sizes()) : "nothing", shape_text(like.sizes()), "");
-    if (at::isFloatingType(type) != at::isFloatingType(got.scalar_type())) MOE_THROW(dtype, what, dtype_text(got.scalar_type()), dtype_text(type), "");
+Tensor checked(const Tensor& got, const Tensor& like, const char* what, at::ScalarType type, const RouteCall& call) {
+    MOE_CHECK(got.defined() && got.sizes() == like.sizes(), shape, of_decision(what, call), got.defined() ? shape_text(got.sizes()) : "nothing", shape_text(like.sizes()), "");
+    if (at::isFloatingType(type) != at::isFloatingType(got.scalar_type())) MOE_THROW(dtype, of_decision(what, call), dtype_text(got.scalar_type()), dtype_text(type), "");
     return got.detach().to(like.device(), type).contiguous();
 }
 
-void check_choice(const Tensor& ids_TK, int64_t E) {
+void check_choice(const Tensor& ids_TK, int64_t E, const RouteCall& call) {
     if (ids_TK.numel() == 0) return;
     int64_t low = ids_TK.min().item<int64_t>(), high = ids_TK.max().item<int64_t>();
-    MOE_CHECK(low >= 0 && high < E, shape, "post_topk: ids", fmt::format("{} to {}", low, high), fmt::format("experts in [0, {})", E), "");
+    MOE_CHECK(low >= 0 && high < E, shape, of_decision("post_topk: ids", call), fmt::format("{} to {}", low, high), fmt::format("experts in [0, {})", E), "");
     if (ids_TK.size(1) < 2) return;
     Tensor sorted = std::get<0>(ids_TK.sort(-1));
     bool twice = sorted.narrow(1, 1, ids_TK.size(1) - 1).eq(sorted.narrow(1, 0, ids_TK.size(1) - 1)).any().item<bool>();
-    MOE_CHECK(!twice, usage, "post_topk: ids", "an expert twice in a row", "different experts for each token", "");
+    MOE_CHECK(!twice, usage, of_decision("post_topk: ids", call), "an expert twice in a row", "different experts for each token", "");
 }
 
 /// f(), a function of a script with the checks of what it gave; false where it failed, and the failure is kept.
@@ -55,6 +58,8 @@ Tensor forced_choice(const Tensor& forced, const RouteCall& call, const Tensor& 
     return table.index_select(0, call.token_ids_T.to(logits_TE.device()));
 }
 }  // namespace
+
+std::string RouteCall::place() const { return training ? fmt::format("layer {}, at step {}", layer, step + 1) : fmt::format("layer {}, outside of training", layer); }
 
 Tensor choose(const Tensor& scores_TE, const Tensor& bias_E, const kernels::RouteOptions& o) {
     at::NoGradGuard no_grad;
@@ -94,7 +99,7 @@ kernels::Route route(const Intervention& change, const Tensor& logits_TE, const 
         if (change.score) {
             bool well = succeeds(change, [&] {
                 Tensor s = change.score(logits_TE, call);
-                MOE_CHECK(s.defined() && s.sizes() == logits_TE.sizes(), shape, "router.score", s.defined() ? shape_text(s.sizes()) : "nothing", shape_text(logits_TE.sizes()), "one score for each logit");
+                MOE_CHECK(s.defined() && s.sizes() == logits_TE.sizes(), shape, of_decision("router.score", call), s.defined() ? shape_text(s.sizes()) : "nothing", shape_text(logits_TE.sizes()), "one score for each logit");
                 out.scores_TE = s.to(logits_TE.device(), logits_TE.scalar_type());
             });
             if (!well) out.scores_TE = logits_TE.sigmoid();
@@ -104,7 +109,7 @@ kernels::Route route(const Intervention& change, const Tensor& logits_TE, const 
         if (!again && !change.pre_topk.empty()) {
             at::NoGradGuard no_grad;
             Tensor s = out.scores_TE.detach();
-            for (auto& hook : change.pre_topk) succeeds(change, [&] { s = checked(hook(logits_TE.detach(), s, bias_E, call), logits_TE, "pre_topk: scores", logits_TE.scalar_type()); });
+            for (auto& hook : change.pre_topk) succeeds(change, [&] { s = checked(hook(logits_TE.detach(), s, bias_E, call), logits_TE, "pre_topk: scores", logits_TE.scalar_type(), call); });
             hooked.scores_TE = s;
         }
         if (hooked.scores_TE.defined()) out.scores_TE = replaced(out.scores_TE, hooked.scores_TE);
@@ -120,10 +125,10 @@ kernels::Route route(const Intervention& change, const Tensor& logits_TE, const 
             bool well = succeeds(change, [&] {
                 std::tie(given_ids, given_weights) = hook(ids, weights, out.scores_TE.detach(), call);
                 if (given_ids.defined()) {
-                    given_ids = checked(given_ids, ids, "post_topk: ids", at::kLong);
-                    check_choice(given_ids, logits_TE.size(1));
+                    given_ids = checked(given_ids, ids, "post_topk: ids", at::kLong, call);
+                    check_choice(given_ids, logits_TE.size(1), call);
                 }
-                if (given_weights.defined()) given_weights = checked(given_weights, weights, "post_topk: weights", weights.scalar_type());
+                if (given_weights.defined()) given_weights = checked(given_weights, weights, "post_topk: weights", weights.scalar_type(), call);
             });
             if (!well) continue;
             if (given_ids.defined()) {

@@ -5,6 +5,7 @@
 #include "core/routing/router.h"
 
 #include <functional>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -19,6 +20,8 @@ struct RouteCall {
     bool training = false;
     Tensor token_ids_T;                   ///< int64: the tokens that are routed
     uint64_t seed = 0;                    ///< of this layer, step and micro-batch: what a script draws depends on nothing else
+    /// For errors: "layer 1, at step 5", the step that is trained, or "layer 1, outside of training".
+    std::string place() const;
 };
 
 /// Scores from logits, with their graph: [T, E] → [T, E]. Part of the model, so a recomputation calls it again.

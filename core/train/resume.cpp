@@ -62,13 +62,28 @@ std::vector<fs::path> runs_of(const std::string& output_dir, const std::string& 
     return runs;
 }
 
-/// The checkpoint at a path, or the newest one in it. What is neither is left to the reader, which says why.
+/// "mid, step_10, … 3 more", each once.
+std::string listed(const std::vector<std::string>& names) {
+    constexpr size_t kMost = 12;
+    std::vector<std::string> once;
+    for (const auto& name : names)
+        if (std::find(once.begin(), once.end(), name) == once.end()) once.push_back(name);
+    std::string text;
+    for (size_t i = 0; i < std::min(once.size(), kMost); ++i) text += (i ? ", " : "") + once[i];
+    return once.size() > kMost ? text + fmt::format(", … {} more", once.size() - kMost) : text;
+}
+
+/// The checkpoint at a path, or the newest one in it. What is neither is left to the reader, which says why, unless there are others beside it.
 std::string at_path(const std::string& what) {
     fs::path path = fs::path(what).lexically_normal();
     if (!path.has_filename()) path = path.parent_path();
     if (fs::exists(path / "index.json")) return path.string();
+    if (std::vector<std::string> beside; !fs::exists(path)) {
+        for (const auto& saved : store::complete_checkpoints(path.parent_path().string())) beside.push_back(saved.name);
+        MOE_CHECK(beside.empty(), io, "resume", fmt::format("{}: no such checkpoint", path.string()), "one that is there: " + listed(beside), did_you_mean(path.filename().string(), beside));
+    }
     auto saved = is_run_folder(path) ? saved_by(path) : fs::is_directory(path) ? store::complete_checkpoints(path.string()) : std::vector<store::SavedState>();
-    MOE_CHECK(!saved.empty() || !is_run_folder(path), io, "resume", fmt::format("{}: a run without a complete checkpoint", path.string()), "a run that has saved", "training.save_interval says how often a run saves");
+    MOE_CHECK(!saved.empty() || !is_run_folder(path), io, "resume", fmt::format("{}: a run without a complete checkpoint", path.string()), "a run that has saved", "run:save() saves; training.save_interval says how often a run does by itself");
     return saved.empty() ? path.string() : saved.back().path;
 }
 
@@ -105,10 +120,10 @@ std::string save_path(const std::string& name, const std::string& checkpoints, i
     return name.empty() || store::is_periodic_name(name) ? "" : (fs::path(checkpoints) / name).string();
 }
 
-std::string find_checkpoint(const std::string& what, const std::string& output_dir, const std::string& name) {
+std::string find_checkpoint(const std::string& what, const std::string& output_dir, const std::string& name, const std::vector<std::string>& elsewhere) {
     if (is_path(what)) return at_path(what);
     MOE_CHECK(!what.empty(), usage, "resume", "an empty name", "a path, the name of a save, or \"last\"", "");
-    std::vector<std::string> known;
+    std::vector<std::string> known = elsewhere;
     for (const auto& run : runs_of(output_dir, name)) {
         auto saved = saved_by(run);
         if (what == "last" && !saved.empty()) return saved.back().path;
@@ -118,7 +133,8 @@ std::string find_checkpoint(const std::string& what, const std::string& output_d
         }
     }
     std::string place = (fs::path(output_dir) / (name.empty() ? "*" : name)).string();
-    MOE_THROW(io, "resume", what == "last" ? "no complete checkpoint" : fmt::format("no checkpoint called \"{}\"", what), fmt::format("one that a run in {} has saved", place),
+    MOE_THROW(io, "resume", what == "last" ? "no complete checkpoint" : fmt::format("no checkpoint called \"{}\"", what),
+              fmt::format("one that a run {}in {} has saved{}", elsewhere.empty() ? "" : "of this session or ", place, known.empty() ? "" : ": " + listed(known)),
               known.empty() ? "no run there has a complete checkpoint; a name with a \"/\" is a path" : did_you_mean(what, known));
 }
 
@@ -164,7 +180,8 @@ void check_changes(const Config& saved, const Config& now) {
     std::vector<Problem> problems;
     for (const auto& change : changes(saved, now)) {
         std::string key = change.at("key");
-        if (!may_change(key)) problems.push_back({key, brief(change.at("new"), 40), brief(change.at("old"), 40) + ", as it was saved", ""});
+        std::string hint = key == "training.use_fp16" ? "fp16 has a loss scale, which is part of the saved state; use_bf16 and use_fp8 may change" : "";
+        if (!may_change(key)) problems.push_back({key, brief(change.at("new"), 40), brief(change.at("old"), 40) + ", as it was saved", hint});
     }
     throw_problems(ErrorKind::config, "resume: keys that a resumed run cannot change", problems);
 }

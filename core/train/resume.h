@@ -21,8 +21,8 @@ std::string save_path(const std::string& name, const std::string& checkpoints, i
 /// The checkpoint that `what` means. With a "/" it is a path: of a checkpoint, or of a run folder or folder of checkpoints, then the
 /// newest complete one in it. Else a name of one in the newest run of <output_dir>/<name>/ that has it; "last" is the newest
 /// complete one of the newest run that has any. `name` "" looks through all runs of output_dir. Throws moe::Error (io) where
-/// there is none, with the nearest name.
-std::string find_checkpoint(const std::string& what, const std::string& output_dir, const std::string& name);
+/// there is none, with the nearest name and all that are there; `elsewhere` are names that the caller knows of besides.
+std::string find_checkpoint(const std::string& what, const std::string& output_dir, const std::string& name, const std::vector<std::string>& elsewhere = {});
 
 /// The resolved configuration that a checkpoint's run had. Throws moe::Error (data, config).
 Config saved_config(const store::Checkpoint& checkpoint);

@@ -296,7 +296,6 @@ Run::NonFinite Run::apply(StepMetrics& m) {
 }
 
 StepMetrics Run::step() {
-    MOE_CHECK(!is_closed_, state, "run", "a step of a run that was closed", "a live one", "moe.resume takes over the folder of a run of the same session");
     check_between_steps("run:train");
     check_whole("run:train");
     struct InStep {
@@ -381,8 +380,11 @@ void Run::record(const StepMetrics& m) {
             metrics_->matrix(m.step, attempt_, "counts", c.size(0), c.size(1), std::span(c.const_data_ptr<int64_t>(), size_t(c.numel())));
         }
     });
-    if (m.step % config_.training.log_interval && m.step != 1) return;
-    say(m.line(), m.json());
+    if (is_logged(m.step)) say(m.line(), m.json());
+}
+
+void Run::say_left_out(const StepMetrics& m) {
+    if (mesh_.world.rank() == 0 && !is_closed_ && !is_logged(m.step)) say(m.line(), m.json());
 }
 
 /// The validation loss by domain, every training.eval_interval steps.

@@ -79,6 +79,8 @@ public:
     StepMetrics step();
     /// Steps until `num_steps` more are done; `on_step` may return false to stop. Ends early when is_stopping().
     void train(int64_t num_steps, const std::function<bool(const StepMetrics&)>& on_step = {});
+    /// The log line of the last step of some, where training.log_interval has left it out (rank 0).
+    void say_left_out(const StepMetrics& m);
     /// Validation loss by domain; the router's counts and biases do not move. With `trace`, decisions are recorded, of all ranks on every rank. max_batches 0 = config's.
     Evaluation evaluate(routing::Trace* trace = nullptr, int64_t max_batches = 0);
 
@@ -92,6 +94,7 @@ public:
     bool is_stopping() const { return is_stopping_; }
     /// Waits for the last save and gives the folder free for another run; no step is possible afterwards. Throws the save's moe::Error.
     void close();
+    bool is_closed() const { return is_closed_; }
     /// What close() does on this rank, and the wait alone, without a collective: the caller brings the ranks together.
     void close_here();
     void wait_here() { checkpoints_->finish_here(); }
@@ -173,6 +176,7 @@ private:
     void record(const StepMetrics& m);
     void validate_at_interval();
     void say(const std::string& line, const std::string& json);
+    bool is_logged(int64_t step) const { return step == 1 || step % config_.training.log_interval == 0; }
     // run_together.cpp
     enum class Reached { begin, changing, end };
     struct StepBegin;
@@ -199,6 +203,7 @@ private:
     void restore_on_all(const std::string& what);
     void open_folder(const std::string& device);
     nlohmann::json state() const;
+    void check_open(const std::string& op) const;
     void begin_periodic_save();
     void at_edge();
     void add_event(const std::string& event, const nlohmann::ordered_json& facts);

@@ -79,7 +79,7 @@ void Run::throw_if_interrupted() const {
 }
 
 void Run::check_between_steps(const std::string& op) const {
-    MOE_CHECK(!is_closed_, state, op, "a run that was closed", "a live one", "moe.resume takes over its folder");
+    check_open(op);
     MOE_CHECK(!is_in_step_, state, op, "inside of a step", "between two steps", "hooks only give values; run:on(\"step\", f) is called between steps");
 }
 

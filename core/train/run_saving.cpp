@@ -128,7 +128,7 @@ nlohmann::json Run::state() const {
 }
 
 std::string Run::save(const std::string& name) {
-    MOE_CHECK(!is_closed_, state, "save", "a run that was closed", "a live one", "moe.resume takes over the folder of a run of the same session");
+    check_open("run:save");
     check_whole("run:save");
     std::string path;
     on_all([&] {
@@ -145,7 +145,6 @@ std::string Run::save(const std::string& name) {
 }
 
 void Run::restore_from(const std::string& what) {
-    MOE_CHECK(!is_closed_, state, "run:restore", "a run that was closed", "a live one", "moe.resume takes over its folder");
     check_between_steps("run:restore");
     on_all([&] { restore_on_all(what); });
     is_broken_ = false;
@@ -269,6 +268,10 @@ void Run::settle_writes() {
     agree(mesh_.world, [&] {
         if (write_error_) std::rethrow_exception(std::exchange(write_error_, nullptr));
     });
+}
+
+void Run::check_open(const std::string& op) const {
+    MOE_CHECK(!is_closed_, state, op, "a closed run: run:close() was called, or a moe.resume went on in its folder", "an open one", "moe.resume(run) makes one of its newest checkpoint");
 }
 
 void Run::close() {

@@ -1,5 +1,5 @@
 -- What is asked, in a sentence. Arguments: output_dir=… seed=… steps=…
-local options = moe.check_keys(arg.options, { "output_dir", "seed", "steps", "help" }, "experiment")
+local options = moe.script_options({ "output_dir", "seed", "steps", "help" }, "experiment")
 if options.help then
   print("output_dir=outputs   where the run's folder goes\nseed=1               of weights and data\nsteps=20             optimizer steps")
   return

@@ -1,5 +1,5 @@
 -- What is lost with the expert that is most at home in one domain: that domain, or all of them alike? Arguments: help=true
-local options = moe.check_keys(arg.options, { "output_dir", "seeds", "steps", "jobs", "help" }, "ablate_expert")
+local options = moe.script_options({ "output_dir", "seeds", "steps", "jobs", "help" }, "ablate_expert")
 if options.help then
   print("output_dir=outputs   where the sweep's folder goes\nseeds=3              repetitions\nsteps=300            optimizer steps of each run\njobs=0               runs at once, as processes; 0: one after the other here")
   return

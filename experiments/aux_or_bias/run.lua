@@ -1,5 +1,5 @@
 -- Balance by an auxiliary loss or by a bias: which keeps the experts even, and what does it cost? Arguments: help=true
-local options = moe.check_keys(arg.options, { "output_dir", "seeds", "steps", "jobs", "help" }, "aux_or_bias")
+local options = moe.script_options({ "output_dir", "seeds", "steps", "jobs", "help" }, "aux_or_bias")
 if options.help then
   print("output_dir=outputs   where the sweep's folder goes\nseeds=3              repetitions\nsteps=300            optimizer steps of each run\njobs=0               runs at once, as processes; 0: one after the other here")
   return

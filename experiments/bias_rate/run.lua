@@ -1,5 +1,5 @@
 -- How fast should the balancing bias move? Balance against loss for four speeds. Arguments: help=true
-local options = moe.check_keys(arg.options, { "output_dir", "seeds", "steps", "jobs", "rule", "help" }, "bias_rate")
+local options = moe.script_options({ "output_dir", "seeds", "steps", "jobs", "rule", "help" }, "bias_rate")
 if options.help then
   print("output_dir=outputs   where the sweep's folder goes\nseeds=3              repetitions\nsteps=300            optimizer steps of each run\nrule=sign            bias_update_rule: sign, magnitude or centred\njobs=0               runs at once, as processes; 0: one after the other here")
   return

@@ -1,5 +1,5 @@
 -- A data source of one's own: sequences that repeat their first half, so that the loss says how well a model copies.
-local here, options = arg[0]:match("^(.*)/[^/]*$") or ".", moe.check_keys(arg.options, { "output_dir", "steps" }, "data")
+local here, options = arg[0]:match("^(.*)/[^/]*$") or ".", moe.script_options({ "output_dir", "steps" }, "data")
 local run <close> = moe.run {
   config = moe.config(here .. "/../ablation.json"):with { output_dir = options.output_dir or "outputs", training = { train_steps = options.steps or 100, lr_warmup_steps = 0 } }, name = "data", console = false,
   data = function(m)

@@ -1,6 +1,6 @@
 -- Does a mixture of experts earn its parameters? Three models on several unrelated domains, the same tokens in the same order: a dense
 -- one, and two mixtures that use as many weights a token, with and without the balancing bias. Arguments: --help
-local options = moe.check_keys(arg.options, { "output_dir", "seed", "steps", "domains", "vocab", "device", "batch", "help" }, "experts_or_dense")
+local options = moe.script_options({ "output_dir", "seed", "steps", "domains", "vocab", "device", "batch", "help" }, "experts_or_dense")
 if options.help then
   print([[
 output_dir=outputs   where the run folders and the picture go

@@ -3,7 +3,7 @@
 local here = arg[0]:match("^(.*)/[^/]*$") or "."
 local corpus = dofile(here .. "/../quickstart/corpus.lua")
 
-local options = moe.check_keys(arg.options, { "output_dir", "seed", "steps", "device", "batch", "precisions", "from", "seeds", "help" }, "fp8_or_bf16")
+local options = moe.script_options({ "output_dir", "seed", "steps", "device", "batch", "precisions", "from", "seeds", "help" }, "fp8_or_bf16")
 if options.help then
   print([[
 output_dir=outputs            where the corpus, the run folders and the picture go

@@ -1,5 +1,5 @@
 -- More experts of which as many are active: what do parameters buy at equal work a token? Arguments: help=true
-local options = moe.check_keys(arg.options, { "output_dir", "seeds", "steps", "jobs", "help" }, "num_experts")
+local options = moe.script_options({ "output_dir", "seeds", "steps", "jobs", "help" }, "num_experts")
 if options.help then
   print("output_dir=outputs   where the sweep's folder goes\nseeds=3              repetitions\nsteps=300            optimizer steps of each run\njobs=0               runs at once, as processes; 0: one after the other here")
   return

@@ -4,7 +4,7 @@
 local here = arg[0]:match("^(.*)/[^/]*$") or "."
 local corpus = dofile(here .. "/corpus.lua")
 
-local options = moe.check_keys(arg.options, { "output_dir", "seconds", "steps", "seed", "device", "megabytes", "learning_rate", "bias_speed", "bias_rule", "compare", "name", "help" }, "quickstart")
+local options = moe.script_options({ "output_dir", "seconds", "steps", "seed", "device", "megabytes", "learning_rate", "bias_speed", "bias_rule", "compare", "name", "help" }, "quickstart")
 if options.help then
   print([[
 output_dir=outputs   where the corpus, the run folder and the pictures go

@@ -168,7 +168,7 @@ const Binding kRunMethods[] = {
      "Example: local run = moe.run { config = moe.config \"cpu_tiny\":with { model = { num_layers = 2, vocab_size = 64, mla = { d_model = 64 } }, training = { train_steps = 4, seq_length = 32 } }, log = false }; local h = run:every(2, print); run:train(3); h:off()"},
     {"on", on, "run:on(event, f): calls f(m) at an event: \"step\" (after each step), \"skip\" (a step whose loss or gradient was not finite), \"spike\" (a loss above mean + logging.alarms.spike_sigma deviations of the 50 steps before, once there are 10), "
      "\"evaluate\" (with run:evaluate's result), \"save\" (run:save's {step, path}). An error in f ends run:train after that step and says which callback it was; the run can go on. Returns a callback: h:off() ends it, local h <close> = run:on(…) at the end of the scope."},
-    {"off", run_off, "run:off(h): the callback h, from run:on or run:every, is called no more; as h:off()."},
+    {"off", run_off, "run:off(h): the callback h, from run:on or run:every, is called no more; as h:off(), and like that it does nothing where it is off already."},
 };
 const Binding kMethods[] = {{"off", off, "h:off(): it is called no more, at once, also in the middle of its own call and while a job trains. A second time does nothing."}};
 const Binding kFields[] = {{"active", field_active, "h.active: true until it is off."}};

@@ -101,6 +101,8 @@ int index_key(lua_State* L) {
         try {
             return push_key(L, object, key);
         } catch (const Error& e) {                      // it may have been meant as a method
+            for (const char* verb : {"set", "update", "change", "override", "merge", "replace"})
+                if (key == verb) MOE_THROW(usage, "configuration", '"' + key + '"', "a key or a method", "configurations are frozen: cfg:with { … } makes a changed copy");
             std::string method = did_you_mean(key, method_names());
             MOE_THROW(usage, "configuration", '"' + key + '"', "a key or a method", method.empty() ? e.parts().hint : method);
         }

@@ -139,13 +139,15 @@ int data_text(lua_State* L) {
     auto& d = **box;
     std::string names;
     for (auto& name : d.loader->domains()) names += (names.empty() ? "" : ", ") + name;
-    push_string(L, fmt::format("data: {}, batches of {} x {} tokens{}", names, d.batch_size, d.config->training.seq_length, d.num_tokens > 0 ? fmt::format(", {} in all", d.num_tokens) : ""));
+    bool is_whole = d.num_tokens % (d.batch_size * d.config->training.seq_length) == 0;
+    std::string in_all = d.num_tokens == 0 ? "" : fmt::format(", {} in all{}", d.num_tokens, is_whole ? "" : ", rounded up to whole batches");
+    push_string(L, fmt::format("data: {}, batches of {} x {} tokens{}", names, d.batch_size, d.config->training.seq_length, in_all));
     return 1;
 }
 
 const Binding kFunctions[] = {
     {"open_data", open_data_of,
-     "moe.open_data(config, {validation = false, tokens =, batch_size =, seq_length =}): the data that a configuration names, as batches; moe.data is the shorter way. It ends after `tokens`, else never: what is used up begins again."},
+     "moe.open_data(config, {validation = false, tokens =, batch_size =, seq_length =}): the data that a configuration names, as batches; moe.data is the shorter way. It ends after `tokens`, rounded up to whole batches, else never: what is used up begins again."},
 };
 const Binding kMethods[] = {
     {"next", next_batch, "d:next(): the next batch {ids, targets int64, domain int32 (−1: padding), doc_start int32}, each [batch_size, seq_length]; nil at the end.\nExample: print(moe.data(\"synthetic\"):next().ids.shape[2])"},

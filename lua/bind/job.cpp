@@ -168,6 +168,15 @@ void Job::train_on_ranks() {
     }
 }
 
+/// Who waits at a prompt sees by it that the job has ended.
+void Job::say_last_step() {
+    auto m = last();
+    if (!m) return;
+    std::unique_lock<train::StepEdge> edge;
+    if (!is_on_ranks()) edge = std::unique_lock(value_.run->edge());        // on several ranks nobody else has a turn before end_turns()
+    value_.run->say_left_out(*m);
+}
+
 void Job::work() {
     thread_id_ = std::this_thread::get_id();
     InBackground in(control_);
@@ -175,6 +184,7 @@ void Job::work() {
     std::optional<ErrorParts> error;
     try {
         is_on_ranks() ? train_on_ranks() : train();
+        say_last_step();
     } catch (const std::exception&) {
         error = current_exception_parts();
     }
@@ -361,10 +371,13 @@ int wait(lua_State* L) {
     auto j = job(L);
     Options o(L, 2, {"timeout"});
     MOE_CHECK(j->common_status(L) != Job::Status::paused, state, "job:wait", "a paused job", "one that runs", "job:resume() first");
-    bool ended = wait_for(L, j, o.number("timeout", 1e9));
+    bool had_ended = j->status() != Job::Status::running, ended = wait_for(L, j, o.number("timeout", 1e9));
     if (ended && j->error()) throw Error(*j->error());
     lua_settop(L, 1);
-    if (auto m = j->last(); ended && m) return push_metrics(L, *m), 1;
+    if (auto m = j->last(); ended && m) {
+        if (!had_ended && j->prints_lines()) control(L).last_log = m->line();          // which stands there already
+        return push_metrics(L, *m), 1;
+    }
     return lua_pushnil(L), 1;
 }
 

@@ -40,6 +40,8 @@ public:
     /// Whether this thread is in a call of all ranks, for which the job waits between two steps.
     bool waits_for_this_thread() const { return value_.run->edge().is_mine(); }
     bool is_on_ranks() const { return control_.ranks != nullptr; }
+    /// Its end is told by a log line of the last step, unless the steps before have told it: on the console, as text.
+    bool prints_lines() const { return value_.state->console && value_.run->config().logging.console && !control_.json; }
     bool is_own_thread() const { return std::this_thread::get_id() == thread_id_; }
     int64_t step() const { return step_; }
     int64_t steps_left() const { return left_; }
@@ -53,6 +55,7 @@ private:
     void train_on_ranks();
     void one_step();
     void finish_step(const train::StepMetrics& m);
+    void say_last_step();
     void call_back(const train::StepMetrics& m, bool spikes);
     void request(std::function<void()> f, bool wait);
 

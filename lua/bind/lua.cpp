@@ -3,6 +3,7 @@
 #include "core/base/suggest.h"
 
 #include <algorithm>
+#include <map>
 #include <tuple>
 
 namespace moe::lua {
@@ -178,6 +179,24 @@ void set_functions(lua_State* L, const std::string& prefix, std::span<const Bind
     }
 }
 
+/// A metamethod as a script writes it: "run:__newindex" is "run.lr = …", "tensor:__add" is "tensor + …". Other names as they are. For an assignment or an index
+/// the stack is still the call's.
+static std::string as_written(lua_State* L, const std::string& name) {
+    size_t at = name.find(":__");
+    if (at == std::string::npos) return name;
+    std::string type = name.substr(0, at), event = name.substr(at + 3);
+    static const std::map<std::string, std::string> kOperators = {{"add", "+"}, {"sub", "-"}, {"mul", "*"}, {"div", "/"}, {"idiv", "//"}, {"mod", "%"}, {"pow", "^"}, {"concat", ".."}, {"eq", "=="}, {"lt", "<"}, {"le", "<="},
+                                                                  {"band", "&"}, {"bor", "|"}, {"bxor", "~"}, {"shl", "<<"}, {"shr", ">>"}};
+    if (auto it = kOperators.find(event); it != kOperators.end()) return type + " " + it->second + " …";
+    if (event == "unm" || event == "bnot" || event == "len") return (event == "unm" ? "-" : event == "len" ? "#" : "~") + type;
+    if (event == "tostring" || event == "pairs") return event + "(" + type + ")";
+    if (event == "call") return type + "(…)";
+    if (event == "close") return type + " <close>";
+    if (event != "index" && event != "newindex") return name;
+    std::string place = lua_type(L, 2) == LUA_TSTRING ? "." + std::string(lua_tostring(L, 2)).substr(0, 80) : "[…]";
+    return type + place + (event == "newindex" ? " = …" : "");
+}
+
 std::string running(lua_State* L) {
     lua_Debug frame;
     if (!lua_getstack(L, 0, &frame) || !lua_getinfo(L, "f", &frame)) return "lua";
@@ -187,7 +206,7 @@ std::string running(lua_State* L) {
         lua_pop(L, 1);
     }
     lua_pop(L, 1);
-    return name;
+    return as_written(L, name);
 }
 
 void set_help(lua_State* L, int index, const std::string& name, const std::string& text) {

@@ -170,9 +170,9 @@ const Binding kMethods[] = {
     {"layer", layer_of_model, "m:layer(i): the layer i, from 0, as m.layers[i]."},
     {"trace", on_all_ranks<model_trace>,
      "m:trace(data, {tokens =, batches =, weights = true, file =, memory = 2^28}): runs data from its beginning through the model and records every routing decision: ids, weights (fp16), margins, token, domain, position. data: what moe.data gives or takes, or ids [batch, time]; "
-     "tokens default to the data's, else 65536. More than `memory` bytes goes to a file: `file`, which moe.trace reads again, or a temporary one. On several ranks each takes its share of the sequences, and gets all of the trace.\nExample: print(moe.model(moe.config(\"cpu_quick\"):with { [\"model.num_layers\"] = 2 }):trace(moe.randint(0, 256, { 1, 16 })))"},
+     "tokens default to the data's, else 65536, and are rounded up to whole batches. More than `memory` bytes goes to a file: `file`, which moe.trace reads again, or a temporary one. On several ranks each takes its share of the sequences, and gets all of the trace.\nExample: print(moe.model(moe.config(\"cpu_quick\"):with { [\"model.num_layers\"] = 2 }):trace(moe.randint(0, 256, { 1, 16 })))"},
     {"expert_outputs", model_expert_outputs,
-     "m:expert_outputs(data, {layer =, tokens =, batches =}): what the experts of a layer put out for the data's tokens: {layer, mean float64 [expert, d_model] (weighted by the gate, nan without tokens), norm (mean |E(x)|), weighted_norm (mean |w E(x)|), tokens int64}. moe.lens shows it as tokens."},
+     "m:expert_outputs(data, {layer =, tokens =, batches =}): what the experts of a layer put out for the data's tokens: {layer, mean float64 [expert, d_model] (weighted by the gate, nan without tokens), norm (mean |E(x)|), weighted_norm (mean |w E(x)|), tokens int64}; tokens = … is rounded up to whole batches. moe.lens shows it as tokens."},
     {"bias", bias, "m:bias(layer): selection bias of a routed layer's experts, a view; nil without use_aux_loss_free."},
 };
 const Binding kFields[] = {

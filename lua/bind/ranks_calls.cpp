@@ -217,7 +217,9 @@ uint64_t digest_of_call(lua_State* L, bool own_tensors) {
 std::string call_text(lua_State* L) {
     int n = lua_gettop(L);
     luaL_checkstack(L, 10, "arguments");
-    std::string name = running(L), text;
+    std::string name = running(L), text, blank = "…";
+    if (size_t at = name.rfind(blank); at != std::string::npos) return name.replace(at, blank.size(), argument_text(L, n, false));      // an operator, an assignment
+    if (name.ends_with(" <close>")) return name;
     bool method = name.find(':') != std::string::npos;
     for (int i = method ? 2 : 1; i <= n; ++i) text += (text.empty() ? "" : ", ") + argument_text(L, i, false);
     return name + "(" + text + ")";

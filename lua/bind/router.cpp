@@ -184,8 +184,8 @@ const Binding kMethods[] = {
     {"reinit", on_all_ranks<simple<9>>, "router:reinit {layer =, expert =, gate = false, seed =}: draws an expert's weights anew as at the beginning (other numbers, unless seed is the configuration's) and forgets its optimizer state." MOE_WHERE_TEXT},
     {"forward", router_forward_of, "router:forward(x): of one layer, model.layers[i].router: its decision for x [T, d_model] or [B, S, d_model], the residual stream: {ids int64 [T, K], weights [T, K], hidden [T, d_model]}."},
     {"hook", on_all_ranks<hook>,
-     "router:hook(point, f, {layer =, replay = true}): \"pre_topk\": f(s) gives other scores [T, E] (fields of s: scores, logits, bias, layer, step, training, tokens); \"post_topk\": f(s) gives ids, weights [T, K] (s.ids, s.weights, s.scores …; nil leaves one as it is). "
-     "Called wherever the router decides, in evaluation too, once per decision, never in a recomputation; the gradient goes through as if a constant was added. Draws inside follow from seed, step and layer. f is stored as source with plain upvalues, copied now; replay = false takes any function, and the run cannot be replayed. Returns a handle."
+     "router:hook(point, f, {layer =, replay = true}): \"pre_topk\": f(s) gives other scores [T, E] (fields of s: scores, logits, bias, layer, step (steps done), training, tokens); \"post_topk\": f(s) gives ids, weights [T, K] (s.ids, s.weights, s.scores …; nil leaves one as it is). "
+     "Called wherever the router decides, in evaluation too, once per decision, never in a recomputation; the gradient goes through as if a constant was added. Draws inside follow from seed, step and layer. f is stored as source with plain upvalues, copied now; replay = false takes any function, and the run cannot be replayed. An error in f undoes the step and says the hook's place, its layer and the step. Returns a handle."
      "\nExample: local m = moe.model(moe.config \"cpu_tiny\":with { model = { num_layers = 2, vocab_size = 64, mla = { d_model = 64 } } }); m.router:hook(\"pre_topk\", function(s) return s.scores + 0.01 * moe.randn_like(s.scores) end)"},
 };
 const Binding kFields[] = {

@@ -231,7 +231,7 @@ int make_trace(lua_State* L) {
     auto trace = std::make_shared<routing::Trace>(routing::TraceFacts{moe.num_experts, moe.n_group, t.seq_length, {}, r->config().data.tokenizer}, trace_options(o, mesh));
     r->evaluate(trace.get(), batches);
     train::agree(mesh.world, [&] { trace->finish(); });
-    push<TraceValue>(L, {trace, data::open_tokenizer(r->config().data.tokenizer), t.seq_length});
+    push<TraceValue>(L, {trace, data::open_tokenizer(r->config().data.tokenizer), t.seq_length, o.integer("tokens", 0)});
     return 1;
 }
 
@@ -301,7 +301,9 @@ int text(lua_State* L) {
     auto* box = test_box<RunValue>(L, 1);
     if (!box || !*box) return lua_pushliteral(L, "run (freed)"), 1;
     auto& r = *(*box)->run;
-    push_string(L, fmt::format("run: step {} of {}, {}{}", r.current_step(), r.num_steps(), r.folder().empty() ? "no folder" : r.folder(), callbacks_text(L, 1)));
+    std::string text = fmt::format("run: step {} of {}, {}{}", r.current_step(), r.num_steps(), r.folder().empty() ? "no folder" : r.folder(), r.is_closed() ? ", closed" : "");
+    for (auto& item : r.interventions().items()) text += fmt::format("\n  intervention {}: {}", item.id, train::Interventions::text(item.what, item.args));
+    push_string(L, text + callbacks_text(L, 1));
     return 1;
 }
 
@@ -329,12 +331,12 @@ const Binding kMethods[] = {
     {"train", on_all_ranks<do_train>, "run:train(n): n optimizer steps, by default up to the configuration's length; beyond it the learning rate stays where the schedule has ended. Returns the last step's metrics (also run.last)."},
     {"steps", steps, "for step, m in run:steps(n) do … end: one optimizer step an iteration; leaving the loop stops there."},
     {"save", on_all_ranks<save>, "run:save(name): saves the whole state and returns the checkpoint's folder: checkpoints/<name> in the run's folder, never pruned; without a name checkpoints/step_N; a name with a \"/\" is a path. Waits until it is on the disk."},
-    {"close", on_all_ranks<close_run>, "run:close(): waits for the last save and gives the run's folder free; no more steps."},
+    {"close", on_all_ranks<close_run>, "run:close(): waits for the last save and gives the run's folder free; no more steps: moe.resume(run) goes on from its newest checkpoint."},
     {"evaluate", on_all_ranks<evaluate>, "run:evaluate {max_batches =}: loss on validation data in nats a token: {loss (mean over domains), bits, num_tokens, by_domain = {{name, loss}, …}, and with MTP acceptance = {share of positions where module k's token is the main head's}}. Routers' counts and biases do not move."},
     {"eval", on_all_ranks<evaluate>, "run:eval {max_batches =}: as run:evaluate."},
-    {"start", on_all_ranks<start_job>, "run:start(n): n steps (by default to the configured length) in the background while other inputs run; gives a job. Whatever touches the run meanwhile waits for the end of the step at hand. Callbacks are called between other inputs. "
+    {"start", on_all_ranks<start_job>, "run:start(n): n steps (by default to the configured length) in the background while other inputs run; gives a job. The log line of its last step, which tells the end, is printed whatever training.log_interval is. Whatever touches the run meanwhile waits for the end of the step at hand. Callbacks are called between other inputs. "
      "On several ranks there is one job at a time, and what all ranks call meanwhile, about whatever run, has its turn between two of its steps."},
-    {"trace", on_all_ranks<make_trace>, "run:trace {batches =, tokens =, weights = true, file =, memory = 2^28}: runs validation data through the model and records every routing decision, as model:trace does. A batch has micro_batch_size sequences of each data-parallel rank; every rank gets all of the trace."},
+    {"trace", on_all_ranks<make_trace>, "run:trace {batches =, tokens =, weights = true, file =, memory = 2^28}: runs validation data through the model and records every routing decision, as model:trace does. A batch has micro_batch_size sequences of each data-parallel rank; tokens is rounded up to whole batches; every rank gets all of the trace."},
     {"counts", counts, "run:counts {by = \"domain\"}: routed tokens of the last step, int64 [layer, expert], or [layer, domain, expert]."},
 };
 const Binding kFields[] = {
@@ -348,7 +350,7 @@ const Binding kFields[] = {
     {"domains", field_domains, "run.domains: names of the data's domains."},
     {"config", field_config, "run.config: the configuration that it was built from, derived values filled in."},
 };
-const Binding kMeta[] = {{"__tostring", text, "tostring(run): one line about it, and one for each of its callbacks."}, {"__newindex", on_all_ranks<assign_to_run>, "run.lr = …, run.schedule = …, run.optimizer = …, run.data = …"}};
+const Binding kMeta[] = {{"__tostring", text, "tostring(run): one line about it, and one for each intervention in force and each callback."}, {"__newindex", on_all_ranks<assign_to_run>, "run.lr = …, run.schedule = …, run.optimizer = …, run.data = …"}};
 }  // namespace
 
 void open_run(lua_State* L) {

@@ -11,6 +11,7 @@
 #include "lua/bind/ranks.h"
 #include "lua/bind/run.h"
 #include "lua/bind/script.h"
+#include "lua/bind/source.h"
 
 #include <filesystem>
 
@@ -61,18 +62,19 @@ int field_lr(lua_State* L) {
     return lua_pushnumber(L, r->next_learning_rate()), 1;
 }
 
-/// Name of the function in force, nil where the run has its own.
+/// The function in force, else what the configuration says.
 template <int kind>
 int field_part(lua_State* L) {
-    static constexpr const char* names[] = {"schedule", "optimizer", "data"};
+    static constexpr const char *names[] = {"schedule", "optimizer", "data"}, *keys[] = {"training.lr_decay_style", "training.optimizer", "data"};
     auto r = live_run(L);
     for (auto it = r->interventions().items().rbegin(); it != r->interventions().items().rend(); ++it) {
         if (it->what != names[kind]) continue;
         const Values& f = it->args["function"];
         if (f.is_null()) break;
-        return push_string(L, f.value("name", "a function")), 1;
+        return push_function_of(L, f), 1;
     }
-    return lua_pushnil(L), 1;
+    push<ConfigValue>(L, {std::make_shared<const Config>(r->config()), nullptr});
+    return lua_getfield(L, -1, keys[kind]), 1;
 }
 
 const Binding kMethods[] = {
@@ -85,11 +87,11 @@ const Binding kMethods[] = {
 const Binding kFields[] = {
     {"events", field_events, "run.events: what happened to it, as a list that prints as a table: step, what, old, new."},
     {"lr", field_lr, "run.lr: the next step's learning rate. run.lr = 1e-4 holds it there, run.lr = nil gives it back to the schedule; an event."},
-    {"schedule", field_part<0>, "run.schedule = function(step) … return lr end: the learning rate of each step, from 1; nil: the configuration's. Stored as source like a hook; an event."},
+    {"schedule", field_part<0>, "run.schedule = function(step) … return lr end: the learning rate of each step, from 1; nil: the configuration's. Stored as source like a hook; an event. Read: the function that is set, else the configuration's training.lr_decay_style."},
     {"optimizer", field_part<1>,
-     "run.optimizer = function(name, value, grad, state, m) … return value end: the next value of each parameter from its value and gradient (clipped; both in the master type), state a list of the optimizer's tensors, written in place with :copy_(…) and saved with the run, m = {step, lr}; nil: the configuration's. On several ranks each calls it for the parameters that it has a part of, with the whole of them. An error undoes the step."},
+     "run.optimizer = function(name, value, grad, state, m) … return value end: the next value of each parameter from its value and gradient (clipped; both in the master type), state a list of the optimizer's tensors, written in place with :copy_(…) and saved with the run, m = {step, lr}; nil: the configuration's. On several ranks each calls it for the parameters that it has a part of, with the whole of them. An error undoes the step. Read: the function that is set, else the configuration's training.optimizer."},
     {"data", field_part<2>,
-     "run.data = function(m) … return ids, targets, domain end: the sequences of each step: int64 [m.sequences, m.seq_length]; targets nil: the next token, -100 for none; domain nil: 0. m = {step, sequences, seq_length}; draws inside follow from seed and step, so a resume goes on with the same data. nil: the configuration's data. Also moe.run { data = … }."},
+     "run.data = function(m) … return ids, targets, domain end: the sequences of each step: int64 [m.sequences, m.seq_length]; targets nil: the next token, -100 for none; domain nil: 0. m = {step, sequences, seq_length}; draws inside follow from seed and step, so a resume goes on with the same data. nil: the configuration's data. Also moe.run { data = … }. Read: the function that is set, else the configuration's section data."},
 };
 
 Config config_of_first(const store::Checkpoint& checkpoint) {

@@ -78,21 +78,32 @@ int make_run(lua_State* L) {
 /// Of this session's latest run that has it, else of the newest in the default output_dir.
 std::string find_saved(const std::string& what) {
     auto& runs = live_runs();
+    std::vector<std::string> names;
     for (auto it = runs.rbegin(); what.find('/') == std::string::npos && it != runs.rend(); ++it) {
         auto r = it->lock();
         if (!r || r->folder().empty()) continue;
         std::string folder = train::checkpoint_folder(r->config(), r->folder());
         auto last = store::last_checkpoint(folder);
         if (what == "last" && last) return last->path;
-        for (auto& saved : store::complete_checkpoints(folder))
+        for (auto& saved : store::complete_checkpoints(folder)) {
             if (saved.name == what) return saved.path;
+            names.push_back(saved.name);
+        }
     }
-    return train::find_checkpoint(what, Config().output_dir, "");
+    return train::find_checkpoint(what, Config().output_dir, "", names);
 }
 
 namespace {
+/// A run stands for its folder, and so for its newest checkpoint.
+std::string resumed_name(lua_State* L) {
+    if (!test_box<RunValue>(L, 1)) return check_string(L, 1, "what");
+    auto r = check<RunValue>(L, 1, "what").run;
+    MOE_CHECK(!r->folder().empty(), state, "moe.resume", "a run without a folder", "one that saves", "it was made with log = false");
+    return r->folder();
+}
+
 int resume(lua_State* L) {
-    std::string what = check_string(L, 1, "what");
+    std::string what = resumed_name(L);
     Options o(L, 3, {"name", "output_dir", "console", "log"});
     train::RunOptions options = run_options(L, o);
     const auto& world = dist::world();
@@ -128,7 +139,7 @@ const Binding kFunctions[] = {
      "moe.run {config =, name =, console = true, log = true, resume =}: model, data, optimizer and a folder <output_dir>/<name>/<unix time> (none with log = false). name defaults to experiment_name; console = false prints no log lines. "
      "data = a function as for run.data = …. resume = a path, the name of a save or \"last\": goes on from that checkpoint; keys that differ from the saved ones and may not are one error."},
     {"resume", on_all_ranks<resume>,
-     "moe.resume(what, {changes}, {name =, output_dir =, console = true, log = true}): a run that goes on bit for bit from a checkpoint, in the same folder with attempt + 1. what: a path (with a \"/\") of a checkpoint or of a run's folder, the name of a save, "
+     "moe.resume(what, {changes}, {name =, output_dir =, console = true, log = true}): a run that goes on bit for bit from a checkpoint, in the same folder with attempt + 1. what: a run of this session or a path (with a \"/\") of a run's folder, both for the newest checkpoint of it; the path of a checkpoint; the name of a save; "
      "or \"last\", the newest complete one; names are looked for in the newest runs of output_dir (called name), or where neither is given in this session's latest runs, then in the newest of \"outputs\". changes: keys as for cfg:with, such as { training = { learning_rate = 1e-4 } }; another output_dir or experiment_name "
      "makes a folder of its own. A run of this session that has the folder is closed."},
     {"replay", on_all_ranks<replay_run>,

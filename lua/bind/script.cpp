@@ -98,6 +98,13 @@ at::Tensor tensor_at(lua_State* L, int index, const char* what) {
     return check_tensor(L, index, what);
 }
 
+/// "run.lua:12", where the function of a stored form stands.
+std::string name_of(const Values& f) { return f.value("name", "a function"); }
+/// What a function of the router's is doing: "hook pre_topk, run.lua:12, layer 1, at step 5".
+std::string decision_place(const char* what, const std::string& name, const routing::RouteCall& call) {
+    return fmt::format("{}, {}, {}", what, name, call.place());
+}
+
 uint64_t seed_of(uint64_t run_seed, int64_t step, uint32_t kind) {
     auto r = draw({run_seed, routing::kScriptPurpose, uint32_t(step), kind}, 0);
     return uint64_t(r[0]) << 32 | r[1];
@@ -141,7 +148,18 @@ Callable::~Callable() {
     lua_rawsetp(co_, LUA_REGISTRYINDEX, this);
 }
 
-void Callable::call(uint64_t seed, const std::function<int(lua_State*)>& push, int num_results, const std::function<void(lua_State*)>& take) {
+void Callable::call(const std::function<std::string()>& place, uint64_t seed, const std::function<int(lua_State*)>& push, int num_results, const std::function<void(lua_State*)>& take) {
+    try {
+        call_function(seed, push, num_results, take);
+    } catch (const Error& e) {
+        if (e.kind() == ErrorKind::interrupted) throw;
+        ErrorParts parts = e.parts();
+        parts.op = fmt::format("{}: {}", place(), parts.op);
+        throw Error(std::move(parts));
+    }
+}
+
+void Callable::call_function(uint64_t seed, const std::function<int(lua_State*)>& push, int num_results, const std::function<void(lua_State*)>& take) {
     std::lock_guard guard(*lock_);
     MOE_CHECK(*alive_, state, "a hook", "a session that has ended", "a live one", "");
     Control& mine = background ? *background : *control_;
@@ -223,15 +241,17 @@ train::ScriptCompiler script_compiler(lua_State* L) {
     s.failures = std::make_shared<train::HookFailures>();
     s.is_stored = [](const Values& f) { return !f.contains("live"); };
     s.score = [compile](const Values& f) -> routing::ScoreFunction {
-        return [function = compile(f)](const at::Tensor& logits_TE, const routing::RouteCall& call) {
+        return [function = compile(f), name = name_of(f)](const at::Tensor& logits_TE, const routing::RouteCall& call) {
             at::Tensor out;
-            function->call(call.seed, [&](lua_State* L) { push_tensor(L, logits_TE); push_decision(L, call); return 2; }, 1, [&](lua_State* L) { out = tensor_at(L, -1, "scores"); });
+            auto place = [&] { return decision_place("router.score", name, call); };
+            function->call(place, call.seed, [&](lua_State* L) { push_tensor(L, logits_TE); push_decision(L, call); return 2; }, 1, [&](lua_State* L) { out = tensor_at(L, -1, "scores"); });
             return out;
         };
     };
     s.pre_topk = [compile](const Values& f) -> routing::PreTopK {
-        return [function = compile(f)](const at::Tensor& logits_TE, const at::Tensor& scores_TE, const at::Tensor& bias_E, const routing::RouteCall& call) {
+        return [function = compile(f), name = name_of(f)](const at::Tensor& logits_TE, const at::Tensor& scores_TE, const at::Tensor& bias_E, const routing::RouteCall& call) {
             at::Tensor out;
+            auto place = [&] { return decision_place("hook pre_topk", name, call); };
             auto push = [&](lua_State* L) {
                 push_decision(L, call);
                 set_tensor(L, "logits", logits_TE);
@@ -239,13 +259,14 @@ train::ScriptCompiler script_compiler(lua_State* L) {
                 set_tensor(L, "bias", bias_E);
                 return 1;
             };
-            function->call(call.seed, push, 1, [&](lua_State* L) { out = tensor_at(L, -1, "scores"); });
+            function->call(place, call.seed, push, 1, [&](lua_State* L) { out = tensor_at(L, -1, "scores"); });
             return out.defined() ? out : scores_TE;
         };
     };
     s.post_topk = [compile](const Values& f) -> routing::PostTopK {
-        return [function = compile(f)](const at::Tensor& ids_TK, const at::Tensor& weights_TK, const at::Tensor& scores_TE, const routing::RouteCall& call) {
+        return [function = compile(f), name = name_of(f)](const at::Tensor& ids_TK, const at::Tensor& weights_TK, const at::Tensor& scores_TE, const routing::RouteCall& call) {
             std::pair<at::Tensor, at::Tensor> out;
+            auto place = [&] { return decision_place("hook post_topk", name, call); };
             auto push = [&](lua_State* L) {
                 push_decision(L, call);
                 set_tensor(L, "ids", ids_TK.clone());
@@ -253,13 +274,14 @@ train::ScriptCompiler script_compiler(lua_State* L) {
                 set_tensor(L, "scores", scores_TE);
                 return 1;
             };
-            function->call(call.seed, push, 2, [&](lua_State* L) { out = {tensor_at(L, -2, "ids"), tensor_at(L, -1, "weights")}; });
+            function->call(place, call.seed, push, 2, [&](lua_State* L) { out = {tensor_at(L, -2, "ids"), tensor_at(L, -1, "weights")}; });
             return out;
         };
     };
     s.bias_rule = [compile](const Values& f, uint64_t run_seed) -> train::BiasRule {
-        return [function = compile(f), run_seed](int64_t layer, int64_t step, const at::Tensor& counts_E, const at::Tensor& bias_E) {
+        return [function = compile(f), name = name_of(f), run_seed](int64_t layer, int64_t step, const at::Tensor& counts_E, const at::Tensor& bias_E) {
             at::Tensor out;
+            auto place = [&] { return fmt::format("router.balance, {}, layer {}, at step {}", name, layer, step); };
             auto push = [&](lua_State* L) {
                 push_tensor(L, counts_E);
                 push_tensor(L, bias_E);
@@ -268,20 +290,22 @@ train::ScriptCompiler script_compiler(lua_State* L) {
                 set_integer(L, "step", step);
                 return 3;
             };
-            function->call(seed_of(run_seed, step, 0x8000u | uint32_t(layer)), push, 1, [&](lua_State* L) { out = tensor_at(L, -1, "bias"); });
+            function->call(place, seed_of(run_seed, step, 0x8000u | uint32_t(layer)), push, 1, [&](lua_State* L) { out = tensor_at(L, -1, "bias"); });
             return out;
         };
     };
     s.schedule = [compile](const Values& f, uint64_t run_seed) -> train::Schedule {
-        return [function = compile(f), run_seed](int64_t step) {
+        return [function = compile(f), name = name_of(f), run_seed](int64_t step) {
             double lr = 0;
-            function->call(seed_of(run_seed, step, 0xfff0), [&](lua_State* L) { lua_pushinteger(L, step); return 1; }, 1, [&](lua_State* L) { lr = check_number(L, -1, "learning rate"); });
+            auto place = [&] { return fmt::format("run.schedule, {}, at step {}", name, step); };
+            function->call(place, seed_of(run_seed, step, 0xfff0), [&](lua_State* L) { lua_pushinteger(L, step); return 1; }, 1, [&](lua_State* L) { lr = check_number(L, -1, "learning rate"); });
             return lr;
         };
     };
     s.data = [compile](const Values& f, uint64_t run_seed) -> train::BatchSource {
-        return [function = compile(f), run_seed](int64_t step, int64_t num_sequences, int64_t seq_length) {
+        return [function = compile(f), name = name_of(f), run_seed](int64_t step, int64_t num_sequences, int64_t seq_length) {
             data::Batch batch;
+            auto place = [&] { return fmt::format("run.data, {}, at step {}", name, step); };
             auto push = [&](lua_State* L) {
                 lua_createtable(L, 0, 3);
                 set_integer(L, "step", step);
@@ -294,7 +318,7 @@ train::ScriptCompiler script_compiler(lua_State* L) {
                 batch.targets = tensor_at(L, -2, "targets");
                 batch.domain = tensor_at(L, -1, "domain");
             };
-            function->call(seed_of(run_seed, step, 0xfff1), push, 3, take);
+            function->call(place, seed_of(run_seed, step, 0xfff1), push, 3, take);
             MOE_CHECK(batch.ids.defined() && batch.ids.dim() == 2 && at::isIntegralType(batch.ids.scalar_type(), false), usage, "run.data", "no ids", "ids, targets, domain: ids int64 [sequences, seq_length]", "");
             batch.ids = batch.ids.to(at::kCPU, at::kLong).contiguous();
             if (!batch.targets.defined()) {
@@ -310,8 +334,9 @@ train::ScriptCompiler script_compiler(lua_State* L) {
         };
     };
     s.optimizer = [compile](const Values& f, uint64_t run_seed) -> train::OptimizerRule {
-        return [function = compile(f), run_seed](const std::string& name, const at::Tensor& value, const at::Tensor& grad, const std::vector<at::Tensor>& state, int64_t step, double lr) {
+        return [function = compile(f), place_of_f = name_of(f), run_seed](const std::string& name, const at::Tensor& value, const at::Tensor& grad, const std::vector<at::Tensor>& state, int64_t step, double lr) {
             at::Tensor out;
+            auto place = [&] { return fmt::format("run.optimizer, {}, {}, at step {}", place_of_f, name, step); };
             auto push = [&](lua_State* L) {
                 push_string(L, name);
                 push_tensor(L, value);
@@ -327,7 +352,7 @@ train::ScriptCompiler script_compiler(lua_State* L) {
                 lua_setfield(L, -2, "lr");
                 return 5;
             };
-            function->call(seed_of(run_seed, step, 0xfff2) ^ hash_name(name), push, 1, [&](lua_State* L) { out = tensor_at(L, -1, "value"); });
+            function->call(place, seed_of(run_seed, step, 0xfff2) ^ hash_name(name), push, 1, [&](lua_State* L) { out = tensor_at(L, -1, "value"); });
             return out;
         };
     };

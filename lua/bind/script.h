@@ -6,6 +6,7 @@
 
 #include <functional>
 #include <memory>
+#include <string>
 
 namespace moe::lua {
 
@@ -17,10 +18,12 @@ public:
     ~Callable();
     Callable(const Callable&) = delete;
     /// Calls it: `push` pushes arguments onto the coroutine and gives their number, `take` reads `num_results` results from stack index 1 on. Draws of moe's and
-    /// Lua's generators inside follow from `seed` alone, and those outside do not notice. What it raises is thrown as moe::Error with its traceback.
-    void call(uint64_t seed, const std::function<int(lua_State*)>& push, int num_results, const std::function<void(lua_State*)>& take);
+    /// Lua's generators inside follow from `seed` alone, and those outside do not notice. What it raises is thrown as moe::Error with its traceback, and with `place` in front.
+    void call(const std::function<std::string()>& place, uint64_t seed, const std::function<int(lua_State*)>& push, int num_results, const std::function<void(lua_State*)>& take);
 
 private:
+    void call_function(uint64_t seed, const std::function<int(lua_State*)>& push, int num_results, const std::function<void(lua_State*)>& take);
+
     Control* control_;
     std::shared_ptr<std::atomic<bool>> alive_;
     std::shared_ptr<StateLock> lock_;

@@ -218,7 +218,9 @@ int text(lua_State* L) {
     auto* box = test_box<TraceValue>(L, 1);
     if (!box || !*box) return lua_pushliteral(L, "trace (freed)"), 1;
     auto& t = *(*box)->trace;
-    push_string(L, fmt::format("trace: {} tokens, {} routed layers, {} experts, {} domains", t.num_tokens(), t.layers().size(), t.num_experts(), t.domains().size()));
+    int64_t asked = (*box)->tokens_asked;
+    std::string of_asked = asked > 0 && asked != t.num_tokens() ? fmt::format(" in whole batches ({} asked for)", asked) : "";
+    push_string(L, fmt::format("trace: {} tokens{}, {} routed layers, {} experts, {} domains", t.num_tokens(), of_asked, t.layers().size(), t.num_experts(), t.domains().size()));
     return 1;
 }
 

@@ -12,6 +12,7 @@ struct TraceValue {
     std::shared_ptr<routing::Trace> trace;
     std::shared_ptr<data::Tokenizer> tokenizer;
     int64_t seq_length = 0;      ///< a context never crosses the start of a sequence
+    int64_t tokens_asked = 0;    ///< for; what comes is whole batches. 0: none, or not known
 };
 template <>
 struct TypeName<TraceValue> {

@@ -31,6 +31,7 @@ struct Source {
     DataValue* data = nullptr;
     at::Tensor ids;
     int64_t left = 0;                 ///< tokens; −1: up to the data's end
+    int64_t asked = 0;                ///< tokens that were asked for; 0: those of given ids, or of whole batches
 
     Source(lua_State* L, const Options& o) {
         MOE_CHECK(!(o.has("batches") && o.has("tokens")), usage, running(L), "batches and tokens", "one of them", "");
@@ -48,6 +49,7 @@ struct Source {
         data->reset();
         int64_t per_batch = data->batch_size * data->config->training.seq_length;
         left = o.has("batches") ? o.integer("batches", 0) * per_batch : o.integer("tokens", data->num_tokens > 0 ? -1 : 1 << 16);
+        asked = o.has("batches") ? 0 : left == -1 ? data->num_tokens : left;
         MOE_CHECK(left == -1 || left > 0, usage, running(L) + (o.has("batches") ? ": batches" : ": tokens"), std::to_string(left), "1 or more", "");
     }
     int64_t seq_length() const { return data ? data->config->training.seq_length : ids.size(1); }
@@ -124,7 +126,7 @@ int model_trace(lua_State* L) {
         }
         train::agree(world, [&] { trace->finish(); });
     });
-    push<TraceValue>(L, {trace, data::open_tokenizer(facts.tokenizer), facts.seq_length});
+    push<TraceValue>(L, {trace, data::open_tokenizer(facts.tokenizer), facts.seq_length, source.asked});
     return 1;
 }
 

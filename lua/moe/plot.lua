@@ -82,17 +82,19 @@ local function lines_or_points(given, options, op, kind)
   return picture_of(xy.panel { layers = layers, legend = legend, x = x, y = y, x_grid = kind == "points" }, o)
 end
 
-local COMMON = "Options: title, x_label, y_label, log_x, log_y, x_min, x_max, y_min, y_max, width = 720, height, legend = false, events = {{x =, text =}, …} (vertical lines), levels = {{y =, text =}, …} (horizontal ones). Returns a plot: p:save \"x.svg\" or \"x.png\", p.svg, p:png()."
+-- Named in the signatures, which completion reads.
+local OPTIONS = "title =, x_label =, y_label =, log_x =, log_y =, x_min =, x_max =, y_min =, y_max =, width = 720, height =, legend =, events =, levels ="
+local COMMON = "legend = false: no legend; events = {{x =, text =}, …} are vertical lines, levels = {{y =, text =}, …} horizontal ones. Options may also be a table of their own, behind the list of series. Returns a plot: p:save \"x.svg\" or \"x.png\", p.svg, p:png()."
 
 function plot.line(given, options) return lines_or_points(given, options, "viz.line", "line") end
 moe.document(plot.line, "viz.line",
-  "viz.line({{name = \"train\", x = {…}, y = {…}}, …}, options): curves. x defaults to 1, 2, …; lists, tensors and labelled arrays will do; points that are not finite are left out. A series may have error = {…} (half a width) or low and high: "
-  .. "a band around it, or bars with whiskers = true; dashed, markers, colour = \"#rrggbb\", width. Options may also stand beside the series. " .. COMMON
+  "viz.line {series, …, " .. OPTIONS .. "}: curves. A series is {name = \"train\", x = {…}, y = {…}}: x defaults to 1, 2, …; lists, tensors and labelled arrays will do; points that are not finite are left out. It may have error = {…} (half a width) or low and high: "
+  .. "a band around it, or bars with whiskers = true; dashed, markers, colour = \"#rrggbb\", width. " .. COMMON
   .. "\nExample: print(viz.line({ { name = \"loss\", y = { 3, 2, 1.5 }, error = { 0.3, 0.2, 0.1 } } }, { x_label = \"step\", log_y = true }))")
 
 function plot.scatter(given, options) return lines_or_points(given, options, "viz.scatter", "points") end
 moe.document(plot.scatter, "viz.scatter",
-  "viz.scatter({{name =, x = {…}, y = {…}}, …}, options): a dot for each point; a series may have labels = {…} (texts beside dots), error or low and high, size (radius), colour. " .. COMMON
+  "viz.scatter {series, …, " .. OPTIONS .. "}: a dot for each point. A series is {name =, x = {…}, y = {…}}; it may have labels = {…} (texts beside dots), error or low and high, size (radius), colour. " .. COMMON
   .. "\nExample: print(viz.scatter { { x = { 1, 2, 3 }, y = { 2, 1, 4 }, labels = { \"a\", \"b\", \"c\" } } })")
 
 function plot.bars(given, options)
@@ -122,7 +124,7 @@ function plot.bars(given, options)
   return picture_of(xy.panel { layers = layers, legend = legend, x = { categories = categories, label = o.x_label }, y = y }, o)
 end
 moe.document(plot.bars, "viz.bars",
-  "viz.bars({{name =, y = {…}, error = {…}}, …}, {categories = {\"a\", \"b\"}, values = true, …}): a group of bars for each category, a bar for each series, with error bars where there is error or low and high; values writes numbers above (a format such as \"%.2f\" will do). " .. COMMON
+  "viz.bars {series, …, categories = {\"a\", \"b\"}, values = true, " .. OPTIONS .. "}: a group of bars for each category, a bar for each series {name =, y = {…}, error = {…}}, with error bars where there is error or low and high; values writes numbers above (a format such as \"%.2f\" will do). " .. COMMON
   .. "\nExample: print(viz.bars({ { y = { 1.5, 1.2 }, error = { 0.1, 0.05 } } }, { categories = { \"aux loss\", \"loss-free\" }, y_label = \"MaxVio\" }))")
 
 -- Edges of bins: whole numbers where the values are few integers, else by the rule of Freedman and Diaconis, 5 to 60 of them.
@@ -193,7 +195,7 @@ function plot.histogram(given, options)
   return picture_of(xy.panel { layers = layers, legend = legend, x = x, y = y }, o)
 end
 moe.document(plot.histogram, "viz.histogram",
-  "viz.histogram(values, {bins =, density = true, …}): how often values fall into bins; values: a list, a tensor, a labelled array, or a list of series {{name =, y = {…}}, …} drawn over each other. Integers of a small range get a bin each. " .. COMMON
+  "viz.histogram(values, {bins =, density = true, " .. OPTIONS .. "}): how often values fall into bins; values: a list, a tensor, a labelled array, or a list of series {{name =, y = {…}}, …} drawn over each other. Integers of a small range get a bin each. " .. COMMON
   .. "\nExample: print(viz.histogram({ 1, 2, 2, 3, 3, 3 }, { x_label = \"experts\" }))")
 
 -- --- heat maps ---

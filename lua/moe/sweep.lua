@@ -1,5 +1,5 @@
 -- moe.sweep { … }: many runs that differ in a few keys, and what came of them.
-local spec, store, runner = require "moe.sweep.spec", require "moe.sweep.store", require "moe.sweep.runner"
+local spec, store, runner, metrics = require "moe.sweep.spec", require "moe.sweep.store", require "moe.sweep.runner", require "moe.sweep.metrics"
 local session = require "moe.sweep.session"
 
 local MOST_PRINTED = 20
@@ -11,7 +11,7 @@ local methods = {}
 -- Mean of the metric over the points that differ in `over` only (a seed); failed ones lose.
 local function ranked(s, points)
   local h, groups, by_key = s.halving, {}, {}
-  local metric = h.by or s.metric or "validation_loss"
+  local metric = metrics.objective(s)
   for _, p in ipairs(points) do
     local rest = {}
     for _, key in ipairs(s.keys) do
@@ -23,9 +23,9 @@ local function ranked(s, points)
       groups[#groups + 1] = by_key[key]
     end
     local g = by_key[key]
-    local value = p.result and (p.result[metric] or (not h.by and p.result.loss))
+    local value = p.result and p.result[metric]
     if p.result and type(value) ~= "number" then
-      moe.fail { op = "moe.sweep: halving: by", got = ("no number \"%s\" among the results"):format(metric), want = "the name of a result", hint = "halving = { by = \"loss\" }" }
+      moe.fail { op = "moe.sweep: halving: by", got = ("no number \"%s\" in the result of point %s"):format(metric, p.id), want = "a number at every point", hint = "fn may give 0 / 0 where there is none" }
     end
     g.points[#g.points + 1] = p
     g.sum = g.sum + ((value and value == value) and (h.largest and -value or value) or math.huge)
@@ -240,9 +240,12 @@ end
 
 function methods.group(self, keys) return self:table("done"):group(keys) end
 
+local function fail_without_points(self, op) moe.fail { kind = "state", op = op, got = status(self), want = "a point that is done", hint = "sweep:run()" } end
+
 function methods.metric(self)
   local seen, known = {}, {}
   for _, column in ipairs(self:table("done").columns) do seen[column] = true end
+  if self.spec.metric then metrics.check(self.spec, self.spec.metric, "moe.sweep: metric") end
   if main_result(self.spec, seen) then return main_result(self.spec, seen) end
   for _, p in ipairs(known_points(self.spec)) do
     for name, v in pairs(p.result or {}) do
@@ -250,7 +253,7 @@ function methods.metric(self)
     end
   end
   table.sort(known)
-  if not known[1] then moe.fail { kind = "state", op = "sweep: metric", got = status(self), want = "a point that is done", hint = "sweep:run()" } end
+  if not known[1] then fail_without_points(self, "sweep: metric") end
   return known[1]
 end
 
@@ -263,10 +266,30 @@ function methods.settings(self)
   return keys
 end
 
-function methods.agg(self, metrics) return self:group(self:settings()):agg(metrics or { self:metric() }) end
+-- Misspelt names are told before it is said that nothing has run yet.
+local function check_names(self, names, op)
+  local columns = { "secs", "budget", table.unpack(self.keys) }
+  for _, name in ipairs(type(names) == "table" and names or { names }) do metrics.check(self.spec, name, op, columns) end
+  if count(self.spec).done == 0 then fail_without_points(self, op) end
+end
 
-function methods.plot(self, options) return require "moe.sweep.report".plot(self, options or {}) end
-function methods.report(self, options) return require "moe.sweep.report".write(self, options or {}) end
+function methods.agg(self, names)
+  check_names(self, names, "sweep:agg")
+  return self:group(self:settings()):agg(names or { self:metric() })
+end
+
+function methods.plot(self, options)
+  check_names(self, options and options.y, "sweep:plot: y")
+  return require "moe.sweep.report".plot(self, options or {})
+end
+
+function methods.report(self, options)
+  options = options or {}
+  local names = table.move(options.metrics or {}, 1, #(options.metrics or {}), 1, {})
+  for _, plot in ipairs(options.plots or {}) do names[#names + 1] = plot.y end
+  check_names(self, names, "sweep:report: metrics, plots")
+  return require "moe.sweep.report".write(self, options)
+end
 
 function methods.submit() moe.fail { kind = "config", op = "sweep:submit", got = "submit", want = "sweep:run { jobs = N }", hint = "submission to a cluster comes with clusters" } end
 
@@ -311,6 +334,7 @@ local function make(given)
       store.refresh(s.folder, p)
     end
   end
+  metrics.check_all(s)
   local made = setmetatable({ spec = s, name = s.name, folder = s.folder, keys = s.keys }, Sweep)
   session.made[#session.made + 1] = made
   return made
@@ -325,7 +349,7 @@ local TEXTS = {
   group = "sweep:group {keys}: table:group of the points that are done: :agg { \"loss\" } gives a row of each group.",
   agg = "sweep:agg {\"loss\", …}: mean, standard deviation (_std), half the 95 % confidence interval (_ci, Student's t) and n over the seeds of each setting; by default of the sweep's metric.",
   plot = "sweep:plot {x =, y =, by =, categories = false, title =, log_x =, log_y =, y_min =, y_max =, width =, height =}: y (a result) against x (a key) with the 95 % confidence interval over the seeds, one curve for each value of by; bars where x is no number, or with categories = true. Defaults: the keys in their order, the sweep's metric.",
-  report = "sweep:report {plots = {{x =, y =, by =}, …}, metrics = {…}, path =}: writes <folder>/report.md: what was asked and varied, results with confidence intervals, pictures (SVG beside it), failures, configuration against the base, commit, script, hardware and time. Returns its text.",
+  report = "sweep:report {plots = {{x =, y =, by =}, …}, metrics = {…}, path =}: writes <folder>/report.md: what was asked and varied, results with confidence intervals, pictures (SVG beside it), failures, configuration against the base, commit, script, hardware and time. Returns its path.",
   submit = "sweep:submit(…): for clusters; not built yet.",
   metric = "sweep:metric(): the result that agg, plot and report show unless told otherwise: metric of moe.sweep, else validation_loss, else loss.",
   status = "sweep:status(): a line with the number of points that are done, failed and still to run.",
@@ -340,6 +364,6 @@ return moe.document(make, "moe.sweep",
   "moe.sweep {name =, base =, grid =, list =, random =, seeds =, halving =, fn =, ranks = 1, metric =, about =, output_dir =}: many runs of base (a configuration, its name, or a function(values) that makes one) with other values; sweep:run() runs what is missing.\n"
   .. "grid = {[\"training.learning_rate\"] = {1e-3, 3e-3}, seed = {1, 2, 3}}: all combinations; list = {{key = value, …}, …}: these; random = {n = 20, seed = 1, space = {key = {low, high, log = true}, other = {values = {…}}}}: draws, whole numbers between whole bounds; seeds = 3: each with seed 1, 2, 3. Given together they are combined.\n"
   .. "halving = {budgets = {100, 300}, keep = 0.5, by = \"loss\", key = \"training.train_steps\", over = \"seed\", largest = false}: all points with the first budget, the better part (mean over `over`) with the next, each from the start.\n"
-  .. "fn(point, run_options) returns a table of results; by default it trains (require \"moe.sweep.train\"). point: {id, values, config, budget, progress = function(share, text)}; moe.run(run_options) is a run of the point.\n"
+  .. "fn(point, run_options) returns a table of results; by default it trains (require \"moe.sweep.train\"). metric and halving.by are names of numbers among them: a misspelt one is an error here where the sweep trains by itself, else once the first point has ended (what it gave is kept). point: {id, values, config, budget, progress = function(share, text)}; moe.run(run_options) is a run of the point.\n"
   .. "Points lie in <output_dir>/<name>/points/<id>.json. The id follows from the resolved configuration and from fn's source with what it holds on to, so that only what is missing runs, also after changes of the lists.\n"
   .. "Example: print(moe.sweep { name = \"lr\", base = \"tiny\", seeds = 2, grid = { [\"training.learning_rate\"] = { 1e-3, 3e-3 } } })")

@@ -1,6 +1,6 @@
 -- Saving and resuming from Lua, and what a scheduler's signals do.
 local check = dofile(arg[0]:match("^(.*)/") .. "/lib/check.lua")
-local test, equal, is, raises = check.test, check.equal, check.is, check.raises
+local test, equal, is, raises, contains = check.test, check.equal, check.is, check.raises, check.contains
 
 local folder = check.folder()
 local cfg = moe.config {
@@ -47,13 +47,41 @@ test("resume: changes, and a run of this session that gives its folder up", func
   equal(again.attempt, 1)
   equal(again.folder, run.folder)
   equal(again.config.training.learning_rate, 1e-4)
-  raises("state", function() run:train(1) end, "closed")
+  raises("state", function() run:train(1) end, "run:train: got a closed run", "moe.resume(run)")
+  raises("state", function() run:save() end, "run:save: got a closed run")
+  contains(run, run.folder .. ", closed")
+  is(not tostring(again):find("closed"))
   again:train(2)
   local branch = moe.resume(path, { experiment_name = "branch" }, { console = false })
   is(branch.folder:find("/branch/", 1, true))
   again:train(1)                                     -- goes on: the branch is elsewhere
   equal(moe.resume("last", nil, { output_dir = folder, console = false, log = false }).step, 4)
   equal(moe.run { config = cfg, resume = path, console = false, log = false }.step, 4)
+end)
+
+test("resume: a run stands for the newest checkpoint of its folder, and so does the folder", function()
+  local run = moe.run { config = cfg, name = "stands", console = false }
+  raises("io", function() moe.resume(run) end, "a run without a complete checkpoint", "run:save()")
+  run:train(1)
+  run:save "one"
+  run:train(2)
+  run:save "three"
+  run:train(1)
+  local again = moe.resume(run, nil, { console = false })
+  equal(again.step, 3)
+  equal(again.folder, run.folder)
+  equal(moe.resume(run.folder, nil, { console = false }).step, 3)
+  raises("state", function() moe.resume(moe.run { config = cfg, console = false, log = false }) end, "log = false")
+end)
+
+test("resume: an unknown name lists what there is, in the session's runs, a folder of runs, and beside a path", function()
+  local run = moe.run { config = cfg, name = "listed", console = false }
+  local path = run:save "middle"
+  run:train(1)
+  run:save "later"
+  raises("io", function() moe.resume "midle" end, "a run of this session or in ", "later", 'did you mean "middle"?')
+  raises("io", function() moe.resume("midle", nil, { output_dir = folder, name = "listed" }) end, "has saved: later, middle", 'did you mean "middle"?')
+  raises("io", function() moe.resume(path:gsub("middle$", "midle")) end, "one that is there: middle, later", 'did you mean "middle"?')
 end)
 
 test("resume: what cannot be is an error that says why", function()
@@ -63,6 +91,7 @@ test("resume: what cannot be is an error that says why", function()
   raises("usage", function() return moe.resume() end, "what")
   raises("usage", function() return moe.resume("last", nil, { outputdir = folder }) end, 'did you mean "output_dir"?')
   raises("config", function() return moe.resume("mid", { seed = 3, model = { num_layers = 3 } }, { output_dir = folder, console = false }) end, "seed", "model.num_layers")
+  raises("config", function() return moe.resume("mid", { training = { use_fp16 = true } }, { output_dir = folder, console = false }) end, "use_fp16: got true", "loss scale", "use_bf16 and use_fp8 may change")
   raises("config", function() return moe.resume("mid", { sed = 3 }, { output_dir = folder }) end, "seed")
   local run = moe.run { config = cfg, console = false, log = false }
   raises("state", function() run:save "x" end, "no folder")

@@ -99,6 +99,7 @@ test("config: saved, read again, and malformed files with their line", function(
   local err = raises("config", function() return moe.config(folder .. "/bad.json") end)
   check.contains(tostring(err) .. err.where, ":3")
   raises("io", function() return moe.config(folder .. "/none.json") end, "none.json")
+  raises("io", function() return moe.config "tinny.json" end, 'did you mean "tiny"?')
   raises("io", function() return cfg:save(folder .. "/none/c.json") end)
 end)
 
@@ -132,6 +133,7 @@ end)
 test("config: a misspelt method or key names the nearest of both", function()
   raises("usage", function() return moe.config("tiny").wiht end, 'did you mean "with"?')
   raises("usage", function() return moe.config("tiny").modle end, 'did you mean "model"?')
+  raises("usage", function() moe.config("tiny"):set { seed = 1 } end, "cfg:with { … }")
 end)
 
 test("config: help explains a key", function()

@@ -34,14 +34,19 @@ test("run: the learning rate is held, scheduled, and given back", function()
   run.lr = nil
   run.schedule = function(step) return step * 1e-5 end
   near(run:train(1).lr, 2e-5, 1e-12)
-  is(run.schedule:find("control"))
+  local set = run.schedule
+  near(set(7), 7e-5, 1e-12)
   run.schedule = nil
+  equal(run.schedule, run.config.training.lr_decay_style)
   is(run:train(1).lr > 2e-3)
-  raises("usage", function() run.lr = "x" end)
+  run.schedule = set                                  -- what was read can be set again
+  near(run.lr, 4e-5, 1e-12)
+  run:undo()
+  raises("usage", function() run.lr = "x" end, 'run.lr = …: lr: got "x"')
   raises("usage", function() run.lr = -1 end)
   raises("usage", function() run.learning_rate = 1 end)
   run.schedule = function(step) return nil end
-  raises("usage", function() run:train(1) end)
+  raises("usage", function() run:train(1) end, "run.schedule, ", "at step 4: ")
   equal(run.step, 3)
   run:undo()
   run:train(1)
@@ -50,8 +55,8 @@ end)
 test("run: an error in a callback ends training at a step edge, and the run goes on", function()
   local a, b = fresh(), fresh()
   a:every(2, function(m) if m.step == 2 then error("enough") end end)
-  local err = raises("lua", function() a:train(5) end, "callback 1: every 2 steps, ", "control.lua:52", "at step 2: enough")
-  is(err.where:find("control.lua:52$"), err.where)
+  local err = raises("lua", function() a:train(5) end, "callback 1: every 2 steps, ", "control.lua:57", "at step 2: enough")
+  is(err.where:find("control.lua:57$"), err.where)
   equal(select(2, err.traceback:gsub("stack traceback:", "")), 1, err.traceback)
   equal(a.step, 2)
   a:train(2) b:train(4)
@@ -209,6 +214,27 @@ test("job: hooks and an error in one; the run goes on", function()
   run:train(1)
 end)
 
+test("job: the log line of its last step is printed when it ends, once", function()
+  local script = folder .. "/last_line.lua"
+  moe.fs.write(script, ([[
+    local run = moe.run { config = dofile("%s/lib/small_run.lua")({}, "%s").cfg, log = false }
+    local job = run:start(3)
+    while job:status() == "running" do moe.sleep(0.005) end
+    print("ended")
+    job:wait()
+    run:start(7):wait()
+    job = run:start(5000)
+    while job.step < 12 do end
+    job:stop()
+    print("stopped at", job.step)]]):format(arg[0]:match("^(.*)/"), folder))
+  local out, code = check.moelab(("run '%s'"):format(script))
+  equal(code, 0, out)
+  is(out:find("^step: 1 loss[^\n]*\nstep: 3 loss[^\n]*\nended\nstep: 10 loss[^\n]*\n"), out)
+  equal(select(2, out:gsub("step: 10 ", "")), 1, out)
+  local last, at = out:match("\nstep: (%d+) loss[^\n]*\nstopped at\t(%d+)\n$")
+  equal(last, at, out)
+end)
+
 test("job: is ended with its run freed, or the session closed", function()
   local run = fresh()
   local job = run:start(5)
@@ -302,6 +328,7 @@ test("parts: a data source", function()
   local run = moe.run { config = cfg, console = false, log = false, data = function(m)
     return moe.randint(0, 8, { m.sequences, m.seq_length })
   end }
+  equal(run.data({ sequences = 2, seq_length = 3 }).shape[2], 3)
   local first = run:train(10).loss
   is(run:train(20).loss < first)
   equal(run:counts { by = "domain" }[1][1]:sum():item(), 0)
@@ -309,6 +336,7 @@ test("parts: a data source", function()
   run.data = function(m) return moe.zeros({ 1, 1 }):to("int64") end
   raises("shape", function() run:train(1) end, "run.data")
   run.data = nil
+  equal(run.data.dataset_type, "synthetic")
   run:train(1)
 end)
 
@@ -326,9 +354,10 @@ test("parts: an optimizer's step, its state saved with the run", function()
   for name, value in pairs(weights(a)) do near((value - weights(b)[name]):abs():max():item(), 0, 1e-5, name) end
   b.optimizer = function() error "no" end
   local before = weights(b)
-  raises("lua", function() b:train(1) end, "no")
+  raises("lua", function() b:train(1) end, "run.optimizer, ", ".weight, at step 5: no")
   is(same(before, weights(b)))
   b.optimizer = nil
+  equal(b.optimizer, "sgd")
   b:train(1)
 end)
 

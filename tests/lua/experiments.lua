@@ -1,6 +1,6 @@
 -- The experiments over sweeps: their points are valid, and one of them runs to its report in two steps a point.
 local check = dofile(arg[0]:match("^(.*)/") .. "/lib/check.lua")
-local test, equal, is, contains = check.test, check.equal, check.is, check.contains
+local test, equal, is, contains, raises = check.test, check.equal, check.is, check.contains, check.raises
 
 local experiments = arg[0]:match("^(.*)/") .. "/../../experiments"
 local folder = check.folder()
@@ -70,6 +70,27 @@ test("experiments: fp8_or_bf16 says what is wrong with from and seeds before it 
     contains(out, part)
   end
   is(not moe.fs.exists(folder .. "/none"))
+end)
+
+test("experiments: a word without \"=\" is an error that names it, whichever script asks for its options", function()
+  local out, code = check.moelab(("run '%s/_template/run.lua' steps 3"):format(experiments))
+  equal(code, 2, out)
+  contains(out, '"steps", a word without "="')
+  contains(out, "steps=3")
+  for _, file in ipairs(moe.fs.list(experiments, { recursive = true, suffix = ".lua" })) do
+    local text = moe.fs.read(file)
+    is(text:find("moe.script_options", 1, true) or not text:find("arg.options", 1, true), file .. " reads arg.options by itself")
+  end
+  local kept = arg
+  for _, case in ipairs { { { "--steps=7" }, "steps=7" }, { { "steps" }, "steps=…" }, { { "x.lua" }, '"x.lua"' } } do
+    arg = { [0] = "mine.lua", table.unpack(case[1]) }
+    arg.options = { seed = 1 }
+    raises("usage", function() moe.script_options({ "steps", "seed" }, "mine") end, "mine: got ", case[2], "one of steps, seed")
+  end
+  arg = { [0] = "mine.lua", options = { seed = 1 } }
+  equal(moe.script_options({ "steps", "seed" }, "mine").seed, 1)
+  raises("usage", function() moe.script_options({ "steps" }, "mine") end, '"seed"')
+  arg = kept
 end)
 
 test("experiments: the list shows all, those without a run.lua by their files", function()

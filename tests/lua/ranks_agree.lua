@@ -110,7 +110,7 @@ local sweeps = write("sweeps", [=[
   show("third", sweep():run())
   FAILS = false
   show("mended", sweep():run { retry = true })
-  print("report", #sweep():report { path = arg[1] .. "/report.md" } > 100)
+  print("report", #moe.fs.read(sweep():report { path = arg[1] .. "/report.md" }) > 100)
   all_said_the_same()
 ]=])
 

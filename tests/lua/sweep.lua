@@ -144,6 +144,38 @@ test("sweep: the default trains each point and tells its losses", function()
   equal(p.result.loss, m.loss)                    -- the last tenth of 4 steps is the last one
   equal(p.result.validation_loss, run:evaluate().loss)
   equal(s:metric(), "validation_loss")
+  for name, v in pairs(p.result) do                -- whatever it tells may be asked for before it has run
+    if type(v) == "number" then equal(#moe.sweep { name = "asked", base = base, metric = name, grid = { seed = { 1 } } }, 1) end
+  end
+end)
+
+test("sweep: a misspelt result is found before the first point where the sweep trains, else when the first point has ended", function()
+  local GRID = { seed = { 1, 2, 3 } }
+  local function trains(more, of)
+    return function()
+      local given = { name = "names", base = of or base, grid = GRID }
+      for key, v in pairs(more) do given[key] = v end
+      return moe.sweep(given)
+    end
+  end
+  raises("usage", trains { metric = "validation_los" }, "moe.sweep: metric", 'did you mean "validation_loss"?', "one of drop_rate, loss, maxvio")
+  raises("usage", trains { halving = { budgets = { 1, 2 }, by = "maxvo" } }, "halving: by", 'did you mean "maxvio"?')
+  raises("usage", trains({ metric = "validation_loss" }, base:with { validation = { enabled = false } }), "validation = { enabled = true }")
+  local s = trains {}()
+  raises("usage", function() s:agg { "los" } end, "sweep:agg", 'did you mean "loss"?')
+  raises("usage", function() s:plot { y = "los" } end, 'did you mean "loss"?')
+  raises("usage", function() s:report { metrics = { "los" } } end, 'did you mean "loss"?')
+  raises("usage", function() s:report { plots = { { y = "los" } } } end, 'did you mean "loss"?')
+  raises("state", function() s:agg { "loss" } end, "a point that is done")
+  for _, jobs in ipairs { 0, 2 } do
+    local function made(metric, halving) return moe.sweep { name = "names" .. jobs, base = base, metric = metric, halving = halving, grid = GRID, fn = function(p) return { score = p.values.seed, text = "x" } end } end
+    raises("usage", function() made("scor"):run { jobs = jobs } end, "moe.sweep: metric", 'did you mean "score"?', "one of score")
+    local after = statuses(made "score")
+    is(after:find "done" and after:find " waiting$", after)
+    raises("usage", function() made "scor" end, 'did you mean "score"?')        -- known by now
+    equal(statuses(made("score"):run { jobs = jobs }), "done done done")
+    raises("usage", function() made(nil, { budgets = { 1, 2 } }):run { jobs = jobs } end, "halving: by", '"loss"', "one of score")
+  end
 end)
 
 test("sweep: halving gives the larger budget to the better half", function()
@@ -289,8 +321,9 @@ test("sweep: pictures and a report with what was varied, results, failures, comm
   contains(picture.svg, "learning_rate")
   contains(picture.svg, "num_experts 8")
   contains(s:plot({ x = LR, by = "model.moe.num_experts", categories = true }).svg, "learning_rate")
-  local text = s:report()
-  equal(moe.fs.read(s.folder .. "/report.md"), text)
+  local path = s:report()
+  equal(path, s.folder .. "/report.md")
+  local text = moe.fs.read(path)
   for _, part in ipairs { "# report", "Does it matter?", "7 points done, 1 failed", moe.commit, moe.torch_version, "| model.moe.num_experts | 4 | 4, 8 |", "too hot", "training.seq_length", "±", "report-1.svg", "sweep.lua" } do contains(text, part) end
   is(moe.fs.exists(s.folder .. "/report-1.svg"))
   is(moe.fs.exists(s.folder .. "/script.lua"))
@@ -305,7 +338,7 @@ test("sweep: points by names are drawn too, and a base made by a function of the
   equal(s:points()[4].result.seed, 2)
   equal(s:points()[3].result.loss, 8)
   contains(s:plot().svg, "large")
-  contains(s:report(), "made by a function")
+  contains(moe.fs.read(s:report()), "made by a function")
 end)
 
 test("sweep: the command runs a file, shows it dry, and answers in JSON", function()

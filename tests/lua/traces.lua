@@ -67,6 +67,19 @@ test("trace: tokens, positions and weights are those of the model's decisions", 
   end
 end)
 
+test("trace: tokens come in whole batches, and print says so where that is more than was asked for", function()
+  is(not tostring(tr):find("asked"), tostring(tr))
+  local more = model:trace(data, { tokens = 100 })
+  equal(more.num_tokens, 144)                         -- batches of 2 x 24
+  check.contains(more, "trace: 144 tokens in whole batches (100 asked for), ")
+  check.contains(model:trace(moe.data(cfg, { tokens = 50 })), "96 tokens in whole batches (50 asked for)")
+  local run = moe.run { config = cfg, console = false, log = false }
+  check.contains(run:trace { tokens = 1 }, "trace: 48 tokens in whole batches (1 asked for), ")
+  is(not tostring(run:trace { batches = 1 }):find("asked"))
+  check.contains(moe.data(cfg, { tokens = 50 }), "50 in all, rounded up to whole batches")
+  is(not tostring(data):find("rounded"))
+end)
+
 test("trace: the special experts come first, those of few tokens not at all, and the table is whole", function()
   local all, some = tr:specialization { min_count = 0 }, tr:specialization { min_count = 20 }
   equal(#all, #tr.layers * E)

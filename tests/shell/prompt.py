@@ -250,6 +250,22 @@ def while_a_step_of_seconds_runs_in_the_background_the_prompt_answers_within_50_
 
 
 @test
+def a_job_that_ends_says_its_last_step_before_anything_is_typed():
+    with Shell() as s:
+        s.ask("run = moe.run { log = false, config = moe.config('cpu_tiny'):with { model = { num_layers = 2, vocab_size = 64, mla = { d_model = 64 } }, training = { train_steps = 50, seq_length = 32 }, "
+              "data = { dataset_type = 'synthetic', sources = {}, path = moe.null } } }", 300)
+        s.ask("job = run:start(3)")
+        end = time.monotonic() + 30
+        while "\nstep: 3 loss" not in s.settle():
+            assert time.monotonic() < end, s.screen.text()
+        assert s.screen.text().rstrip().endswith("moe>"), s.screen.text()
+        has(s.ask("job:wait()").split("job:wait()")[1], "\nstep: 3 loss")
+        s.ask("run:start(4):wait()")
+        time.sleep(0.2)
+        assert s.screen.text().count("step: 7 loss") == 1, s.screen.text()  # printed by the job, not echoed once more
+
+
+@test
 def a_call_that_cannot_stop_says_so_and_the_third_interrupt_ends():
     with Shell() as s:
         s.send("string.find(string.rep('a', 40), string.rep('a*', 30) .. 'b')\r")

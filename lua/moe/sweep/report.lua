@@ -222,7 +222,6 @@ function report.write(sweep, options)
     raw[i] = { id = p.id, status = p.status, secs = p.secs, error = p.error, commit = file.commit, device = file.device, finished = file.finished }
   end
   local t = totals(raw)
-  if t.done == 0 then moe.fail { kind = "state", op = "sweep:report", got = sweep:status(), want = "a point that is done", hint = "sweep:run()" } end
   local metrics = metrics_of(sweep, options)
   local out = { "# " .. sweep.name }
   local function add(text) out[#out + 1] = text end
@@ -251,7 +250,7 @@ function report.write(sweep, options)
   add("## Points\n" .. sweep:table():markdown())
   local text = table.concat(out, "\n") .. "\n"
   moe.on(0, function() moe.fs.write(path, text) end)
-  return text
+  return path
 end
 
 return report

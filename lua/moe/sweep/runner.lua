@@ -1,5 +1,5 @@
 -- Runs points: here, or as processes of this program.
-local carry, spec, store = require "moe.sweep.carry", require "moe.sweep.spec", require "moe.sweep.store"
+local carry, metrics, spec, store = require "moe.sweep.carry", require "moe.sweep.metrics", require "moe.sweep.spec", require "moe.sweep.store"
 local session = require "moe.sweep.session"
 local runner = {}
 
@@ -56,6 +56,7 @@ local function run_here(s, points, bar, done)
       runner.attempt(s.folder, s.name, point, s.fn)
     end
     if point.status == "failed" then say_failed(s, point) end
+    metrics.check_all(s)
     bar:update(done())
   end
 end
@@ -98,6 +99,9 @@ local function run_processes(s, points, jobs, bar, done)
   write_job(s)
   moe.fs.mkdir(s.folder .. "/logs")
   local running, places, next_point = {}, {}, 1
+  local _ <close> = setmetatable({}, { __close = function()                 -- an error ends those that run
+    for _, process in ipairs(running) do process:free() end
+  end })
   while next_point <= #points or #running > 0 do
     while #running < jobs and next_point <= #points do
       local point = points[next_point]
@@ -114,6 +118,7 @@ local function run_processes(s, points, jobs, bar, done)
         table.remove(running, i):free()
         if not store.refresh(s.folder, point) and code ~= 130 then died(s, point, code) end
         if point.status == "failed" then say_failed(s, point) end
+        metrics.check_all(s)
       end
     end
   end

@@ -165,11 +165,11 @@ function spec.resolve(s, values, budget)
   return { id = id:sub(1, 12), values = values, config = cfg, budget = budget }
 end
 
---- Reads and checks the options of moe.sweep. Gives {name, folder, base, make_config, fn, fn_text, keys, candidates, halving, ranks, about, metric}.
+--- Reads and checks the options of moe.sweep. Gives {name, folder, base, make_config, fn, fn_text, trains, keys, candidates, halving, ranks, about, metric}.
 function spec.read(given, default_fn)
   if type(given) ~= "table" then wrong("options", type(given), "{name =, base =, grid = {…}, …}") end
   moe.check_keys(given, KEYS, "moe.sweep: options")
-  local s = { about = given.about, metric = given.metric, ranks = given.ranks or 1, fn = given.fn or default_fn }
+  local s = { about = given.about, metric = given.metric, ranks = given.ranks or 1, fn = given.fn or default_fn, trains = given.fn == nil }
   s.name = given.name
   if type(s.name) ~= "string" or s.name == "" or s.name:find("[/%c]") or s.name:sub(1, 1) == "." then wrong("name", tostring(s.name), "a name for the sweep's folder, without \"/\"") end
   if type(s.fn) ~= "function" or debug.getinfo(s.fn, "S").what == "C" then wrong("fn", type(s.fn), "a Lua function(point, run_options) that returns a table of results") end

@@ -99,6 +99,10 @@ TEST_CASE("complete: keys of option tables and values that a help text quotes", 
     CHECK(s.at("moe.resume('last', {}, { output_|") == "output_dir = ");
     CHECK(s.at("moe.config 'ti|").find("tiny") != std::string::npos);
     CHECK(s.at("require 'moe.plo|") == "moe.plot");
+    CHECK(s.at("viz.line { tit|") == "title = ");
+    CHECK(s.at("viz.line({ { y = { 1, 2 } } }, { log_|") == "log_x =  log_y = ");
+    CHECK(s.at("viz.bars { { y = { 1 } }, categ|") == "categories = ");
+    CHECK(s.at("viz.histogram({ 1, 2 }, { bi|") == "bins = ");
 }
 
 TEST_CASE("complete: where an argument begins the call is explained, and its options are offered", "[session]") {
