@@ -1,10 +1,10 @@
-// Catch2 2 (Debian 12) and 3 (Ubuntu, backports) behind one include.
+// Catch2 2 (Debian 12) and 3 (Ubuntu, backports) behind one include; CMake says which it found.
 #pragma once
 #if __has_include(<c10/util/Logging.h>)
 #include <c10/util/Logging.h>      // it defines a CHECK that ends the process: it goes first, so that Catch's is the one that stays
 #undef CHECK
 #endif
-#if __has_include(<catch2/catch_all.hpp>)
+#ifdef MOE_CATCH2_3
 #include <catch2/catch_all.hpp>
 #else
 #include <catch2/catch.hpp>

@@ -17,7 +17,7 @@
 
 namespace {
 
-#if __has_include(<catch2/catch_all.hpp>)
+#ifdef MOE_CATCH2_3
 using ListenerBase = Catch::EventListenerBase;
 #else
 using ListenerBase = Catch::TestEventListenerBase;
