@@ -114,13 +114,14 @@ CLI::Validator device_name() {
 /// What CLI11 does not take, which it says in one text, as the parts of our errors.
 ErrorParts parts_of(const CLI::ParseError& e) {
     std::string text = e.what();
-    ErrorParts parts = {ErrorKind::usage, "moelab", text, "", "--help shows the usage", "", -1, ""};
+    ErrorParts parts = {ErrorKind::usage, "moelab", text, "a command line that --help shows", "", "", -1, ""};
     std::smatch m;
     auto is = [&](const char* pattern) { return std::regex_match(text, m, std::regex(pattern)); };
     auto say = [&](const std::string& option, const std::string& got, const std::string& want) {
         parts.op += option.empty() ? "" : " " + option;
         parts.got = got;
         parts.want = want;
+        parts.hint = "--help shows the usage";
     };
     if (is("(-[^:]*): got (\"[\\s\\S]*\"), want ([\\s\\S]*)")) say(m[1], m[2], m[3]);
     else if (is("(-[^:]*): 1 required (.*) missing")) say(m[1], "nothing", m[2]);

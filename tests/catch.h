@@ -6,6 +6,10 @@
 #endif
 #ifdef MOE_CATCH2_3
 #include <catch2/catch_all.hpp>
+using Catch::Approx;
+namespace Catch {
+inline auto Contains(const std::string& text) { return Matchers::ContainsSubstring(text); }      // its name in version 2
+}
 #else
 #include <catch2/catch.hpp>
 #endif

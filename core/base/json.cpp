@@ -61,7 +61,8 @@ nlohmann::json parse_json(const std::string& text, const std::string& source, Er
 }
 
 std::string read_text(const std::string& path) {
-    MOE_CHECK(!std::filesystem::is_directory(path), io, path, "a folder", "a file", "");
+    std::error_code error;
+    MOE_CHECK(!std::filesystem::is_directory(path, error), io, path, "a folder", "a file", "");
     std::ifstream in(path, std::ios::binary);
     MOE_CHECK(in, io, path, std::strerror(errno), "a file that can be read", "check the path and its permissions");
     std::ostringstream text;

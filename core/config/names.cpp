@@ -52,9 +52,10 @@ Config named_config(const std::string& name) {
 Config resolve_config(const std::string& name_or_path) {
     if (embedded_config(name_or_path)) return named_config(name_or_path);
     bool path = name_or_path.find('/') != std::string::npos || name_or_path.ends_with(".json");
-    bool exists = std::filesystem::exists(name_or_path);
-    MOE_CHECK(!path || exists, io, "configuration", fmt::format("\"{}\": no such file", name_or_path), "the path of a JSON file, or a ready name", did_you_mean(ready_name(name_or_path), config_names()));
-    if (exists) return load_config(name_or_path);
+    std::error_code error;                 // a folder that may not be read: then reading says why
+    bool exists = std::filesystem::exists(name_or_path, error);
+    MOE_CHECK(!path || exists || error, io, "configuration", fmt::format("\"{}\": no such file", name_or_path), "the path of a JSON file, or a ready name", did_you_mean(ready_name(name_or_path), config_names()));
+    if (exists || (path && error)) return load_config(name_or_path);
     return named_config(name_or_path);     // throws with the nearest name
 }
 }  // namespace moe

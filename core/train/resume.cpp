@@ -80,10 +80,10 @@ std::string at_path(const std::string& what) {
     if (fs::exists(path / "index.json")) return path.string();
     if (std::vector<std::string> beside; !fs::exists(path)) {
         for (const auto& saved : store::complete_checkpoints(path.parent_path().string())) beside.push_back(saved.name);
-        MOE_CHECK(beside.empty(), io, "resume", fmt::format("{}: no such checkpoint", path.string()), "one that is there: " + listed(beside), did_you_mean(path.filename().string(), beside));
+        MOE_CHECK(beside.empty(), io, "checkpoint", fmt::format("{}: no such checkpoint", path.string()), "one that is there: " + listed(beside), did_you_mean(path.filename().string(), beside));
     }
     auto saved = is_run_folder(path) ? saved_by(path) : fs::is_directory(path) ? store::complete_checkpoints(path.string()) : std::vector<store::SavedState>();
-    MOE_CHECK(!saved.empty() || !is_run_folder(path), io, "resume", fmt::format("{}: a run without a complete checkpoint", path.string()), "a run that has saved", "run:save() saves; training.save_interval says how often a run does by itself");
+    MOE_CHECK(!saved.empty() || !is_run_folder(path), io, "checkpoint", fmt::format("{}: a run without a complete checkpoint", path.string()), "a run that has saved", "run:save() saves; training.save_interval says how often a run does by itself");
     return saved.empty() ? path.string() : saved.back().path;
 }
 

@@ -230,7 +230,8 @@ void Run::balance(const Tensor& counts_LE) {
     }
 }
 
-/// Under ZeRO, pipeline and expert parallel it may be on another rank only, which then names it in its own log. A collective.
+/// The first tensor with a gradient that is not finite. Under ZeRO, pipeline and expert parallel it may be on another rank only, which
+/// then names it in its own log. A collective.
 Run::NonFinite Run::find_non_finite() {
     std::string name = model_->store().first_non_finite();
     int64_t ranks = mesh_.world.size(), rank = mesh_.world.rank(), first = mesh_.world.all_reduce(name.empty() ? ranks : rank, dist::ReduceOp::min);
@@ -272,17 +273,17 @@ void Run::take_counts() {
 }
 
 /// Moves the weights, or skips the step where loss or norm is not finite, and gives the tensor that was so first.
-Run::NonFinite Run::apply(StepMetrics& m) {
+Run::Applied Run::apply(StepMetrics& m) {
     RECORD_USER_SCOPE("optimizer");
     double scale = loss_scale_.value();
     m.skipped = !std::isfinite(m.loss + m.mtp_loss + m.balance_loss) || !std::isfinite(m.grad_norm);
-    loss_scale_.update(std::isfinite(m.grad_norm));
+    bool lowered = loss_scale_.update(std::isfinite(m.grad_norm));
     if (m.skipped) {
         NonFinite first = find_non_finite();
         model_->store().zero_grads();
         ++skipped_in_a_row_;
         ++skipped_;
-        return first;
+        return {first, lowered};
     }
     skipped_in_a_row_ = 0;
     if (interventions_->controls().optimizer) {
@@ -292,7 +293,7 @@ Run::NonFinite Run::apply(StepMetrics& m) {
         update(model_->store(), config_.training, m.lr, m.grad_norm, updates_ + 1, scale);
     }
     ++updates_;
-    return {};
+    return {{}, lowered};
 }
 
 StepMetrics Run::step() {
@@ -345,8 +346,7 @@ StepMetrics Run::step_on_all() {
     last_counts_ = last_counts_by_domain_.sum(1);
     if (interventions_->controls().bias_rule) agree(mesh_.world, [&] { make_scripted_biases(); });
     else make_scripted_biases();
-    double scale = loss_scale_.value();
-    NonFinite non_finite = apply(m);
+    Applied applied = apply(m);
     m.drop_rate = double(last_dropped_.sum().item<int64_t>()) / double(std::max<int64_t>(1, last_counts_.sum().item<int64_t>()));
     m.max_vio = max_vio(last_counts_, routed_layers());
     if (!m.skipped) balance(last_counts_);
@@ -354,8 +354,8 @@ StepMetrics Run::step_on_all() {
     m.tokens = tokens_ += step_tokens_;
     reached_ = Reached::end;
     // What is said of a step comes after it is one: before, it may still be undone and made again.
-    if (loss_scale_.value() < scale && mesh_.world.rank() == 0) log::warn(fmt::format("step {}: the loss scale is lowered from {} to {}", m.step, scale, loss_scale_.value()));
-    if (m.skipped) report_skip(m, non_finite);
+    if (applied.lowered_scale && mesh_.world.rank() == 0) log::warn(fmt::format("step {}: the loss scale is lowered to {}", m.step, loss_scale_.value()));
+    if (m.skipped) report_skip(m, applied.first);
     m.memory_gib = peak_memory_bytes(model_->options().device) / double(1 << 30);
     m.step_secs = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     m.tokens_per_sec = double(step_tokens_) / m.step_secs;

@@ -168,7 +168,11 @@ private:
         std::string name;                                   ///< "" for none
         bool is_here = false;                               ///< of this rank
     };
-    NonFinite apply(StepMetrics& m);
+    struct Applied {
+        NonFinite first;                                    ///< of a step that was skipped
+        bool lowered_scale = false;
+    };
+    Applied apply(StepMetrics& m);
     void balance(const Tensor& counts);
     NonFinite find_non_finite();
     void report_skip(const StepMetrics& m, const NonFinite& first);

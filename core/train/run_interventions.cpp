@@ -200,10 +200,10 @@ void Run::replay(const Values& event) {
 data::Batch Run::scripted_batch(int64_t sequences, int64_t first, int64_t count) const {
     int64_t S = config_.training.seq_length;
     data::Batch all = interventions_->controls().data(step_ + 1, sequences, S);
-    MOE_CHECK(all.ids.dim() == 2 && all.ids.size(0) == sequences && all.ids.size(1) == S, shape, "run.data: ids", shape_text(all.ids.sizes()), fmt::format("[{}, {}]: the sequences of a step", sequences, S), "");
+    MOE_CHECK(all.ids.dim() == 2 && all.ids.size(0) == sequences && all.ids.size(1) == S, shape, fmt::format("run.data: ids, at step {}", step_ + 1), shape_text(all.ids.sizes()), fmt::format("[{}, {}]: the sequences of a step", sequences, S), "");
     auto part = [&](const Tensor& t) { return t.narrow(0, first, count).contiguous(); };
     int64_t D = int64_t(loader_->domains().size());
-    MOE_CHECK(all.domain.lt(D).all().item<bool>() && all.domain.ge(-1).all().item<bool>(), data, "run.data: domain", fmt::format("{} to {}", all.domain.min().item<int64_t>(), all.domain.max().item<int64_t>()),
+    MOE_CHECK(all.domain.lt(D).all().item<bool>() && all.domain.ge(-1).all().item<bool>(), data, fmt::format("run.data: domain, at step {}", step_ + 1), fmt::format("{} to {}", all.domain.min().item<int64_t>(), all.domain.max().item<int64_t>()),
               fmt::format("-1 (padding) to {}", D - 1), "domains are those of the configuration's data, counted from 0");
     data::Batch out{part(all.ids), part(all.targets), part(all.domain), part(all.doc_start), all.first_sequence + first};
     return out;
@@ -216,7 +216,7 @@ void Run::make_scripted_biases() {
     if (!rule || !config_.model.moe.use_aux_loss_free) return;
     for (int64_t layer : model_->routed_layers()) {
         Tensor bias = model_->bias(layer), next = rule(layer, step_ + 1, last_counts_[layer].clone(), bias.to(at::kCPU, at::kDouble, false, true));
-        MOE_CHECK(next.defined() && next.sizes() == bias.sizes(), shape, "router.balance: bias", next.defined() ? shape_text(next.sizes()) : "nothing", shape_text(bias.sizes()),
+        MOE_CHECK(next.defined() && next.sizes() == bias.sizes(), shape, fmt::format("router.balance: bias, layer {}, at step {}", layer, step_ + 1), next.defined() ? shape_text(next.sizes()) : "nothing", shape_text(bias.sizes()),
                   "the function gives the next bias, one number for each expert");
         scripted_biases_[layer] = next.to(bias.options());
     }

@@ -271,7 +271,8 @@ void Run::settle_writes() {
 }
 
 void Run::check_open(const std::string& op) const {
-    MOE_CHECK(!is_closed_, state, op, "a closed run: run:close() was called, or a moe.resume went on in its folder", "an open one", "moe.resume(run) makes one of its newest checkpoint");
+    MOE_CHECK(!is_closed_, state, op, "a closed run: run:close() was called, or a moe.resume went on in its folder", "an open one",
+              folder_.empty() ? "moe.run makes another" : "moe.resume(run) makes one of its newest checkpoint");
 }
 
 void Run::close() {

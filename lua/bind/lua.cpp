@@ -193,11 +193,12 @@ static std::string as_written(lua_State* L, const std::string& name) {
     if (event == "call") return type + "(…)";
     if (event == "close") return type + " <close>";
     if (event != "index" && event != "newindex") return name;
-    std::string place = lua_type(L, 2) == LUA_TSTRING ? "." + std::string(lua_tostring(L, 2)).substr(0, 80) : "[…]";
-    return type + place + (event == "newindex" ? " = …" : "");
+    std::string key = lua_type(L, 2) == LUA_TSTRING ? lua_tostring(L, 2) : "";
+    bool is_name = !key.empty() && !std::isdigit(uint8_t(key[0])) && std::all_of(key.begin(), key.end(), [](uint8_t c) { return std::isalnum(c) || c == '_'; });
+    return type + (is_name ? "." + key.substr(0, 80) : "[…]") + (event == "newindex" ? " = …" : "");
 }
 
-std::string running(lua_State* L) {
+std::string running_binding(lua_State* L) {
     lua_Debug frame;
     if (!lua_getstack(L, 0, &frame) || !lua_getinfo(L, "f", &frame)) return "lua";
     std::string name = "lua";
@@ -206,8 +207,10 @@ std::string running(lua_State* L) {
         lua_pop(L, 1);
     }
     lua_pop(L, 1);
-    return as_written(L, name);
+    return name;
 }
+
+std::string running(lua_State* L) { return as_written(L, running_binding(L)); }
 
 void set_help(lua_State* L, int index, const std::string& name, const std::string& text) {
     index = lua_absindex(L, index);

@@ -39,7 +39,9 @@ constexpr int upvalue(int i) { return lua_upvalueindex(i + 2); }
 void push_callable(lua_State* L, const Binding& binding, const std::string& full_name, const Binding& index);
 /// Sets functions as fields of the table on the stack's top; `prefix` is put before the names in errors ("moe.", "moe.fs.").
 void set_functions(lua_State* L, const std::string& prefix, std::span<const Binding> bindings);
-/// Name of the binding that runs, e.g. "tensor:matmul", of an operator as it is written: "tensor + …", "run.lr = …"; "lua" outside of one.
+/// Name of the binding that runs, e.g. "tensor:matmul", "tensor:__add"; "lua" outside of one.
+std::string running_binding(lua_State* L);
+/// The same as a script writes it: "tensor + …", "run.lr = …".
 std::string running(lua_State* L);
 /// What the guard is to C++, for functions written in Lua: errors that are plain texts ("attempt to index a nil value") come out of them as error objects.
 /// Replaces the function on the stack's top; of a table there the functions that have a help text.

@@ -206,11 +206,13 @@ uint64_t digest_of(lua_State* L, int index, int depth, bool own_tensors) {
     }
     return mixed(sum, 1);
 }
+/// Whether the first argument is the object itself.
+bool is_method(lua_State* L) { return running_binding(L).find(':') != std::string::npos; }
 }  // namespace
 
 uint64_t digest_of_call(lua_State* L, bool own_tensors) {
     uint64_t sum = 0;
-    for (int i = running(L).find(':') != std::string::npos ? 2 : 1, n = lua_gettop(L); i <= n; ++i) sum = mixed(sum, digest_of(L, i, 0, own_tensors));
+    for (int i = is_method(L) ? 2 : 1, n = lua_gettop(L); i <= n; ++i) sum = mixed(sum, digest_of(L, i, 0, own_tensors));
     return sum;
 }
 
@@ -220,8 +222,7 @@ std::string call_text(lua_State* L) {
     std::string name = running(L), text, blank = "…";
     if (size_t at = name.rfind(blank); at != std::string::npos) return name.replace(at, blank.size(), argument_text(L, n, false));      // an operator, an assignment
     if (name.ends_with(" <close>")) return name;
-    bool method = name.find(':') != std::string::npos;
-    for (int i = method ? 2 : 1; i <= n; ++i) text += (text.empty() ? "" : ", ") + argument_text(L, i, false);
+    for (int i = is_method(L) ? 2 : 1; i <= n; ++i) text += (text.empty() ? "" : ", ") + argument_text(L, i, false);
     return name + "(" + text + ")";
 }
 }  // namespace moe::lua

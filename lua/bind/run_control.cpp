@@ -110,6 +110,13 @@ int assign_to_run(lua_State* L) {
     }
     std::vector<std::string> known = {"lr", "schedule", "optimizer", "data"};
     if (key != "schedule" && key != "optimizer" && key != "data") MOE_THROW(usage, "run." + key, "an assignment", "run.lr, run.schedule, run.optimizer or run.data", did_you_mean(key, known));
+    if (!is_nothing(L, 3) && lua_type(L, 3) != LUA_TFUNCTION) {          // what reading gives where no function is set: the configuration's again
+        lua_getfield(L, 1, key.c_str());
+        luaL_tolstring(L, -1, nullptr);
+        luaL_tolstring(L, 3, nullptr);
+        if (lua_type(L, 3) == lua_type(L, 4) && lua_rawequal(L, -1, -2)) lua_pushnil(L), lua_replace(L, 3);
+        lua_settop(L, 3);
+    }
     return change(L, key, function_arguments(L, 3, true)), 0;
 }
 

@@ -319,7 +319,7 @@ train::ScriptCompiler script_compiler(lua_State* L) {
                 batch.domain = tensor_at(L, -1, "domain");
             };
             function->call(place, seed_of(run_seed, step, 0xfff1), push, 3, take);
-            MOE_CHECK(batch.ids.defined() && batch.ids.dim() == 2 && at::isIntegralType(batch.ids.scalar_type(), false), usage, "run.data", "no ids", "ids, targets, domain: ids int64 [sequences, seq_length]", "");
+            MOE_CHECK(batch.ids.defined() && batch.ids.dim() == 2 && at::isIntegralType(batch.ids.scalar_type(), false), usage, place(), "no ids", "ids, targets, domain: ids int64 [sequences, seq_length]", "");
             batch.ids = batch.ids.to(at::kCPU, at::kLong).contiguous();
             if (!batch.targets.defined()) {
                 batch.targets = at::full_like(batch.ids, -100);
@@ -328,7 +328,7 @@ train::ScriptCompiler script_compiler(lua_State* L) {
             }
             batch.targets = batch.targets.to(at::kCPU, at::kLong).contiguous();
             batch.domain = batch.domain.defined() ? batch.domain.to(at::kCPU, at::kInt).contiguous() : at::zeros_like(batch.ids, at::kInt);
-            MOE_CHECK(batch.targets.sizes() == batch.ids.sizes() && batch.domain.sizes() == batch.ids.sizes(), shape, "run.data", "targets or domain of another shape", "that of ids", "");
+            MOE_CHECK(batch.targets.sizes() == batch.ids.sizes() && batch.domain.sizes() == batch.ids.sizes(), shape, place(), "targets or domain of another shape", "that of ids", "");
             batch.doc_start = at::zeros_like(batch.ids, at::kInt);
             return batch;
         };
@@ -336,7 +336,7 @@ train::ScriptCompiler script_compiler(lua_State* L) {
     s.optimizer = [compile](const Values& f, uint64_t run_seed) -> train::OptimizerRule {
         return [function = compile(f), place_of_f = name_of(f), run_seed](const std::string& name, const at::Tensor& value, const at::Tensor& grad, const std::vector<at::Tensor>& state, int64_t step, double lr) {
             at::Tensor out;
-            auto place = [&] { return fmt::format("run.optimizer, {}, {}, at step {}", place_of_f, name, step); };
+            auto place = [&] { return fmt::format("run.optimizer, {}, {}, at update {}", place_of_f, name, step); };
             auto push = [&](lua_State* L) {
                 push_string(L, name);
                 push_tensor(L, value);

@@ -15,7 +15,6 @@ namespace moe::lua {
 namespace {
 using Json = nlohmann::ordered_json;
 constexpr int kMaxDepth = 20;
-constexpr size_t kMostChunks = 500;
 
 // --- bytecode: to make sure that a text is the function ---
 
@@ -284,8 +283,7 @@ void push_function_of(lua_State* L, const Json& values) {
         }
         // The function may be stored again: its source is this, where a text of the session under the same name does not have it.
         auto& chunks = session_control(L).chunks;
-        std::pair known(name, chunk);
-        if (chunks.size() < kMostChunks && std::find(chunks.begin(), chunks.end(), known) == chunks.end()) chunks.push_back(known);
+        if (std::find(chunks.begin(), chunks.end(), std::pair(name, chunk)) == chunks.end()) remember_chunk(session_control(L), name, chunk);
         int count = 0;
         for (auto& up : values["upvalues"])
             if (up.at(0) != "_ENV") push_values(L, up.at(1)), ++count;

@@ -4,12 +4,11 @@ local function script_options(known, name)
   local options, word = moe.check_keys(given.options, known, name), given[1]
   if word == nil then return options end
   -- "steps 100" and "--steps=100" were meant as steps=100.
-  local key, value = word:match("^%-*([%w_]+)=?(.*)$")
-  local hint
-  for _, k in ipairs(known) do
-    if k == key then hint = ("%s=%s"):format(key, value ~= "" and value or given[2] or "…") end
-  end
-  moe.fail { op = name, got = ('"%s", a word without "="'):format(word), want = "key=value with one of " .. table.concat(known, ", "), hint = hint }
+  local key, value = word:match("^%-*([%w_]+)=(.*)$")
+  key = key or word:match("^%-*([%w_]+)$")
+  if key then moe.check_keys({ [key] = true }, known, name) end
+  moe.fail { op = name, got = ('"%s", a word without "="'):format(word), want = "key=value with one of " .. table.concat(known, ", "),
+    hint = key and ("%s=%s"):format(key, value or given[2] or "…") }
 end
 
 return moe.document(script_options, "moe.script_options",

@@ -266,28 +266,33 @@ function methods.settings(self)
   return keys
 end
 
--- Misspelt names are told before it is said that nothing has run yet.
+-- Misspelt names are told before it is said that nothing has run yet (check_points).
 local function check_names(self, names, op)
   local columns = { "secs", "budget", table.unpack(self.keys) }
   for _, name in ipairs(type(names) == "table" and names or { names }) do metrics.check(self.spec, name, op, columns) end
+end
+local function check_points(self, op)
   if count(self.spec).done == 0 then fail_without_points(self, op) end
 end
 
 function methods.agg(self, names)
   check_names(self, names, "sweep:agg")
+  check_points(self, "sweep:agg")
   return self:group(self:settings()):agg(names or { self:metric() })
 end
 
 function methods.plot(self, options)
   check_names(self, options and options.y, "sweep:plot: y")
+  check_points(self, "sweep:plot")
   return require "moe.sweep.report".plot(self, options or {})
 end
 
 function methods.report(self, options)
   options = options or {}
-  local names = table.move(options.metrics or {}, 1, #(options.metrics or {}), 1, {})
-  for _, plot in ipairs(options.plots or {}) do names[#names + 1] = plot.y end
-  check_names(self, names, "sweep:report: metrics, plots")
+  moe.check_keys(options, { "plots", "metrics", "path" }, "sweep:report: options")
+  check_names(self, options.metrics, "sweep:report: metrics")
+  for _, plot in ipairs(options.plots or {}) do check_names(self, plot.y, "sweep:report: plots") end
+  check_points(self, "sweep:report")
   return require "moe.sweep.report".write(self, options)
 end
 

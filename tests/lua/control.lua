@@ -40,6 +40,11 @@ test("run: the learning rate is held, scheduled, and given back", function()
   equal(run.schedule, run.config.training.lr_decay_style)
   is(run:train(1).lr > 2e-3)
   run.schedule = set                                  -- what was read can be set again
+  run.schedule = nil
+  for _, key in ipairs { "schedule", "optimizer", "data" } do run[key] = run[key] end
+  equal(run.schedule, run.config.training.lr_decay_style)
+  raises("usage", function() run.schedule = "linear" end, 'got "linear"')
+  run.schedule = set
   near(run.lr, 4e-5, 1e-12)
   run:undo()
   raises("usage", function() run.lr = "x" end, 'run.lr = …: lr: got "x"')
@@ -54,9 +59,10 @@ end)
 
 test("run: an error in a callback ends training at a step edge, and the run goes on", function()
   local a, b = fresh(), fresh()
+  local here = "control.lua:" .. debug.getinfo(1, "l").currentline + 1
   a:every(2, function(m) if m.step == 2 then error("enough") end end)
-  local err = raises("lua", function() a:train(5) end, "callback 1: every 2 steps, ", "control.lua:57", "at step 2: enough")
-  is(err.where:find("control.lua:57$"), err.where)
+  local err = raises("lua", function() a:train(5) end, "callback 1: every 2 steps, ", here, "at step 2: enough")
+  is(err.where:find(here .. "$"), err.where)
   equal(select(2, err.traceback:gsub("stack traceback:", "")), 1, err.traceback)
   equal(a.step, 2)
   a:train(2) b:train(4)
@@ -354,7 +360,7 @@ test("parts: an optimizer's step, its state saved with the run", function()
   for name, value in pairs(weights(a)) do near((value - weights(b)[name]):abs():max():item(), 0, 1e-5, name) end
   b.optimizer = function() error "no" end
   local before = weights(b)
-  raises("lua", function() b:train(1) end, "run.optimizer, ", ".weight, at step 5: no")
+  raises("lua", function() b:train(1) end, "run.optimizer, ", ".weight, at update 5: no")
   is(same(before, weights(b)))
   b.optimizer = nil
   equal(b.optimizer, "sgd")

@@ -133,8 +133,12 @@ test("ranks: a trace, and an intervention's function, that fail on one rank amid
   equal(code, 0, text)
   contains(text, "trace\tdata rank 1: model: token ids | ")
   for _, name in ipairs { "trace again", "without it" } do contains(text, name .. "\ttrue") end
-  for name, raised in pairs { ["hook in a trace"] = "hook", ["hook in a run's trace"] = "hook", ["hook in a step"] = "hook", optimizer = "optimizer", balance = "balance" } do
-    contains(text, ("\n%s\tlua rank 1: %s | "):format(name, raised))
+  for name, parts in pairs {
+    ["hook in a trace"] = { "hook post_topk, ", "layer 1, outside of training: hook | " }, ["hook in a run's trace"] = { "hook post_topk, ", "layer 1, outside of training: hook | " },
+    ["hook in a step"] = { "hook post_topk, ", "layer 1, at step 1: hook | " }, optimizer = { "run.optimizer, ", "model.norm.weight, at update 1: optimizer | " }, balance = { "router.balance, ", "layer 1, at step 1: balance | " },
+  } do
+    local line = ("\n" .. text):match("\n" .. name:gsub("%p", "%%%0") .. "\tlua rank 1: ([^\n]*)")
+    check.is(line and line:find(parts[1], 1, true) == 1 and line:find(parts[2], 1, true), name .. ": " .. text)
   end
   contains(text, "goes on\ttrue\ttrue")
 end)

@@ -52,7 +52,7 @@ at::ScalarType product_dtype(const Tensor& a, const Tensor& b) {
 
 /// Whether the rows of a product are the same in every step. oneDNN makes a program for each shape and keeps the last thousand: where an expert's
 /// rows change from step to step that costs more than the product.
-enum class RowCount { kSteady, kChanging };
+enum class RowCount { steady, changing };
 
 /// to = from, rounded row by row.
 void round_to_bf16(const Tensor& from_MN, Tensor to_MN) {
@@ -70,7 +70,7 @@ void round_to_bf16(const Tensor& from_MN, Tensor to_MN) {
 void multiply(const Tensor& a, const Tensor& b, Tensor out, RowCount rows) {
     bool bf16 = in_bf16(a, b), bf16_out = out.scalar_type() == at::kBFloat16;
     if (bf16 && out.scalar_type() == at::kFloat) return bf16_product(a, b, out, false);
-    if (bf16 && bf16_out && rows == RowCount::kChanging && out.stride(1) == 1) {
+    if (bf16 && bf16_out && rows == RowCount::changing && out.stride(1) == 1) {
         Tensor sums = at::empty(out.sizes(), out.options().dtype(at::kFloat));
         bf16_product(a, b, sums, false);
         return round_to_bf16(sums, out);
@@ -140,18 +140,18 @@ void bf16_product(const Tensor& a_MK, const Tensor& b_KN, Tensor out_MN, bool ad
                            add ? 1.0f : 0.0f, out_MN.mutable_data_ptr<float>(), int(out.ld));
 }
 
-void product_nt_cpu(const Tensor& x_TI, const Tensor& w_OI, Tensor y_TO) { multiply(x_TI, w_OI.t(), y_TO, RowCount::kSteady); }
-void product_nn_cpu(const Tensor& dy_TO, const Tensor& w_OI, Tensor dx_TI) { multiply(dy_TO, w_OI, dx_TI, RowCount::kSteady); }
+void product_nt_cpu(const Tensor& x_TI, const Tensor& w_OI, Tensor y_TO) { multiply(x_TI, w_OI.t(), y_TO, RowCount::steady); }
+void product_nn_cpu(const Tensor& dy_TO, const Tensor& w_OI, Tensor dx_TI) { multiply(dy_TO, w_OI, dx_TI, RowCount::steady); }
 void add_product_nn_cpu(const Tensor& dy_TO, const Tensor& w_OI, Tensor dx_TI) { multiply_add(dy_TO, w_OI, dx_TI); }
 void add_product_tn_cpu(const Tensor& dy_TO, const Tensor& x_TI, Tensor dw_OI, bool overwrite) {
-    overwrite ? multiply(dy_TO.t(), x_TI, dw_OI, RowCount::kSteady) : multiply_add(dy_TO.t(), x_TI, dw_OI);
+    overwrite ? multiply(dy_TO.t(), x_TI, dw_OI, RowCount::steady) : multiply_add(dy_TO.t(), x_TI, dw_OI);
 }
 
 void grouped_product_nt_cpu(const Tensor& x_RI, const RowGroups& groups, const Tensor& w_EOI, Tensor y_RO) {
-    each_group(groups, [&](int64_t e, int64_t lo, int64_t n) { multiply(x_RI.narrow(0, lo, n), w_EOI.select(0, e).t(), y_RO.narrow(0, lo, n), RowCount::kChanging); });
+    each_group(groups, [&](int64_t e, int64_t lo, int64_t n) { multiply(x_RI.narrow(0, lo, n), w_EOI.select(0, e).t(), y_RO.narrow(0, lo, n), RowCount::changing); });
 }
 void grouped_product_nn_cpu(const Tensor& dy_RO, const RowGroups& groups, const Tensor& w_EOI, Tensor dx_RI) {
-    each_group(groups, [&](int64_t e, int64_t lo, int64_t n) { multiply(dy_RO.narrow(0, lo, n), w_EOI.select(0, e), dx_RI.narrow(0, lo, n), RowCount::kChanging); });
+    each_group(groups, [&](int64_t e, int64_t lo, int64_t n) { multiply(dy_RO.narrow(0, lo, n), w_EOI.select(0, e), dx_RI.narrow(0, lo, n), RowCount::changing); });
 }
 Tensor add_grouped_product_tn_cpu(const Tensor& dy_RO, const Tensor& x_RI, const RowGroups& groups, Tensor dw_EOI, bool overwrite) {
     const int64_t* offset = groups.offsets_E1.const_data_ptr<int64_t>();
@@ -159,7 +159,7 @@ Tensor add_grouped_product_tn_cpu(const Tensor& dy_RO, const Tensor& x_RI, const
         if (offset[e] == offset[e + 1]) dw_EOI.select(0, e).zero_();
     each_group(groups, [&](int64_t e, int64_t lo, int64_t n) {
         Tensor dy = dy_RO.narrow(0, lo, n).t(), x = x_RI.narrow(0, lo, n), dw = dw_EOI.select(0, e);
-        overwrite ? multiply(dy, x, dw, RowCount::kChanging) : multiply_add(dy, x, dw);
+        overwrite ? multiply(dy, x, dw, RowCount::changing) : multiply_add(dy, x, dw);
     });
     return {};
 }

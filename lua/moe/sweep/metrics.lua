@@ -10,10 +10,16 @@ local function known_names(s)
   local seen, names = {}, {}
   if s.trains then
     for _, name in ipairs(TRAINED) do seen[name] = true end
+    if s.validates == nil then                          -- reading a configuration's key costs more than all else here
+      s.validates = false
+      for _, round in ipairs(s.rounds) do
+        for _, p in ipairs(round) do s.validates = s.validates or p.config.validation.enabled end
+      end
+    end
+    if s.validates then seen.validation_loss = true end
   end
   for _, round in ipairs(s.rounds) do
     for _, p in ipairs(round) do
-      if s.trains and p.config.validation.enabled then seen.validation_loss = true end
       for name, v in pairs(p.result or {}) do
         if type(v) == "number" then seen[name] = true end
       end

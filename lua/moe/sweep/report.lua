@@ -132,7 +132,7 @@ local function with_interval(mean, half)
 end
 
 local function metrics_of(sweep, options)
-  if options.metrics then return options.metrics end
+  if options.metrics then return type(options.metrics) == "table" and options.metrics or { options.metrics } end
   local list, wanted = { sweep:metric() }, {}
   for _, column in ipairs(sweep:table("done").columns) do wanted[column] = true end
   for _, name in ipairs { "validation_loss", "loss", "maxvio", "tokens_per_sec" } do
@@ -212,7 +212,6 @@ local function totals(points)
 end
 
 function report.write(sweep, options)
-  moe.check_keys(options, { "plots", "metrics", "path" }, "sweep:report: options")
   local path = options.path or sweep.folder .. "/report.md"
   local folder, stem = path:match("^(.*)/[^/]*$") or ".", path:match("([^/]+)%.md$")
   if not stem then moe.fail { op = "sweep:report: path", got = path, want = "a path that ends in .md" } end

@@ -56,7 +56,7 @@ local function run_here(s, points, bar, done)
       runner.attempt(s.folder, s.name, point, s.fn)
     end
     if point.status == "failed" then say_failed(s, point) end
-    metrics.check_all(s)
+    if not s.trains then metrics.check_all(s) end
     bar:update(done())
   end
 end
@@ -118,7 +118,7 @@ local function run_processes(s, points, jobs, bar, done)
         table.remove(running, i):free()
         if not store.refresh(s.folder, point) and code ~= 130 then died(s, point, code) end
         if point.status == "failed" then say_failed(s, point) end
-        metrics.check_all(s)
+        if not s.trains then metrics.check_all(s) end
       end
     end
   end

@@ -1,5 +1,5 @@
 -- Right calls for fuzz.lua: what the examples of help texts and a few lines more give to bindings, to be made wrong in one place.
--- Loaded with what fuzz_values.lua makes values with.
+-- Loaded with what fuzz_values.lua makes values with, and ENDS_PROGRAM of bindings.lua.
 local of = ...
 local CONFIG, DTYPES, make, named, value, option_value, number, text = of.CONFIG, of.DTYPES, of.make, of.named, of.value, of.option_value, of.number, of.text
 local rand, chance, pick = of.rand, of.chance, of.pick
@@ -68,7 +68,7 @@ local function record_all(list)
   local kernels = kernel_names()
   for _, b in ipairs(list) do
     local example = b.help:match("\nExample: ([^\n]*)") or (b.name:find("^moe%.kernels%.") and b.help:gsub("\n  moe%.kernels%..*$", ""):match("([^\n]+)$"))
-    if example and b.name ~= "os.exit" then record(example, setmetatable({}, { __index = setmetatable(kernels, { __index = _G }) }), by_function) end
+    if example and not of.ENDS_PROGRAM[b.name] then record(example, setmetatable({}, { __index = setmetatable(kernels, { __index = _G }) }), by_function) end
   end
   local run = moe.run { config = CONFIG, console = false, name = "right" }
   local ok, err = record(MORE, { R = run, M = run.model, T = make "trace", D = make "data", ids = moe.zeros({ 1, 8 }, { dtype = "int64" }), x = moe.randn { 4, 16 } }, by_function)

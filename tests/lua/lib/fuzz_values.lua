@@ -298,6 +298,7 @@ end
 -- --- right calls, to be made wrong in one place ---
 local right = assert(loadfile((arg[0]:match("^(.*)/") or ".") .. "/lib/fuzz_right.lua")) {
   CONFIG = CONFIG, DTYPES = DTYPES, make = make, named = named, value = value, option_value = option_value, number = number, text = text, rand = rand, chance = chance, pick = pick,
+  ENDS_PROGRAM = dofile((arg[0]:match("^(.*)/") or ".") .. "/lib/bindings.lua").ENDS_PROGRAM,
 }
 
 -- --- calls ---

@@ -97,6 +97,25 @@ TEST_CASE("group: bad arguments and failures of the library are errors with the 
     CHECK(error_of([&] { g.all_to_all_rows(at::zeros({4, 2}), {1, 1, 1, 1}, {0, 2, 0, 0}); }).kind() == ErrorKind::shape);
 }
 
+TEST_CASE("group: what runs before the next collective runs once, in groups of several ranks, the outer one after the inner", "[dist]") {
+    int outer = 0, inner = 0;
+    BeforeCollectives a([&] { ++outer; });
+    Group().barrier();
+    CHECK(outer == 0);
+    {
+        BeforeCollectives b([&] {
+            ++inner;
+            throw std::logic_error("no");
+        });
+        CHECK_THROWS_AS(broken().barrier(), std::logic_error);
+        CHECK(error_of([&] { broken().all_reduce(1.0); }).kind() == ErrorKind::dist);
+    }
+    CHECK((inner == 1 && outer == 0));
+    CHECK(error_of([&] { broken().all_reduce(1.0); }).kind() == ErrorKind::dist);
+    BeforeCollectives::pass();
+    CHECK(outer == 1);
+}
+
 TEST_CASE("mesh: sizes that the ranks do not allow are errors in the config's terms", "[dist]") {
     DistributedConfig config;
     Mesh one = make_mesh(config, Group());
