@@ -118,7 +118,7 @@ FieldHelp help(const std::string& path) {
                 if (f.path.ends_with("." + path)) same.push_back(f.path);
             }
             std::string hint = same.empty() ? did_you_mean(path, paths) : fmt::format("its whole path is {}", fmt::join(same, " or "));
-            MOE_THROW(usage, "help", "\"" + path + "\"", "a key's path", hint);
+            MOE_THROW(usage, "configuration", "\"" + path + "\"", "a key that it has", hint);
         }
         out.field = *it;
     }

@@ -73,7 +73,7 @@ struct ScatterRows : torch::autograd::Function<ScatterRows> {
 };
 
 Tensor same_on_one_rank(const char* op, const Group& group, const Tensor& x) {
-    MOE_CHECK(group.size() == 1, config, op, fmt::format("{} ranks", group.size()), "1", "this axis is not built yet (row D1)");
+    MOE_CHECK(group.size() == 1, config, op, fmt::format("{} ranks", group.size()), "1", "this axis is not built yet");
     return x;
 }
 }  // namespace

@@ -3,7 +3,7 @@
 
 namespace moe::dist {
 Mesh make_mesh(const DistributedConfig& config, const Group& world) {
-    MOE_CHECK(config.context_parallel_size == 1, config, "distributed.context_parallel_size", fmt::format("{}", config.context_parallel_size), "1", "this axis is not built yet (row D1)");
+    MOE_CHECK(config.context_parallel_size == 1, config, "distributed.context_parallel_size", fmt::format("{}", config.context_parallel_size), "1", "this axis is not built yet");
     int64_t ranks = world.size(), tp = config.tensor_parallel_size, pp = config.pipeline_parallel_size, ep = config.expert_parallel_size;
     MOE_CHECK(tp >= 1 && pp >= 1 && ranks % (tp * pp) == 0, config, "distributed.tensor_parallel_size", fmt::format("tensor_parallel_size {} x pipeline_parallel_size {} on {} ranks", tp, pp, ranks),
               "a product that divides the number of ranks", fmt::format("start {} ranks (--ranks {}), or change the sizes", tp * pp, tp * pp));

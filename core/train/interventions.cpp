@@ -8,6 +8,7 @@
 #include "core/train/compiled_script.h"
 
 #include <ATen/ATen.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <cmath>
@@ -111,15 +112,17 @@ Values Interventions::canonical(const std::string& what, const Values& given) co
     if (std::find(known.begin(), known.end(), "experts") != known.end()) known.push_back("expert");
     Values args = Values::object();
     for (auto it = given.begin(); given.is_object() && it != given.end(); ++it) {
-        if (std::find(known.begin(), known.end(), it.key()) == known.end()) MOE_THROW(usage, what + ": option", it.key(), "a known one", did_you_mean(it.key(), known));
+        if (std::find(known.begin(), known.end(), it.key()) == known.end()) MOE_THROW(usage, what + ": option", it.key(), fmt::format("one of {}", fmt::join(known, ", ")), did_you_mean(it.key(), known));
         std::string key = it.key() == "layer" ? "layers" : it.key() == "expert" ? "experts" : it.key();
-        MOE_CHECK(!args.contains(key), usage, what, it.key() + " and " + key, "one of them", "");
+        MOE_CHECK(!args.contains(key), usage, what, it.key().ends_with('s') ? it.key().substr(0, it.key().size() - 1) + " and " + it.key() : it.key() + " and " + key, "one of them", "");
         args[key] = it.value();
     }
     if (kind->second.of_layers) args["layers"] = layers_of(args);
     int64_t E = model_.config().model.moe.num_experts;
     auto expert = [&](int64_t e) { MOE_CHECK(e >= 0 && e < E, usage, what + ": expert", std::to_string(e), fmt::format("0 to {}", E - 1), "experts are counted from 0"); };
-    auto need = [&](const char* key) { MOE_CHECK(args.contains(key), usage, what + ": " + key, "nothing", "a value", ""); };
+    auto need = [&](const std::string& key) {
+        MOE_CHECK(args.contains(key), usage, what, "no " + key, key == "experts" ? "expert = a number, or experts = {…}" : key + " = …", "experts are counted from 0");
+    };
     if (args.contains("experts")) {
         args["experts"] = integers(args["experts"], what + ": experts");
         MOE_CHECK(!args["experts"].empty(), usage, what + ": experts", "an empty list", "at least one", "");

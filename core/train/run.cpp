@@ -86,7 +86,7 @@ void Run::build() {
     bool alone = mesh_.world.size() == 1;
     if (!config_.training.dynamic_batch_tokens) config_.training.micro_batches(mesh_.dp.size());      // throws where it does not divide
     MOE_CHECK(alone || config_.device.value_or("cpu") == "cpu", device, "device", fmt::format("cuda on {} ranks", mesh_.world.size()), "one rank on a GPU, or device=cpu",
-              "several GPUs need a communication library that is not built yet (row D1)");
+              "several GPUs need a communication library that is not built yet");
     at::Device device = choose_device(alone ? config_.device.value_or("") : "cpu");
     find_resumed();
     Precision precision = precision_of(config_.training);

@@ -131,8 +131,10 @@ void Run::log_change(const std::string& event, const Change& change, const Value
 }
 
 Change Run::intervene(const std::string& what, const Values& args) {
-    check_between_steps("router:" + what);
-    check_whole("router:" + what);
+    bool is_of_run = what == "lr" || what == "schedule" || what == "optimizer" || what == "data" || what == "set";
+    std::string op = (is_of_run ? "run." : "router.") + what;
+    check_between_steps(op);
+    check_whole(op);
     Change change;
     on_all([&] {
         change = interventions_->apply(what, args, step_);

@@ -86,7 +86,7 @@ Tensor main_loss(const MicroBatch* begin, size_t count) {
 }  // namespace
 
 Program schedule(const std::string& name, const ScheduleShape& shape) {
-    MOE_CHECK(name == "gpipe" || name == "1f1b", config, "distributed.pipeline_schedule", name, "gpipe or 1f1b", "the others are not built yet (row D1)");
+    MOE_CHECK(name == "gpipe" || name == "1f1b", config, "distributed.pipeline_schedule", name, "gpipe or 1f1b", "the others are not built yet");
     Builder b{shape, {}};
     int all = shape.num_micro_batches;
     int ahead = shape.num_stages == 1 ? 0 : name == "gpipe" ? all : std::min(all, shape.num_stages - 1 - shape.stage);

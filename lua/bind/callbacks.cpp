@@ -178,7 +178,18 @@ constexpr Binding kClose = {"__close", close_callback, "local h <close> = run:ev
 
 std::span<const Binding> callback_methods() { return kRunMethods; }
 
+void check_not_firing(const RunState& state, const std::string& op, std::initializer_list<const char*> events) {
+    for (const char* event : events)
+        MOE_CHECK(std::find(state.firing.begin(), state.firing.end(), event) == state.firing.end(), state, op, fmt::format("a call from a callback of \"{}\"", event), "one from outside of it",
+                  "what it does would call the callback again; training goes on when the callback returns");
+}
+
 void fire(lua_State* L, int run_index, const std::string& event, int64_t step) {
+    struct Firing {
+        std::shared_ptr<RunState> state;
+        Firing(std::shared_ptr<RunState> s, const std::string& event) : state(std::move(s)) { state->firing.push_back(event); }
+        ~Firing() { state->firing.pop_back(); }
+    } firing(check<RunValue>(L, run_index, "run").state, event);
     int value = lua_gettop(L);
     luaL_checkstack(L, 10, "callbacks");
     push_callbacks(L, run_index, event);

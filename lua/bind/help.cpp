@@ -89,11 +89,14 @@ std::vector<std::pair<std::string, std::string>> everything(lua_State* L) {
     push_help_names(L);
     for (auto& name : ordered_keys(L, -1)) {
         lua_getfield(L, -1, name.c_str());
-        if (auto text = help_of(L, -1); text && name.find(":__") == std::string::npos) all.emplace_back(name, *text);
+        if (auto text = help_of(L, -1); text && name.find(":__") == std::string::npos && name.find(".__") == std::string::npos) all.emplace_back(name, *text);
         lua_pop(L, 1);
     }
     lua_pop(L, 1);
-    for (auto& field : fields()) all.emplace_back(field.path, help(field.path).text);
+    for (auto& field : fields()) {
+        std::string text = help(field.path).text;               // the first line is its name
+        all.emplace_back(field.path, text.substr(std::min(text.find_first_not_of(" \n", text.find('\n')), text.size())));
+    }
     return all;
 }
 

@@ -89,7 +89,8 @@ int index_object(lua_State* L) {
 /// __newindex of types that have none of their own. Upvalue: the type's name.
 int refuse_assignment(lua_State* L) {
     std::string type = lua_tostring(L, upvalue(1));
-    MOE_THROW(usage, type + "." + got_text(L, 2), "an assignment", "fields are read only", "help(x) lists what can be called");
+    std::string key = lua_type(L, 2) == LUA_TSTRING ? std::string(lua_tostring(L, 2)).substr(0, 80) : got_text(L, 2);
+    MOE_THROW(usage, type + "." + key, "an assignment", "reading alone: fields of a " + type + " cannot be set", "help(x) lists what can be called");
 }
 
 int ordered_next(lua_State* L) {

@@ -125,6 +125,7 @@ struct Interruptible {
 void step(lua_State* L, int run_index, const LiveRun& r) {
     throw_if_interrupted_here(L);
     auto state = check<RunValue>(L, run_index, "run").state;
+    check_not_firing(*state, running(L), {"step", "skip", "spike"});
     train::StepMetrics m;
     {
         Interruptible interruptible(L, r);
@@ -181,6 +182,7 @@ int steps(lua_State* L) {
 int evaluate(lua_State* L) {
     auto r = run(L);
     Options o(L, 2, {"max_batches"});
+    check_not_firing(*self<RunValue>(L).state, "run:evaluate", {"evaluate"});
     throw_if_interrupted_here(L);
     Interruptible interruptible(L, r);
     train::Evaluation e = r->evaluate(nullptr, o.integer("max_batches", 0));
@@ -309,6 +311,7 @@ int text(lua_State* L) {
 
 int save(lua_State* L) {
     auto r = run(L);
+    check_not_firing(*self<RunValue>(L).state, "run:save", {"save"});
     throw_if_interrupted_here(L);
     std::string path = r->save(lua_isnoneornil(L, 2) ? "" : check_string(L, 2, "name"));
     lua_settop(L, 1);
@@ -323,6 +326,7 @@ int save(lua_State* L) {
 }
 
 int close_run(lua_State* L) {
+    check_no_job(L, self<RunValue>(L), "run:close");
     run(L)->close();
     return 0;
 }

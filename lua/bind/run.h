@@ -5,9 +5,12 @@
 
 #include <atomic>
 #include <deque>
+#include <initializer_list>
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <string>
+#include <vector>
 
 namespace moe::lua {
 
@@ -17,6 +20,7 @@ class Job;
 struct RunState {
     std::atomic<int> num_callbacks = 0;   ///< none: a background thread need not take the state's lock
     int64_t last_callback = 0;            ///< number of the one that was made last
+    std::vector<std::string> firing;      ///< events whose callbacks run, the inner ones last
     std::deque<double> losses;            ///< of the last steps, for "spike"
     bool console = true;                  ///< its log lines are printed
     std::mutex mutex;                     ///< of `last`: a job writes it, too
@@ -55,6 +59,8 @@ void say_schedule_ended(train::Run& run, const RunState& state);
 void fire(lua_State* L, int run_index, const std::string& event, int64_t step);
 /// The same of the run at index 1, where a function's error on one rank is raised on all.
 void fire_on_all(lua_State* L, const std::string& event, int64_t step);
+/// Throws (state) where callbacks of these events run: what fires them again would never end.
+void check_not_firing(const RunState& state, const std::string& op, std::initializer_list<const char*> events);
 /// The callbacks of a step: step, skip, spike.
 void fire_step(lua_State* L, int run_index, const train::StepMetrics& m, bool spikes);
 /// The same for the run's own spikes; on several ranks, whoever has callbacks, an error of one rank is raised on all.

@@ -162,26 +162,31 @@ void Callable::call(const std::function<std::string()>& place, uint64_t seed, co
 void Callable::call_function(uint64_t seed, const std::function<int(lua_State*)>& push, int num_results, const std::function<void(lua_State*)>& take) {
     std::lock_guard guard(*lock_);
     MOE_CHECK(*alive_, state, "a hook", "a session that has ended", "a live one", "");
+    // Its coroutine has one stack, and what it calls would call it again.
+    MOE_CHECK(!is_called_, state, "a hook", "a call from inside of itself", "one from outside", "functions of the router, the optimizer and the data only give values: they run no model that calls them");
     Control& mine = background ? *background : *control_;
     struct Running {
         Control& control;
         lua_State *before, *co;
         int top;
         Control* slot;
-        Running(Control& c, lua_State* co) : control(c), before(c.running), co(co), top(lua_gettop(co)), slot(control_slot(co)) {
+        bool& is_called;
+        Running(Control& c, lua_State* co, bool& called) : control(c), before(c.running), co(co), top(lua_gettop(co)), slot(control_slot(co)), is_called(called) {
+            is_called = true;
             control_slot(co) = &c;
             if (!c.interrupted) lua_sethook(co, nullptr, 0, 0);
             c.running = co;
             ++c.alone;                                // hooks are called as often as a rank's layers want
         }
         ~Running() {
+            is_called = false;
             --control.alone;
             lua_settop(co, top);
             control_slot(co) = slot;
             control.running = before;
             if (control.interrupted && before) interrupt(control);
         }
-    } running(mine, co_);
+    } running(mine, co_, is_called_);
     luaL_checkstack(co_, 20, "a hook");
     Seeded seeded(co_, seed);
     int base = lua_gettop(co_);

@@ -28,6 +28,7 @@ private:
     std::shared_ptr<std::atomic<bool>> alive_;
     std::shared_ptr<StateLock> lock_;
     lua_State* co_ = nullptr;
+    bool is_called_ = false;
 };
 
 /// While it lives, this thread is a background one whose control, with an interrupt of its own, this is.

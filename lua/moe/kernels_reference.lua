@@ -189,8 +189,13 @@ end
 local TEXTS = {
   adamw = "gives the new master, m and v", sgd = "gives the new master and buffer", rope_table = "without YaRN", mla_attention = "without dropout",
 }
+local named = {}                      -- a function that several kernels share is one of its own for each: a text belongs to one
 for name, f in pairs(R) do
+  if named[f] then
+    R[name] = function(...) return f(...) end
+  end
+  named[f] = true
   local text = ("moe.kernels.%s.reference(…): as moe.kernels.%s, by a plain formula in float64%s."):format(name, name, TEXTS[name] and "; " .. TEXTS[name] or "")
-  moe.document(f, ("moe.kernels.%s.reference"):format(name), text)
+  moe.document(R[name], ("moe.kernels.%s.reference"):format(name), text)
 end
 return moe.document(R, "moe.kernels_reference", "moe.kernels_reference: name → the plain formula behind moe.kernels.<name>.reference.")

@@ -446,7 +446,9 @@ Inspection inspect(lua_State* L, std::string_view whole, size_t cursor, bool det
         if (code.is_name(bracket - 1) && explain(L, code, bracket - 1, detail, source_of, out)) return out;
     }
     if (last < code.size() && code.is_name(last)) explain(L, code, last, detail, source_of, out);
-    if (detail && path && !out.found()) search();
+    if (!path || out.found()) return out;
+    if (detail) search();
+    else if (auto keys = fields(); std::any_of(keys.begin(), keys.end(), [&](auto& key) { return key.path == whole; })) out.text = help(std::string(whole)).text;
     return out;
 }
 }  // namespace moe::lua

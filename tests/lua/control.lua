@@ -69,6 +69,24 @@ test("run: an error in a callback ends training at a step edge, and the run goes
   must_equal(a, b)
 end)
 
+test("run: what a callback does may not call it again", function()
+  local run = fresh()
+  local on = run:on("step", function() run:train(1) end)
+  raises("state", function() run:train(3) end, "callback 1: on step", "at step 1: run:train: got a call from a callback of \"step\"")
+  equal(run.step, 1)
+  on:off()
+  on = run:on("step", function() for _ in run:steps(1) do end end)
+  raises("state", function() run:train(3) end, "a call from a callback of \"step\"")
+  equal(run.step, 2)
+  on:off()
+  run:on("save", function() run:save(folder .. "/again") end)
+  raises("state", function() run:save(folder .. "/once") end, "run:save: got a call from a callback of \"save\"")
+  is(moe.fs.exists(folder .. "/once") and not moe.fs.exists(folder .. "/again"))
+  run:on("evaluate", function() run:evaluate() end)
+  raises("state", function() run:evaluate() end, "run:evaluate: got a call")
+  equal(run:train(1).step, 3)
+end)
+
 test("run: callbacks end by their handle, by the run, with a scope, and from inside", function()
   local run, calls = fresh(), {}
   local function call(name) return function() calls[name] = (calls[name] or 0) + 1 end end
@@ -239,6 +257,15 @@ test("job: the log line of its last step is printed when it ends, once", functio
   equal(select(2, out:gsub("step: 10 ", "")), 1, out)
   local last, at = out:match("\nstep: (%d+) loss[^\n]*\nstopped at\t(%d+)\n$")
   equal(last, at, out)
+end)
+
+test("job: a run that it trains is not closed under it", function()
+  local run = fresh()
+  local job = run:start(100000)
+  raises("state", function() run:close() end, "run:close: got a run that a job trains", "job:stop() first")
+  job:stop()
+  run:close()
+  raises("state", function() run.lr = 1e-3 end, "run.lr: got a closed run")
 end)
 
 test("job: is ended with its run freed, or the session closed", function()

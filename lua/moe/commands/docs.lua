@@ -26,13 +26,15 @@ local function parts_of(name, text)
   return { name = name, signature = signature, text = cut and body:sub(cut + 2) or body, example = example }
 end
 
+-- A table that is called like a function, as kernels are: fields beside it (.reference) have entries of their own.
+local function is_callable(value) return type(value) == "function" or type(value) == "table" and (getmetatable(value) or {}).__call ~= nil end
 local function is_type(value) return type(value) == "table" and rawget(value, "__methods") ~= nil end
 
 -- Section of a name: its module ("moe.fs" of "moe.fs.list"), its type ("tensor" of "tensor:sum"), or Lua itself.
 local function owner_of(name, documented)
   local owner = name:match("^(.*)[:.][^:.]+$")
   if not owner then return "Lua" end
-  while owner and documented[owner] == nil and not owner:find("^moe$") do
+  while owner and (documented[owner] == nil or is_callable(documented[owner])) and not owner:find("^moe$") do
     local above = owner:match("^(.*)[:.][^:.]+$")
     if not above then break end
     owner = above
@@ -52,7 +54,7 @@ local function reference()
     return sections[name]
   end
   for name, value in pairs(documented) do
-    if type(value) == "table" then
+    if not is_callable(value) then
       section(name)
     elseif not name:find("[:.]__") then
       local owner = section(owner_of(name, documented))

@@ -38,7 +38,7 @@ end
 local function refuse_cluster(given)
   for _, name in ipairs { "submit", "script-only" } do
     if given[name] then
-      moe.fail { op = "moelab train --" .. name, got = "--" .. name, want = "a run on this machine", hint = "submission to a cluster is not built yet (row D6); in a job of your own: mpirun -n N moelab train …" }
+      moe.fail { op = "moelab train --" .. name, got = "--" .. name, want = "a run on this machine", hint = "submission to a cluster is not built yet; in a job of your own: mpirun -n N moelab train …" }
     end
   end
 end
