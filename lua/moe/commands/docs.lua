@@ -4,6 +4,7 @@
 
 local function load_modules()
   for _, name in ipairs(moe.modules()) do local _ = moe[name] end
+  require "moe.sweep.train"                -- a function that scripts may call, in a module of its own
 end
 
 -- "moe.run {config =}: makes a run.\nExample: …" in its parts. The signature ends at the first ": " outside of brackets and quotes.
