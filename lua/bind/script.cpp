@@ -1,13 +1,16 @@
 #include "lua/bind/script.h"
 
 #include "core/base/random.h"
+#include "core/base/suggest.h"
 #include "core/train/interventions.h"
 #include "lua/bind/source.h"
 #include "lua/bind/tensor.h"
 
 #include <ATen/ATen.h>
 #include <ATen/CPUGeneratorImpl.h>
+#include <fmt/ranges.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -82,9 +85,23 @@ void set_tensor(lua_State* L, const char* name, const at::Tensor& value) {
     lua_setfield(L, -2, name);
 }
 
+/// A field that a decision does not have here is nil, a misspelt one an error: nil would mean "as it was" to what calls a hook.
+int index_decision(lua_State* L) {
+    static const std::vector<std::string> kKnown = {"layer", "step", "training", "tokens", "logits", "scores", "bias", "ids", "weights"};
+    std::string key = lua_type(L, 2) == LUA_TSTRING ? lua_tostring(L, 2) : got_text(L, 2);
+    if (std::find(kKnown.begin(), kKnown.end(), key) == kKnown.end()) MOE_THROW(usage, "decision." + key.substr(0, 80), "no such field", fmt::format("one of {}", fmt::join(kKnown, ", ")), did_you_mean(key, kKnown));
+    return lua_pushnil(L), 1;
+}
+constexpr Binding kIndexDecision = {"__index", index_decision, "decision.x: what a hook of the router is given."};
+
 /// {layer, step, training, tokens} of a decision.
 void push_decision(lua_State* L, const routing::RouteCall& call) {
     lua_createtable(L, 0, 8);
+    if (luaL_newmetatable(L, "moe decision")) {
+        push_function(L, kIndexDecision, "decision:__index");
+        lua_setfield(L, -2, "__index");
+    }
+    lua_setmetatable(L, -2);
     set_integer(L, "layer", call.layer);
     set_integer(L, "step", call.step);
     lua_pushboolean(L, call.training);

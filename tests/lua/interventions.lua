@@ -166,6 +166,9 @@ test("router: a hook's error is an error object with its place, the step is undo
   h = a.model.router:hook("pre_topk", function(s) moe.nothing_there() end)
   raises("usage", function() a:train(1) end, "nothing_there")
   h:undo()
+  h = a.model.router:hook("pre_topk", function(s) return s.scroes end)
+  raises("usage", function() a:train(1) end, "decision.scroes: got no such field", 'did you mean "scores"?')
+  h:undo()
   local model, calls = a.model, 0
   h = model.router:hook("pre_topk", function(s) calls = calls + 1 model:logits { { 1, 2 } } end, { replay = false })
   raises("state", function() model:logits { { 1, 2, 3 } } end, "a call from inside of itself", "run no model that calls them")
