@@ -1,6 +1,7 @@
 #include "lua/bind/bind.h"
 
 #include "core/base/version.h"
+#include "lua/bind/lua.h"
 
 namespace moe::lua {
 
@@ -16,5 +17,10 @@ void push_moe(lua_State* L) {
     for (auto* open : {open_help, open_json, open_system, open_machine, open_process, open_tensor, open_random, open_autograd, open_npy, open_cuda, open_bench, open_kernels, open_config, open_store,
                        open_model, open_trace, open_router, open_layers, open_run, open_draw, open_datasets, open_ranks})
         open(L);
+    for (auto& key : ordered_keys(L, -1)) {         // moe.fs, moe.kernels …
+        lua_getfield(L, -1, key.c_str());
+        if (lua_istable(L, -1)) guard_module(L);
+        lua_pop(L, 1);
+    }
 }
 }  // namespace moe::lua

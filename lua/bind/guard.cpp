@@ -1,4 +1,5 @@
 // The guard of functions that are written in Lua: moe's modules and types raise error objects as the bindings do.
+#include "core/base/suggest.h"
 #include "lua/bind/lua.h"
 
 namespace moe::lua {
@@ -83,11 +84,30 @@ void guard_fields(lua_State* L, Wanted wanted) {
         lua_rawset(L, -3);
     }
 }
+/// __index of moe's tables of functions. Keys that are no texts are nil, which ipairs and # need.
+int refuse_name(lua_State* L) {
+    check_table(L, 1, "module");
+    if (lua_type(L, 2) != LUA_TSTRING) return lua_pushnil(L), 1;
+    std::string key = lua_tostring(L, 2), module = "module";
+    push_help_names(L);
+    for (lua_pushnil(L); lua_next(L, -2); lua_pop(L, 1))
+        if (lua_rawequal(L, -1, 1)) module = lua_tostring(L, -2);
+    MOE_THROW(usage, module + "." + key.substr(0, 80), "no such function", "one of those that help(" + module + ") lists", did_you_mean(key, ordered_keys(L, 1)));
+}
+constexpr Binding kRefuseName = {"__index", refuse_name, "module.name: a name that the module does not have is an error."};
 }  // namespace
 
 void guard_module(lua_State* L) {
     if (is_plain(L, -1)) return guard_top(L);
     if (!lua_istable(L, -1)) return;
+    if (!lua_getmetatable(L, -1)) {
+        lua_createtable(L, 0, 1);
+        push_function(L, kRefuseName, "module.__index");
+        lua_setfield(L, -2, "__index");
+        lua_setmetatable(L, -2);
+    } else {
+        lua_pop(L, 1);
+    }
     guard_fields(L, [&](const std::string& key) {
         lua_getfield(L, -3, key.c_str());       // below: key, value
         bool documented = help_of(L, -1).has_value();

@@ -333,8 +333,8 @@ static int index_kernel(lua_State* L) {
     lua_getglobal(L, "require");
     push_string(L, "moe.kernels_reference");
     lua_call(L, 1, 1);
-    lua_getfield(L, -1, name.substr(name.rfind('.') + 1).c_str());
-    if (lua_isnil(L, -1)) return 1;
+    push_string(L, name.substr(name.rfind('.') + 1));
+    if (lua_rawget(L, -2) == LUA_TNIL) return 1;
     lua_pushvalue(L, 2);
     lua_pushvalue(L, -2);
     lua_rawset(L, 1);

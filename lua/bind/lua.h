@@ -44,7 +44,7 @@ std::string running_binding(lua_State* L);
 /// The same as a script writes it: "tensor + …", "run.lr = …".
 std::string running(lua_State* L);
 /// What the guard is to C++, for functions written in Lua: errors that are plain texts ("attempt to index a nil value") come out of them as error objects.
-/// Replaces the function on the stack's top; of a table there the functions that have a help text.
+/// Replaces the function on the stack's top; of a table there the functions that have a help text, and names that it does not have are errors from then on (rawget asks).
 void guard_module(lua_State* L);
 /// The same for the methods and operators of a type written in Lua: a metatable with `__methods`, on the stack's top.
 void guard_type(lua_State* L);

@@ -111,6 +111,25 @@ test("help: words that name nothing are searched for in names, then in texts, wi
   raises("usage", function() return moe.help_text " " end)
 end)
 
+test("help: a misspelt name of a module is an error that names the nearest; pairs, help and keys that are no texts go on", function()
+  local MISSPELT = { ["moe.kernels"] = { "rmsnrm", "rmsnorm" }, viz = { "lines", "line" }, ["moe.balance"] = { "auxx", "aux" }, ["moe.fs"] = { "writ", "write" }, ["moe.json"] = { "encod", "encode" },
+    ["moe.statistics"] = { "meen", "mean" }, ["moe.cuda"] = { "compil", "compile" }, ["moe.draw"] = { "pngg", "png" } }
+  for name, names in pairs(MISSPELT) do
+    local module = moe.documented()[name]
+    raises("usage", function() return module[names[1]] end, ("%s.%s"):format(name, names[1]), ('did you mean "%s"?'):format(names[2]), ("help(%s)"):format(name))
+    raises("usage", function() return moe.help_text(module, names[1]) end, ('did you mean "%s"?'):format(names[2]))
+    is(module[1] == nil and rawget(module, names[1]) == nil)
+    contains(moe.help_text(module), names[2])
+    local found = {}
+    for key in pairs(module) do found[key] = true end
+    is(found[names[2]] and not found.__index)
+  end
+  -- Every table of functions that moe has is such a one.
+  for key, value in pairs(moe) do
+    if type(value) == "table" and not (getmetatable(value) or {}).__call then raises("usage", function() return value.no_such_name end, "no_such_name") end
+  end
+end)
+
 test("help: what is loaded on first use is listed before it, too, and nil is explained", function()
   local out, code = check.moelab "-e 'print(moe.help_text(moe)) print(moe.help_text(nil))'"
   equal(code, 0, out)

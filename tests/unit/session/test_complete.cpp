@@ -60,6 +60,9 @@ TEST_CASE("complete: fields after a dot, methods after a colon", "[session]") {
     CHECK(s.at("t['inner'].ga|") == "gamma");
     CHECK(s.offers("moe.ze|", "zeros"));
     CHECK(s.at("moe.plo|") == "plot");
+    CHECK(s.at("moe.fs.wr|") == "write");
+    CHECK(s.offers("viz.|", "heatmap"));
+    CHECK(s.at("moe.fs.writ.|").empty());
     CHECK(s.offers("u:|", "matmul"));
     CHECK(s.offers("u.|", "shape"));
     CHECK(!s.offers("u.|", "matmul"));
