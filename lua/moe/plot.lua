@@ -306,8 +306,14 @@ local function copy(t)
 end
 
 function plot.panels(list, options)
-  options = moe.check_keys(options or {}, { "title", "titles", "across", "width", "height", "share_x", "share_y", "legend" }, "viz.panels: options")
+  local named = {}
+  for _, of in ipairs { type(list) == "table" and list or {}, options or {} } do
+    for key, value in pairs(of) do
+      if type(key) == "string" then named[key] = value end
+    end
+  end
   if type(list) ~= "table" or #list == 0 then moe.fail { op = "viz.panels", got = type(list) == "table" and "no plots" or type(list), want = "a list of plots, such as those of viz.line" } end
+  options = moe.check_keys(named, { "title", "titles", "across", "width", "height", "share_x", "share_y", "legend" }, "viz.panels: options")
   local panels = {}
   for i, p in ipairs(list) do
     if type(p) ~= "table" or not rawget(p, "panels") then moe.fail { op = "viz.panels: plot " .. i, got = type(p), want = "a plot, such as that of viz.line" } end
@@ -334,7 +340,7 @@ function plot.panels(list, options)
   return layout.picture(panels, { title = options.title, width = options.width or math.min(1000, 120 + 290 * across), height = options.height, across = across, share_x = one_x, share_y = one_y, legend = options.legend })
 end
 moe.document(plot.panels, "viz.panels",
-  "viz.panels({p1, p2, …}, {title =, titles = {…}, across =, share_x =, share_y =, width =, height =, legend = false}): small multiples: plots side by side, one legend for all, equal areas. Axes are shared (one range, written at the outer panels) where all panels name them alike, or as the options say."
+  "viz.panels({p1, p2, …}, {title =, titles = {…}, across =, share_x =, share_y =, width =, height =, legend = false}): small multiples: plots side by side, one legend for all, equal areas. Axes are shared (one range, written at the outer panels) where all panels name them alike, or as the options say. Options may also stand behind the plots: viz.panels {p1, p2, title =}."
   .. "\nExample: print(viz.panels({ viz.line { { y = { 1, 2 } } }, viz.line { { y = { 2, 4 } } } }, { titles = { \"layer 1\", \"layer 2\" } }))")
 
 return moe.document(plot, "viz", "viz (moe.plot): pictures as SVG and PNG, each with :save(path), p.svg and p:png(): viz.line, viz.scatter, viz.bars, viz.histogram, viz.heatmap, viz.panels.")

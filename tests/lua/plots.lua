@@ -148,6 +148,25 @@ test("plots: scatter, bars and histograms", function()
   raises("usage", function() return viz.histogram({ 1 }, { bins = 0 }) end)
 end)
 
+test("plots: labels of dots stay in the picture and there is one for each dot", function()
+  local function labelled(options) return viz.scatter({ { x = { 1, 2, 3 }, y = { 3, 4, 1 }, labels = { "alpha", "beta", "gamma" } } }, options) end
+  for _, p in ipairs { labelled(), labelled { width = 200, height = 150 }, labelled { y_min = 1, y_max = 4, x_min = 1, x_max = 3 } } do
+    check_texts(p)
+    local seen = 0
+    for _, t in ipairs(primitives(p, "text")) do
+      if t.clip then
+        local x, y, w, h = table.unpack(t.clip)
+        seen = seen + 1
+        is(t.x >= x and t.x + moe.draw.text_width(t.text, t.size) <= x + w and t.y - t.size * 0.8 >= y and t.y <= y + h, t.text .. " is cut")
+      end
+    end
+    equal(seen, 3)
+  end
+  equal(count(labelled({ x_max = 2.5 }).svg, ">gamma<"), 0)       -- its dot is outside, too
+  raises("shape", function() return viz.scatter { { x = { 1, 2, 3 }, y = { 3, 4, 1 }, labels = { "a", "b" } } } end, "2 labels", "3, one a point")
+  raises("usage", function() return viz.scatter { { y = { 3 }, labels = "a" } } end, "labels")
+end)
+
 test("plots: heat maps, small multiples on one scale", function()
   local m = moe.tensor { { 1, 2, 3 }, { 4, 5, 6 } }
   local p = viz.heatmap(m, { title = "load", rows = { "c++", "text" }, scale_label = "tokens", values = true, format = "%d" })
@@ -191,6 +210,9 @@ test("plots: panels share axes and one legend", function()
   local own = viz.panels({ one(2), one(3) }, { share_y = false })
   equal(count(own.svg, ">loss<"), 2)
   is(viz.panels({ one(2), viz.heatmap { { 1, 2 } } }).svg:find("<svg"))
+  check.contains(viz.panels({ one(2), title = "Behind" }).svg, ">Behind<")
+  raises("usage", function() return viz.panels { one(2), titel = "x" } end, 'did you mean "title"?')
+  raises("usage", function() return viz.panels({ one(2), titel = "x" }, { title = "y" }) end, 'did you mean "title"?')
   raises("usage", function() return viz.panels {} end)
   raises("usage", function() return viz.panels { 1 } end, "plot 1")
 end)

@@ -64,6 +64,8 @@ function series.read(s, i, op, options)
     if bounds[key] and #bounds[key] ~= #y then moe.fail { kind = "shape", op = place .. ": " .. key, got = #bounds[key] .. " values", want = #y .. " as y has" } end
   end
   if (bounds.low == nil) ~= (bounds.high == nil) then moe.fail { op = place, got = bounds.low and "low without high" or "high without low", want = "both, or error" } end
+  if s.labels ~= nil and type(s.labels) ~= "table" then moe.fail { op = place .. ": labels", got = type(s.labels), want = "a list of texts, one a point" } end
+  if s.labels and #s.labels ~= #y then moe.fail { kind = "shape", op = place .. ": labels", got = #s.labels .. " labels", want = #y .. ", one a point" } end
   local out = { name = s.name and tostring(s.name), colour = s.colour or colours.of(i), dash = s.dashed and { 6, 4 } or nil, points = {}, markers = s.markers, whiskers = s.whiskers, width = s.width, size = s.size,
     has_interval = (bounds.low or bounds.error) ~= nil }
   for k = 1, #y do

@@ -70,6 +70,16 @@ function draw.line(layer, sheet, to_x, to_y, panel)
   end
 end
 
+-- Right of and above the dot, or on the other side of it where the text would leave the area.
+local function place_label(sheet, x, y, text)
+  local left, top, width, height = table.unpack(sheet.clip)
+  if x < left or x > left + width or y < top or y > top + height then return end
+  text = layout.fit(text, width, 11)
+  local w = layout.text_width(text, 11)
+  local start = x + 7 + w <= left + width and x + 7 or x - 7 - w
+  sheet:text(math.max(start, left), y - 5 - 10 >= top and y - 5 or y + 14, text, { size = 11, fill = colours.soft })
+end
+
 function draw.points(layer, sheet, to_x, to_y)
   local many = #layer.points > 400
   for _, p in ipairs(layer.points) do
@@ -77,7 +87,7 @@ function draw.points(layer, sheet, to_x, to_y)
     if p.low then whisker(sheet, x, to_y(p.low), to_y(p.high), layer.colour, 3.5) end
     sheet:add("circle", { x = x, y = y, radius = layer.size or (many and 2 or 4), fill = layer.colour, opacity = many and 0.5 or 0.8,
       title = #layer.points <= 2000 and ((p.label or layer.name or "") .. " " .. short(p.x) .. ", " .. short(p.y)) or nil })
-    if p.label then sheet:text(x + 7, y - 5, p.label, { size = 11, fill = colours.soft }) end
+    if p.label then place_label(sheet, x, y, p.label) end
   end
 end
 
