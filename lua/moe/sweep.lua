@@ -8,7 +8,7 @@ local methods = {}
 
 -- --- points ---
 
--- Mean of the metric over the points that differ in `over` only (a seed); failed ones lose.
+-- Mean of the metric over the points that differ in `over` only (a seed); failed ones lose, and those with a result that is not finite.
 local function ranked(s, points)
   local h, groups, by_key = s.halving, {}, {}
   local metric = metrics.objective(s)
@@ -28,7 +28,7 @@ local function ranked(s, points)
       moe.fail { op = "moe.sweep: halving: by", got = ("no number \"%s\" in the result of point %s"):format(metric, p.id), want = "a number at every point", hint = "fn may give 0 / 0 where there is none" }
     end
     g.points[#g.points + 1] = p
-    g.sum = g.sum + ((value and value == value) and (h.largest and -value or value) or math.huge)
+    g.sum = g.sum + (value and value - value == 0 and (h.largest and -value or value) or math.huge)
   end
   for _, g in ipairs(groups) do g.mean = g.sum / #g.points end
   table.sort(groups, function(a, b) return a.mean < b.mean or (a.mean == b.mean and a.place < b.place) end)

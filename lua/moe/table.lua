@@ -286,6 +286,18 @@ local function values_of(t, column)
   return list
 end
 
+-- nan - nan and inf - inf are nan.
+local function finite(values)
+  local list = {}
+  for _, v in ipairs(values) do
+    if v - v == 0 then list[#list + 1] = v end
+  end
+  return list
+end
+local function of_finite(f)
+  return function(values) return f(finite(values)) end
+end
+
 -- nan wins, wherever it stands.
 local function extreme(values, better)
   local best = values[1]
@@ -311,6 +323,11 @@ local ONE = {
   n = function(v) return #v end, first = function(v) return v[1] end,
 }
 
+local function finite_mean(values)
+  values = finite(values)
+  return #values > 0 and ONE.mean(values) or 0 / 0
+end
+
 --- What agg is asked for: a list of {column of the result, column of the rows, function of its values}.
 local function aggregates(g, metrics)
   if metrics == nil then metrics = numeric_columns(g) end
@@ -318,9 +335,10 @@ local function aggregates(g, metrics)
   local list = {}
   for i, column in ipairs(metrics) do
     check_column(g.of, column, "groups:agg")
-    list[#list + 1] = { column, column, ONE.mean }
-    list[#list + 1] = { column .. "_std", column, ONE.std }
-    list[#list + 1] = { column .. "_ci", column, ONE.ci }
+    list[#list + 1] = { column, column, finite_mean }
+    list[#list + 1] = { column .. "_std", column, of_finite(ONE.std) }
+    list[#list + 1] = { column .. "_ci", column, of_finite(ONE.ci) }
+    list[#list + 1] = { column .. "_n", column, of_finite(ONE.n), is_count = true }
   end
   for name, what in pairs(metrics) do
     if type(name) == "string" then
@@ -341,15 +359,21 @@ function Groups:agg(metrics)
   local list, columns, rows = aggregates(self, metrics), {}, {}
   for i, key in ipairs(self.keys) do columns[i] = key end
   columns[#columns + 1] = "n"
-  for _, a in ipairs(list) do columns[#columns + 1] = a[1] end
+  local main = type(metrics) == "table" and metrics[1] or type(metrics) == "string" and metrics
+  local differs = {}
   for r, group in ipairs(self.list) do
-    local row = { n = #group.table.rows }
+    local row = {}
     for _, key in ipairs(self.keys) do row[key] = group.first[key] end
     for _, a in ipairs(list) do
       local values = values_of(group.table, a[2])
-      if #values > 0 then row[a[1]] = a[3](values) end
+      if #values > 0 or a.is_count then row[a[1]] = a[3](values) end
     end
+    row.n = main and row[main .. "_n"] or #group.table.rows
+    for _, a in ipairs(list) do differs[a[1]] = differs[a[1]] or (a.is_count and row[a[1]] ~= row.n) end
     rows[r] = row
+  end
+  for _, a in ipairs(list) do
+    if not a.is_count or differs[a[1]] then columns[#columns + 1] = a[1] end
   end
   return with_rows(self.of, rows, columns)
 end
@@ -383,7 +407,7 @@ local TEXTS = {
 }
 for name, text in pairs(TEXTS) do moe.document(methods[name], "table:" .. name, text) end
 moe.document(Groups.agg, "groups:agg",
-  "g:agg {\"loss\", worst = {\"loss\", \"max\"}}: a row for each group: its keys, n (rows), of each listed column mean, NAME_std (n − 1) and NAME_ci (half the 95 % confidence interval, Student's t), and by name one of mean, std, ci, median, min, max, sum, n, first or a function of the list of numbers. Without arguments: all columns of numbers.\n"
+  "g:agg {\"loss\", worst = {\"loss\", \"max\"}}: a row for each group: its keys, n (finite numbers in the first listed column; rows where none is listed), of each listed column's finite numbers mean (nan of none), NAME_std (n − 1), NAME_ci (half the 95 % confidence interval, Student's t) and, where it differs from n, their number NAME_n; and by name one of mean, std, ci, median, min, max, sum, n, first or a function of the list of numbers. Without arguments: all columns of numbers.\n"
   .. "Example: print(moe.table { { k = 1, x = 2 }, { k = 1, x = 4 } }:group \"k\":agg { \"x\", worst = { \"x\", \"max\" } })")
 moe.document(Groups.each, "groups:each", "for first, rows in g:each() do … end: the first row of each group, and a table of all of its rows.")
 Groups.__methods = { agg = Groups.agg, each = Groups.each }

@@ -54,6 +54,9 @@ test("tables: sorting, filtering, grouping and saving keep every digit", functio
   equal(n, 22)
   equal(#t, 4)
   equal(t:agg { top = { "x", "max" } }[1].n, 4)
+  local odd = moe.table { { k = 1, x = 1, y = 5 }, { k = 1, x = 0 / 0, y = 6 }, { k = 1, x = math.huge, y = 7 }, { k = 1, y = 8 } }:agg { "x", "y", worst = { "x", "max" } }
+  equal(table.concat(odd.columns, " "), "n x x_std x_ci y y_std y_ci y_n worst")
+  is(odd[1].n == 1 and odd[1].x == 1 and odd[1].y == 6.5 and odd[1].y_n == 4 and odd[1].worst ~= odd[1].worst, tostring(odd))
   raises("usage", function() t:sort "z" end)
   raises("usage", function() t:save "x.bin" end)
   raises("usage", function() t:filter(3) end)

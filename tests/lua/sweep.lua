@@ -201,6 +201,43 @@ test("sweep: halving gives the larger budget to the better half", function()
   equal(#made(), 14)                               -- a later session knows the rounds again
 end)
 
+test("sweep: halving takes what is not finite for the worst, whichever way is better", function()
+  for _, largest in ipairs { false, true } do
+    local odd = { [1e-3] = 0 / 0, [2e-3] = math.huge, [3e-3] = -math.huge, [4e-3] = 5 }
+    local s = moe.sweep { name = "odd_halving", base = base, metric = "score", grid = { [LR] = { 1e-3, 2e-3, 3e-3, 4e-3 } }, halving = { budgets = { 2, 4 }, keep = 0.25, by = "score", largest = largest },
+      fn = function(p) return { score = odd[p.values[LR]], way = largest } end }:run()
+    equal(#s, 5)
+    equal(s:points()[5].values[LR], 4e-3)
+  end
+end)
+
+test("sweep: a point that diverges is nan in its file, tables and report, and no part of means and of n", function()
+  local s = moe.sweep { name = "diverges", base = base:with { training = { train_steps = 3 }, validation = { enabled = false } }, grid = { [LR] = { 1e-3, 1e30 }, seed = { 1, 2 } } }:run()
+  equal(statuses(s), "done done done done")
+  equal(moe.json.decode(moe.fs.read(s:points()[3].path)).result.loss, "nan")
+  local again = moe.sweep { name = "diverges", base = base:with { training = { train_steps = 3 }, validation = { enabled = false } }, grid = { [LR] = { 1e-3, 1e30 }, seed = { 1, 2 } } }
+  for _, i in ipairs { 3, 4 } do is(again:points()[i].result.loss ~= again:points()[i].result.loss, "nan is read back") end
+  is(tostring(s:table()):find "1e%+30 +2 [^\n]* nan\n?", tostring(s:table()))
+  local a = s:agg()
+  is(a[1].n == 2 and a[2].n == 0 and a[2].loss ~= a[2].loss and a[2].loss_std == nil, tostring(a))
+  local text = moe.fs.read(s:report())
+  contains(text, "2 of 4 points did not stay finite")
+  is(text:find "\n| 1e%+30 | nan | nan | [^|]+ %(n = 2%) | 0 |\n", text)
+end)
+
+test("sweep: means are over the finite points, and a report of none has no picture", function()
+  local function made(name, values) return moe.sweep { name = name, base = base, grid = { [LR] = { 1e-3, 2e-3 }, seed = { 1, 2, 3 } }, fn = function(p) return { loss = values[p.values.seed], other = 1 } end }:run() end
+  local s = made("partly", { 2, 0 / 0, 4 })
+  local a = s:agg { "loss", "other" }
+  is(a[1].loss == 3 and a[1].n == 2 and a[1].other_n == 3 and a[1].loss_n == 2, tostring(a))
+  near(a[1].loss_std, math.sqrt(2), 1e-12)
+  contains(moe.fs.read(s:report()), "2 of 6 points did not stay finite")
+  local none = moe.fs.read(made("nowhere", { 0 / 0, math.huge, -math.huge }):report())
+  contains(none, "6 of 6 points did not stay finite")
+  is(not none:find("report-1.svg", 1, true))
+  is(not moe.fs.read(made("everywhere", { 1, 2, 3 }):report()):find "stay finite")
+end)
+
 test("sweep: processes run a function with all that it holds on to", function()
   local factor, names = 3, { "a", "b", odd = { true } }
   local function helper(x) return x * factor end
@@ -347,7 +384,7 @@ test("sweep: the command runs a file, shows it dry, and answers in JSON", functi
   moe.fs.write(file, ([[
     return moe.sweep { name = "cmd", base = %q, output_dir = %q, grid = { seed = { 1, 2, 3 } }, fn = function(p)
       if p.values.seed == 3 and not arg.options.fine then error "third" end
-      return { loss = p.values.seed + (arg.options.more or 0) }
+      return { loss = p.values.seed + (arg.options.more or 0), odd = 0 / 0 }
     end }]]):format(folder .. "/base.json", folder .. "/runs"))
   base:save(folder .. "/base.json")
   local out, code = check.moelab("sweep '" .. file .. "' --dry-run")
@@ -359,6 +396,7 @@ test("sweep: the command runs a file, shows it dry, and answers in JSON", functi
   local first = moe.json.decode(out:match("^[^\n]*"))
   equal(first.sweep, "cmd")
   equal(first.points[2].result.loss, 12)
+  equal(first.points[2].result.odd, "nan")
   contains(first.points[3].error, "third")
   out, code = check.moelab("sweep '" .. file .. "' --retry --jobs 2 fine=true")
   equal(code, 0, out)

@@ -1,13 +1,9 @@
 -- moelab sweep FILE.lua [key=value …] [--jobs N] [--retry] [--dry-run] [--json]: runs the points of a sweep that have no result.
-local session = require "moe.sweep.session"
+local session, store = require "moe.sweep.session", require "moe.sweep.store"
 
--- What a point's row says, errors as their text.
+-- What a point's row says, errors as their text, what is not finite as in the point's file.
 local function row_of(p)
-  local row = { id = p.id, status = p.status, values = p.values, budget = p.budget, secs = p.secs, error = p.error and p.error.text, result = {} }
-  for name, v in pairs(p.result or {}) do
-    if v == v and v ~= math.huge and v ~= -math.huge then row.result[name] = v end
-  end
-  return row
+  return { id = p.id, status = p.status, values = p.values, budget = p.budget, secs = p.secs, error = p.error and p.error.text, result = store.plain_result(p.result or {}) }
 end
 
 local function show(sweep, given)

@@ -126,6 +126,7 @@ end
 -- "2.994 ± 0.012": as many digits as the interval allows.
 local function with_interval(mean, half)
   if mean == nil then return "" end
+  if mean ~= mean then return "nan" end
   if half == nil or half ~= half or half == math.huge then return ("%.5g"):format(mean) end
   local digits = half > 0 and math.max(0, math.min(6, 1 - math.floor(math.log(half, 10)))) or 4
   return ("%%.%df ± %%.%df"):format(digits, digits):format(mean, half)
@@ -147,13 +148,37 @@ local function result_table(sweep, metrics)
   for i, row in ipairs(agg.rows) do
     local out = { n = row.n }
     for _, key in ipairs(keys) do out[key] = row[key] end
-    for _, m in ipairs(metrics) do out[m] = with_interval(row[m], row[m .. "_ci"]) end
+    for _, m in ipairs(metrics) do
+      local n = row[m .. "_n"]
+      out[m] = with_interval(row[m], row[m .. "_ci"]) .. (row[m] and n ~= row.n and n > 0 and (" (n = %d)"):format(n) or "")
+    end
     rows[i] = out
   end
   local columns = table.move(keys, 1, #keys, 1, {})
   for _, m in ipairs(metrics) do columns[#columns + 1] = m end
   columns[#columns + 1] = "n"
   return moe.table(rows, { columns = columns, titles = titles })
+end
+
+local function any_finite(sweep, metric)
+  for _, v in ipairs(sweep:table("done"):column(metric)) do
+    if type(v) == "number" and v - v == 0 then return true end
+  end
+  return false
+end
+
+-- A sentence on the points of which a metric is nan or infinite, "" where there is none.
+local function divergences(sweep, metrics)
+  local rows, odd = sweep:table("done").rows, 0
+  for _, row in ipairs(rows) do
+    local stayed = true
+    for _, m in ipairs(metrics) do
+      local v = row[m]
+      stayed = stayed and (type(v) ~= "number" or v - v == 0)
+    end
+    if not stayed then odd = odd + 1 end
+  end
+  return odd > 0 and ("%d of %d points did not stay finite: such values are in no mean and not in n, and nan stands where a setting has no others.\n\n"):format(odd, #rows) or ""
 end
 
 local function base_section(sweep)
@@ -228,12 +253,12 @@ function report.write(sweep, options)
   add(("%d points done, %d failed, %d to run; %s in all, %s a point. %s, LibTorch %s, commit %s, device %s, %s."):format(t.done, t.failed, t.waiting, moe.format_secs(t.secs), moe.format_secs(t.secs / (t.done + t.failed)),
     os.date("!%Y-%m-%d", t.last), moe.torch_version, table.concat(t.commits, ", "), table.concat(t.devices, ", "), hardware(t.devices)))
   add("\n## What varied\n" .. varied_section(sweep))
-  add("## Results\nMean ± half the 95 % confidence interval (Student's t) over n runs of each setting.\n\n" .. result_table(sweep, metrics):markdown())
+  add("## Results\nMean ± half the 95 % confidence interval (Student's t) over n runs of each setting.\n\n" .. divergences(sweep, metrics) .. result_table(sweep, metrics):markdown())
   local plots = options.plots
   if not plots then
     plots = {}
     for i, m in ipairs(metrics) do
-      if i <= 2 and #sweep:settings() > 0 then plots[i] = { y = m } end
+      if i <= 2 and #sweep:settings() > 0 and any_finite(sweep, m) then plots[#plots + 1] = { y = m } end
     end
   end
   moe.on(0, function() moe.fs.mkdir(folder) end)

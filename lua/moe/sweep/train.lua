@@ -15,15 +15,13 @@ local function train(point, options)
   local result = { steps = run.step, folder = run.folder }
   if last then
     result.tokens, result.tokens_per_sec = last.tokens, last.tokens / secs
-    if count > 0 then
-      result.loss, result.maxvio = sums.loss / count, sums.maxvio / count
-      if sums.drop_rate > 0 then result.drop_rate = sums.drop_rate / count end
-    end
+    result.loss, result.maxvio = sums.loss / count, sums.maxvio / count            -- nan where all of these steps were skipped: it diverged
+    if sums.drop_rate > 0 then result.drop_rate = sums.drop_rate / count end
   end
   if run.config.validation.enabled then result.validation_loss = run:evaluate().loss end
   return result
 end
 
 return moe.document(train, "moe.sweep.train",
-  "require \"moe.sweep.train\": function(point, run_options) that moe.sweep calls where no fn is given: trains the point's configuration and returns loss, maxvio (largest load over the mean, less 1; both means of the last tenth of the steps), "
+  "require \"moe.sweep.train\": function(point, run_options) that moe.sweep calls where no fn is given: trains the point's configuration and returns loss, maxvio (largest load over the mean, less 1; both means of the last tenth of the steps, nan where all of these were skipped), "
   .. "drop_rate where tokens were dropped, validation_loss (nats a token, where validation.enabled), steps, tokens, tokens_per_sec and folder.")
