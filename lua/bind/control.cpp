@@ -3,6 +3,8 @@
 #include "core/base/interrupt.h"
 #include "lua/bind/lua.h"
 
+#include <omp.h>
+
 namespace moe::lua {
 namespace {
 /// Stays armed until the end of the evaluation, so that a pcall in a loop cannot swallow the interrupt.
@@ -144,6 +146,11 @@ void remember_chunk(Control& control, const std::string& name, const std::string
     if (control.chunks.size() > kMost) control.chunks.pop_back();
 }
 
+void release_workers(Control& session) {
+    for (auto& t : session.threads)
+        if (!*t.ended) return void(omp_pause_resource_all(omp_pause_soft));
+}
+
 void start_thread(Control& session, std::function<void()> work) {
     for (auto t = session.threads.begin(); t != session.threads.end();) {
         if (*t->ended) t->thread.join(), t = session.threads.erase(t);
@@ -155,6 +162,7 @@ void start_thread(Control& session, std::function<void()> work) {
         work = nullptr;                     // what it holds may be the last of its kind, a run with all its tensors
         *ended = true;
     });
+    release_workers(session);
 }
 
 void end_background(Control& control) {

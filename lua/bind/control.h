@@ -89,6 +89,9 @@ inline Control& control(lua_State* L) { return *control_slot(L); }
 void remember_chunk(Control& control, const std::string& name, const std::string& text);
 /// Starts a thread that belongs to the session, and joins those that have ended. With the state's lock.
 void start_thread(Control& session, std::function<void()> work);
+/// While a thread of the session works: lets this thread's own workers go (OpenMP's, asleep between its parallel regions; the next one makes them again). libgomp counts
+/// them, and where it has more threads than there are cores its threads sleep at the end of each region: a job would train a few percent slower.
+void release_workers(Control& session);
 /// Ends all background work and marks the state as about to be closed. Without the lock.
 void end_background(Control& control);
 

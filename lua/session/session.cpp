@@ -247,6 +247,7 @@ Result Session::call(int num_arguments, bool echo) {
         if (status == LUA_ERRMEM) result.error->kind = ErrorKind::memory;
     }
     lua_settop(L_, base - 1);
+    release_workers(control_);
     result.secs = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     result.peak_bytes = peak_bytes();
     return result;
