@@ -354,6 +354,7 @@ function values.call(b)
   elseif b.name == "moe.run" and type(args[1]) == "table" and not getmetatable(args[1]) then args[1].config = small_config(args[1].config) end
   if b.name == "moe.bench_lua" and (args[1] == nil or (type(args[1]) == "table" and not getmetatable(args[1]))) then
     args[1], args.n = merge({ rounds = 1, calls = 5 }, type(args[1]) == "table" and args[1] or {}), math.max(args.n, 1)
+    if type(args[1].steps or 0) == "number" then args[1].steps = 0 end
   end
   if b.name == "moe.sleep" and type(args[1]) == "number" then args[1] = math.min(args[1], 0.01) end
   if STARTS[b.name] and type(args[1]) == "table" and not getmetatable(args[1]) and #args[1] > 0 and type(args[1][1]) == "string" then args[1] = { "true", args[1][2] } end
