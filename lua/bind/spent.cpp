@@ -24,10 +24,10 @@ struct Pool {
 };
 thread_local Pool pool;
 
-/// Dense, of the CPU, floating, small, without anything of autograd: no gradient wanted, held or hooked.
+/// Dense, of the CPU, float32 or float64, small, without anything of autograd: no gradient wanted, held or hooked.
 bool is_plain(const at::Tensor& t) {
     static const c10::DispatchKeySet of_plain = at::empty({0}).key_set();
-    return t.key_set() == of_plain && !t.unsafeGetTensorImpl()->autograd_meta() && at::isFloatingType(t.scalar_type()) && t.nbytes() <= kMostBytes && t.is_contiguous();
+    return t.key_set() == of_plain && !t.unsafeGetTensorImpl()->autograd_meta() && (t.scalar_type() == at::kFloat || t.scalar_type() == at::kDouble) && t.nbytes() <= kMostBytes && t.is_contiguous();
 }
 }  // namespace
 
