@@ -18,7 +18,7 @@ std::string not_built_text(const std::string& path) {
     for (const NotBuilt& n : not_built()) {
         if (n.path != path && !path.starts_with(n.path + ".")) continue;
         std::string values = n.values.empty() ? "other values than the default" : fmt::format("{}", fmt::join(n.values, ", "));
-        text += fmt::format("{}{} (row {})", text.empty() ? "" : "; ", values, n.row);
+        text += (text.empty() ? "" : "; ") + values;
     }
     return text;
 }

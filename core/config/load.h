@@ -67,7 +67,7 @@ std::vector<Problem> problems(const Config& config);
 /// Throws one moe::Error (config) that lists all problems.
 void validate(const Config& config);
 
-/// Throws one moe::Error (config) that lists all keys whose feature is not built yet, each with its row. The defaults pass.
+/// Throws one moe::Error (config) that lists all keys whose feature is not built yet. The defaults pass.
 void require_built(const Config& config);
 
 }  // namespace moe

@@ -21,7 +21,7 @@ void differing(const OrderedJson& value, const OrderedJson& standard, const std:
     if (value.is_object() && standard.is_object()) {
         for (auto it = value.begin(); it != value.end(); ++it) differing(it.value(), standard.at(it.key()), reflect::join(path, it.key()), rule, out);
     } else if (value != standard) {
-        out.push_back({path, brief(value, 40), brief(standard, 40), fmt::format("not built yet: row {}", rule.row)});
+        out.push_back({path, brief(value, 40), brief(standard, 40), "not built yet"});
     }
 }
 }  // namespace

@@ -1,8 +1,11 @@
+#include "core/base/host_memory.h"
+#include "core/base/units.h"
 #include "lua/bind/lua.h"
 
 #include <c10/util/Exception.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <filesystem>
 #include <stdexcept>
 
@@ -45,6 +48,16 @@ ErrorKind kind_of_torch_message(const std::string& message) {
     if (has("backward through the graph") || has("requires grad") || has("inplace operation")) return ErrorKind::state;
     if (has("xpected") || has("must") || has("subscript") || has("not support") || has("can't be cast") || has("cannot") || has("multiple times") || has("at least") || has("required") || has("Supports") || has("overflow") || has("unsupported operation") || has("supposed to") || has("ZeroDivision") || has("einsum()")) return ErrorKind::usage;
     return ErrorKind::internal;
+}
+
+/// Of LibTorch's message or of none. A GPU's says itself what was asked for and what there is; the CPU's in bytes what was asked for.
+ErrorParts out_of_memory(const std::string& message = "") {
+    constexpr std::string_view kAsked = "DefaultCPUAllocator: can't allocate memory: you tried to allocate ";
+    ErrorParts parts{ErrorKind::memory, "out of memory", message.substr(0, message.find(" Of the allocated")), "", "x:free() gives memory back at once; smaller sizes or dtypes ask for less"};
+    size_t at = message.find(kAsked);
+    if (at != std::string::npos) parts.got = format_bytes(std::strtod(message.c_str() + at + kAsked.size(), nullptr));
+    if (at != std::string::npos || message.empty()) parts.want = format_bytes(double(host_memory().available)) + " at most, what is free on this host";
+    return parts;
 }
 }  // namespace
 
@@ -157,10 +170,10 @@ ErrorParts current_exception_parts() {
     } catch (const c10::Error& e) {
         parts.op = first_line(e.what_without_backtrace());
         parts.kind = kind_of_torch_message(parts.op);
+        if (parts.kind == ErrorKind::memory) parts = out_of_memory(parts.op);
         if (parts.kind == ErrorKind::internal && parts.op.find("INTERNAL ASSERT") == std::string::npos) parts.kind = ErrorKind::usage;      // its checks are of arguments
-    } catch (const std::bad_alloc& e) {
-        parts.op = "allocation failed: out of memory";
-        parts.kind = ErrorKind::memory;
+    } catch (const std::bad_alloc&) {
+        parts = out_of_memory();
     } catch (const std::length_error&) {
         parts.op = "allocation failed: more elements than there can be";
         parts.kind = ErrorKind::memory;

@@ -30,10 +30,10 @@ void push_registry_table(lua_State* L, const void* key, const char* mode) {
 /// Pushes the error object of the exception that is being handled. LibTorch's messages say neither which binding nor, most of them, which tensors: added here.
 void push_failure(lua_State* L) {
     ErrorParts parts = current_exception_parts();
-    bool foreign = parts.got.empty() && parts.want.empty() && parts.where.empty() && parts.kind != ErrorKind::memory && parts.kind != ErrorKind::interrupted && parts.kind != ErrorKind::lua;
-    if (foreign) {
+    bool ours = !parts.where.empty() || parts.kind == ErrorKind::interrupted || parts.kind == ErrorKind::lua, is_memory = parts.kind == ErrorKind::memory;
+    if (!ours && (is_memory || (parts.got.empty() && parts.want.empty()))) {
         parts.op = running(L) + ": " + parts.op;
-        if (describe_arguments) parts.got = describe_arguments(L);
+        if (!is_memory && describe_arguments) parts.got = describe_arguments(L);
     }
     push_error(L, parts);
 }

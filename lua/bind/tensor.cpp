@@ -300,14 +300,22 @@ const Binding kFields[] = {
     {"T", field_transposed, "t.T: the transposed matrix, a view."},
 };
 
-/// What the guard adds to LibTorch's errors.
+/// What the guard adds to LibTorch's errors: the first tensors among the arguments, or in a list that is one.
 std::string tensors_of_call(lua_State* L) {
     constexpr int kMost = 4;
     std::string text;
-    for (int i = 1, n = 0; i <= lua_gettop(L) && n < kMost; ++i) {
-        auto* box = test_box<at::Tensor>(L, i);
-        if (!box || !*box || !(*box)->defined()) continue;
-        text += (n++ ? ", " : "") + describe(**box);
+    int n = 0;
+    auto add = [&](int index) {
+        auto* box = test_box<at::Tensor>(L, index);
+        if (box && *box && (*box)->defined() && n < kMost) text += (n++ ? ", " : "") + describe(**box);
+    };
+    for (int i = 1, top = lua_gettop(L); i <= top; ++i) {
+        add(i);
+        for (int k = 1; lua_istable(L, i) && k <= kMost; ++k) {
+            lua_rawgeti(L, i, k);
+            add(-1);
+            lua_pop(L, 1);
+        }
     }
     return text;
 }

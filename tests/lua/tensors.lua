@@ -121,6 +121,12 @@ test("tensors: methods of a freed one, unknown methods, calls with a dot", funct
   raises("usage", function() return moe.zeros({ 1 }).sum(3) end, "a tensor")
 end)
 
+test("tensors: one that no memory has room for says who asked, for how much, and what is free", function()
+  local err = raises("memory", function() return moe.zeros { 2 ^ 50 } end, "moe.zeros: out of memory", "got 4194304.00 GiB", "free on this host", ":free()")
+  check.contains(err.want, (moe.format_bytes(moe.host_memory().available):match("%a+$")))
+  equal(moe.ones({ 3 }):sum():item(), 3.0)
+end)
+
 test("tensors: <close> gives the memory back", function()
   local kept
   do

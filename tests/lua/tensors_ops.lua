@@ -228,7 +228,7 @@ test("ops: generators repeat, differ and hold their state", function()
 end)
 
 test("ops: errors carry the operation and the shapes", function()
-  local err = raises("shape", function() return moe.cat { moe.ones { 2, 3 }, moe.ones { 4, 5 } } end, "moe.cat")
+  local err = raises("shape", function() return moe.cat { moe.ones { 2, 3 }, moe.ones { 4, 5 } } end, "moe.cat", "got float32 [2, 3] cpu, float32 [4, 5] cpu")
   err = raises("shape", function() return moe.ones({ 2, 3 }):index_add(0, moe.tensor { 0 }, moe.ones { 4, 5 }) end, "tensor:index_add", "float32 [2, 3] cpu", "[4, 5]")
   is(err.where:find("tensors_ops.lua:%d+"))
   raises("shape", function() return moe.ones({ 3, 2 }):matmul(moe.ones { 3, 2 }) end, "[3, 2]")

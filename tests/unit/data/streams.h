@@ -1,8 +1,7 @@
 // What the tests of readers and loaders share: configurations, files in several formats, comparison of batches.
 #pragma once
-#include "core/base/error.h"
 #include "core/data/loader.h"
-#include "tests/catch.h"
+#include "tests/error_of.h"
 #include "tests/folder.h"
 
 #include <ATen/ATen.h>
@@ -14,17 +13,6 @@
 #include <vector>
 
 namespace moe::test {
-
-template <class F>
-Error thrown_by(F&& f) {
-    try {
-        f();
-    } catch (const Error& e) {
-        return e;
-    }
-    FAIL("no moe::Error was thrown");
-    throw;
-}
 
 inline Config data_config(const Folder& folder, const std::string& type, const std::string& path, int64_t seq_length) {
     Config config;

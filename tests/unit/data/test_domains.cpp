@@ -1,9 +1,8 @@
-#include "core/base/error.h"
 #include "core/data/permutation.h"
 #include "core/data/synthetic_domain.h"
 #include "core/data/text_domain.h"
 #include "core/data/tokenizer.h"
-#include "tests/catch.h"
+#include "tests/error_of.h"
 #include "tests/folder.h"
 
 #include <cmath>
@@ -11,6 +10,7 @@
 #include <set>
 
 using namespace moe;
+using moe::test::error_of;
 using namespace moe::data;
 
 namespace {
@@ -21,17 +21,6 @@ std::string text_of(const TextDomain& domain, int64_t document, int64_t bytes) {
     REQUIRE(ids[size_t(bytes)] == ByteTokenizer::kEndOfDocument);
     ids.resize(size_t(got));
     return ByteTokenizer().decode(ids);
-}
-
-template <class F>
-Error caught(F&& f) {
-    try {
-        f();
-    } catch (const Error& e) {
-        return e;
-    }
-    FAIL("no moe::Error was thrown");
-    throw;
 }
 
 // Relative frequencies of pairs of neighbours and of single tokens in `documents` documents.
@@ -65,8 +54,8 @@ TEST_CASE("tokenizer: bytes come back, special tokens give nothing, other ids ar
     ids.push_back(263);
     REQUIRE(tokenizer.decode(ids) == text);
     ids.push_back(264);
-    REQUIRE(caught([&] { tokenizer.decode(ids); }).kind() == ErrorKind::data);
-    REQUIRE(caught([] { open_tokenizer("llama"); }).kind() == ErrorKind::config);
+    REQUIRE(error_of([&] { tokenizer.decode(ids); }).kind() == ErrorKind::data);
+    REQUIRE(error_of([] { open_tokenizer("llama"); }).kind() == ErrorKind::config);
 }
 
 TEST_CASE("permutation: every index once, another order in every epoch and stream", "[data]") {
@@ -135,14 +124,14 @@ TEST_CASE("text: a big file is cut after the last line that fits, and nothing is
 TEST_CASE("text: missing, empty and special paths are errors that name the path", "[data]") {
     test::Folder folder;
     folder.write("empty/a.txt", "");
-    Error missing = caught([&] { TextDomain("d", folder / "none", 8, "data.path"); });
+    Error missing = error_of([&] { TextDomain("d", folder / "none", 8, "data.path"); });
     REQUIRE(missing.kind() == ErrorKind::io);
     REQUIRE(missing.parts().got.find(folder / "none") != std::string::npos);
     REQUIRE(!missing.parts().hint.empty());
-    Error empty = caught([&] { TextDomain("d", folder / "empty", 8, "data.path"); });
+    Error empty = error_of([&] { TextDomain("d", folder / "empty", 8, "data.path"); });
     REQUIRE(empty.kind() == ErrorKind::data);
     REQUIRE(empty.parts().op == "data.path");
-    REQUIRE(caught([] { TextDomain("d", "/dev/zero", 8, "data.path"); }).kind() == ErrorKind::io);
+    REQUIRE(error_of([] { TextDomain("d", "/dev/zero", 8, "data.path"); }).kind() == ErrorKind::io);
 }
 
 TEST_CASE("text: a file that shrinks while it is read is an error", "[data]") {
@@ -151,7 +140,7 @@ TEST_CASE("text: a file that shrinks while it is read is an error", "[data]") {
     TextDomain domain("d", folder / "a.txt", 8, "data.path");
     folder.write("a.txt", "012");
     std::vector<int64_t> ids(8);
-    REQUIRE(caught([&] { domain.read(0, 0, ids); }).kind() == ErrorKind::data);
+    REQUIRE(error_of([&] { domain.read(0, 0, ids); }).kind() == ErrorKind::data);
 }
 
 TEST_CASE("text: more files than may stay open can be read", "[data]") {
@@ -179,7 +168,7 @@ TEST_CASE("synthetic: the same tokens whatever part is read, inside the vocabula
             REQUIRE(domain.read(document, n - 2, part) == 2);
         }
     }
-    REQUIRE(caught([] { SyntheticDomain(0, 3, 0, 0); }).kind() == ErrorKind::config);
+    REQUIRE(error_of([] { SyntheticDomain(0, 3, 0, 0); }).kind() == ErrorKind::config);
 }
 
 TEST_CASE("synthetic: the entropy is clearly below a uniform draw's, and domains differ", "[data]") {

@@ -69,13 +69,13 @@ TEST_CASE("jsonl: data.text_field leads into objects", "[data][jsonl]") {
     REQUIRE(text("body.b.d") == Texts{"deep"});
     REQUIRE(text("body.raw") == Texts{"flat"});
     for (std::string field : {"body", "body.none", "text.more", "body.b.d.e", ".", "none"}) {
-        Error e = thrown_by([&] { text(field); });
+        Error e = error_of([&] { text(field); });
         REQUIRE(e.kind() == ErrorKind::data);
         REQUIRE(e.parts().got.find(fmt::format("\"{}\"", field)) != std::string::npos);
     }
     Config config = data_config(folder, "jsonl", folder / "a.jsonl", 8);
     config.data.text_field = "";
-    REQUIRE(thrown_by([&] { open_loader(config, false); }).parts().op == "data.text_field");
+    REQUIRE(error_of([&] { open_loader(config, false); }).parts().op == "data.text_field");
     config.data.text_field = "body.b.d";
     REQUIRE(open_loader(config, false)->tokens_per_epoch() == 5);
 }
@@ -90,7 +90,7 @@ TEST_CASE("jsonl: a malformed line is an error with file and line", "[data][json
         folder.write("bad.jsonl", good + "\n" + good + line + "\n" + good);
         for (std::string name : {"bad.jsonl", "bad.jsonl.gz"}) {
             if (name.ends_with("gz")) folder.write(name, gzipped(content_of(folder / "bad.jsonl")));
-            Error e = thrown_by([&] { open_jsonl_file(folder / name, options_for(folder), "data.path"); });
+            Error e = error_of([&] { open_jsonl_file(folder / name, options_for(folder), "data.path"); });
             REQUIRE(e.kind() == ErrorKind::data);
             REQUIRE(e.parts().op == "data.path");
             REQUIRE(e.parts().got.find(folder / name + ":4: ") == 0);
@@ -112,7 +112,7 @@ TEST_CASE("jsonl: skipped lines are counted and warned of once a file", "[data][
     folder.write("data/b.jsonl.zst", zstandard("{\n{\"text\": \"c\"}\n"));
     folder.write("data/c.jsonl", "{\"text\": \"d\"}\n");
     Config config = data_config(folder, "jsonl", folder / "data", 8);
-    REQUIRE(thrown_by([&] { open_loader(config, false); }).kind() == ErrorKind::data);
+    REQUIRE(error_of([&] { open_loader(config, false); }).kind() == ErrorKind::data);
     config.data.bad_lines = "skip";
     for (int round = 0; round < 2; ++round) {   // the second time from the cache
         log::set_file(folder / "log.txt");
@@ -126,11 +126,11 @@ TEST_CASE("jsonl: skipped lines are counted and warned of once a file", "[data][
         REQUIRE(log.find("b.jsonl.zst: 1 of 2 lines are left out, the first is line 1") != std::string::npos);
     }
     config.data.bad_lines = "error";            // what was indexed without them does not hold for this
-    REQUIRE(thrown_by([&] { open_loader(config, false); }).parts().got.find("a.jsonl:2: ") != std::string::npos);
+    REQUIRE(error_of([&] { open_loader(config, false); }).parts().got.find("a.jsonl:2: ") != std::string::npos);
     folder.write("only_bad/a.jsonl", "x\n");
     config = data_config(folder, "jsonl", folder / "only_bad", 8);
     config.data.bad_lines = "skip";
-    REQUIRE(thrown_by([&] { open_loader(config, false); }).kind() == ErrorKind::data);
+    REQUIRE(error_of([&] { open_loader(config, false); }).kind() == ErrorKind::data);
 }
 
 TEST_CASE("jsonl: a line longer than the limit is a bad line, one below it is not", "[data][jsonl][slow]") {
@@ -138,7 +138,7 @@ TEST_CASE("jsonl: a line longer than the limit is a bad line, one below it is no
     std::string frame = "{\"text\": \"\"}";
     auto line = [&](int64_t bytes) { return frame.substr(0, 10) + std::string(size_t(bytes) - frame.size(), 'x') + "\"}\n"; };
     folder.write("a.jsonl", "{\"text\": \"a\"}\n" + line(kMaxLineBytes + 1) + line(kMaxLineBytes) + "{\"text\": \"b\"}\n");
-    REQUIRE(thrown_by([&] { open_jsonl_file(folder / "a.jsonl", options_for(folder), "data.path"); }).parts().got.find("a.jsonl:2: 32.0 MiB long") != std::string::npos);
+    REQUIRE(error_of([&] { open_jsonl_file(folder / "a.jsonl", options_for(folder), "data.path"); }).parts().got.find("a.jsonl:2: 32.0 MiB long") != std::string::npos);
     auto shard = open_jsonl_file(folder / "a.jsonl", options_for(folder, "text", true), "data.path");
     REQUIRE(shard->index().facts().num_bad_lines == 1);
     REQUIRE(shard->index().facts().num_documents == 3);
@@ -199,12 +199,12 @@ TEST_CASE("jsonl: damaged and truncated files are errors that name the file", "[
     for (std::string name : {"cut.jsonl.gz", "cut_end.jsonl.gz", "flipped.jsonl.gz", "plain.jsonl.gz", "cut.jsonl.zst", "cut_end.jsonl.zst", "plain.jsonl.zst"}) {
         INFO(name);
         JsonlOptions options = options_for(folder, "text", true);          // no bad line, but no data either
-        Error e = thrown_by([&] { open_jsonl_file(folder / name, options, "data.path"); });
+        Error e = error_of([&] { open_jsonl_file(folder / name, options, "data.path"); });
         REQUIRE(e.kind() == ErrorKind::data);
         REQUIRE(e.parts().got.find(folder / name) == 0);
         REQUIRE(!e.parts().hint.empty());
     }
-    REQUIRE(thrown_by([&] { open_jsonl_file(folder / "none.jsonl", options_for(folder), "data.path"); }).kind() == ErrorKind::io);
+    REQUIRE(error_of([&] { open_jsonl_file(folder / "none.jsonl", options_for(folder), "data.path"); }).kind() == ErrorKind::io);
 }
 
 TEST_CASE("jsonl: the cache holds for path, size and time, and is made anew when it is torn", "[data][jsonl]") {
@@ -232,7 +232,7 @@ TEST_CASE("jsonl: the cache holds for path, size and time, and is made anew when
     folder.write("file", "");
     JsonlOptions nowhere = options_for(folder);
     nowhere.cache_dir = folder / "file/cache";
-    Error e = thrown_by([&] { open_jsonl_file(folder / "x.jsonl.gz", nowhere, "data.path"); });
+    Error e = error_of([&] { open_jsonl_file(folder / "x.jsonl.gz", nowhere, "data.path"); });
     REQUIRE(e.kind() == ErrorKind::io);
     REQUIRE(e.parts().op == "data.cache_dir");
 }
@@ -244,7 +244,7 @@ TEST_CASE("jsonl: a file that changes while it is read is an error", "[data][jso
         auto shard = open_jsonl_file(folder / "x.jsonl", options_for(folder), "data.path");
         std::vector<int64_t> ids(6);
         folder.write("x.jsonl", later);
-        REQUIRE(thrown_by([&] { shard->read(shard->index()[0], 0, ids); }).kind() == ErrorKind::data);
+        REQUIRE(error_of([&] { shard->read(shard->index()[0], 0, ids); }).kind() == ErrorKind::data);
         folder.write("x.jsonl", "{\"text\": \"first\"}\n");
         shard->read(shard->index()[0], 0, ids);
         REQUIRE(ids.back() == 256);
@@ -259,12 +259,12 @@ TEST_CASE("jsonl: a folder's other files are not read, and a folder without any 
     folder.write("data/.x.jsonl", "not JSON");
     REQUIRE(open_loader(data_config(folder, "jsonl", folder / "data", 8), false)->tokens_per_epoch() == 4);
     folder.write("none/x.txt", "text");
-    Error e = thrown_by([&] { open_loader(data_config(folder, "jsonl", folder / "none", 8), false); });
+    Error e = error_of([&] { open_loader(data_config(folder, "jsonl", folder / "none", 8), false); });
     REQUIRE(e.kind() == ErrorKind::data);
     REQUIRE(e.parts().got.find("1 files, none of them .jsonl") != std::string::npos);
-    REQUIRE(thrown_by([&] { open_loader(data_config(folder, "jsonl", folder / "nowhere", 8), false); }).kind() == ErrorKind::io);
+    REQUIRE(error_of([&] { open_loader(data_config(folder, "jsonl", folder / "nowhere", 8), false); }).kind() == ErrorKind::io);
     folder.write("blank/x.jsonl", "\n\n");
-    REQUIRE(thrown_by([&] { open_loader(data_config(folder, "jsonl", folder / "blank", 8), false); }).kind() == ErrorKind::data);
+    REQUIRE(error_of([&] { open_loader(data_config(folder, "jsonl", folder / "blank", 8), false); }).kind() == ErrorKind::data);
 }
 
 TEST_CASE("jsonl: a source without a path lies below data.path, else below the cache, by subset or name", "[data][jsonl]") {
@@ -280,7 +280,7 @@ TEST_CASE("jsonl: a source without a path lies below data.path, else below the c
     REQUIRE(loader->domains() == std::vector<std::string>{"c4", "code"});
     REQUIRE(loader->tokens_per_epoch() == 8);
     config.data.path.reset();
-    REQUIRE(thrown_by([&] { open_loader(config, false); }).parts().op == "data.sources[0].path");
+    REQUIRE(error_of([&] { open_loader(config, false); }).parts().op == "data.sources[0].path");
     config.data.cache_dir = folder / "shards";
     REQUIRE(open_loader(config, false)->state() == loader->state());
 }

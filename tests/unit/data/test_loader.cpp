@@ -1,7 +1,6 @@
-#include "core/base/error.h"
 #include "core/data/loader.h"
 #include "core/data/tokenizer.h"
-#include "tests/catch.h"
+#include "tests/error_of.h"
 #include "tests/folder.h"
 
 #include <ATen/ATen.h>
@@ -11,6 +10,7 @@
 #include <map>
 
 using namespace moe;
+using moe::test::error_of;
 using namespace moe::data;
 
 namespace {
@@ -45,17 +45,6 @@ bool same(const Batch& a, const Batch& b) {
 
 Batch rows(const Batch& batch, int64_t first, int64_t count) {
     return {batch.ids.narrow(0, first, count), batch.targets.narrow(0, first, count), batch.domain.narrow(0, first, count), batch.doc_start.narrow(0, first, count), batch.first_sequence + first};
-}
-
-template <class F>
-Error caught(F&& f) {
-    try {
-        f();
-    } catch (const Error& e) {
-        return e;
-    }
-    FAIL("no moe::Error was thrown");
-    throw;
 }
 
 // A text whose every pair of bytes is unique enough to find a target: byte i of document d.
@@ -103,17 +92,17 @@ TEST_CASE("loader: a restored stream goes on with the next sequence", "[data][lo
 TEST_CASE("loader: a position of other data is refused", "[data][loader]") {
     auto state = open_loader(synthetic(40), false)->state();
     auto other = open_loader(synthetic(41), false);
-    REQUIRE(caught([&] { other->restore(state); }).kind() == ErrorKind::state);
+    REQUIRE(error_of([&] { other->restore(state); }).kind() == ErrorKind::state);
     auto loader = open_loader(synthetic(40), false);
     state["domains"][0].erase("chunk");
-    REQUIRE(caught([&] { loader->restore(state); }).kind() == ErrorKind::state);
-    REQUIRE(caught([&] { loader->restore(nlohmann::json("x")); }).kind() == ErrorKind::state);
+    REQUIRE(error_of([&] { loader->restore(state); }).kind() == ErrorKind::state);
+    REQUIRE(error_of([&] { loader->restore(nlohmann::json("x")); }).kind() == ErrorKind::state);
     test::Folder folder;
     folder.write("a.txt", "some text");
     state = open_loader(text(folder.path(), 8), false)->state();
     folder.write("a.txt", "some longer text");
     auto changed = open_loader(text(folder.path(), 8), false);
-    REQUIRE(caught([&] { changed->restore(state); }).kind() == ErrorKind::state);
+    REQUIRE(error_of([&] { changed->restore(state); }).kind() == ErrorKind::state);
 }
 
 TEST_CASE("loader: shares of the domains follow the weights, by tokens", "[data][loader]") {
@@ -236,7 +225,7 @@ TEST_CASE("loader: validation has data of its own and is the same every time", "
     folder.write("train/a.txt", document_text(1, 99));
     folder.write("held_out/b.txt", "in order");
     config = text(folder / "train", 9);
-    REQUIRE(caught([&] { open_loader(config, true); }).parts().op == "validation.path");
+    REQUIRE(error_of([&] { open_loader(config, true); }).parts().op == "validation.path");
     config.validation.sources = {source("v", folder / "held_out", 1)};
     Batch batch = open_loader(config, true)->next(2, 0, 2);
     REQUIRE(ByteTokenizer().decode({batch.ids.data_ptr<int64_t>(), 18}) == "in orderin order");
@@ -245,12 +234,12 @@ TEST_CASE("loader: validation has data of its own and is the same every time", "
 TEST_CASE("loader: what cannot be read is an error that says so", "[data][loader]") {
     test::Folder folder;
     folder.write("a.txt", "text");
-    auto kind = [](const Config& config) { return caught([&] { open_loader(config, false); }).kind(); };
+    auto kind = [](const Config& config) { return error_of([&] { open_loader(config, false); }).kind(); };
     REQUIRE(kind(text(folder / "none", 8)) == ErrorKind::io);
     REQUIRE(kind(text("", 8)) == ErrorKind::config);
     Config config = text(folder.path(), 8);
     config.model.vocab_size = 256;
-    Error vocab = caught([&] { open_loader(config, false); });
+    Error vocab = error_of([&] { open_loader(config, false); });
     REQUIRE(vocab.kind() == ErrorKind::config);
     REQUIRE(vocab.parts().op == "model.vocab_size");
     config.model.vocab_size = 264;
@@ -273,7 +262,7 @@ TEST_CASE("loader: what cannot be read is an error that says so", "[data][loader
     config.data.dataset_type = "synthetic";
     REQUIRE(kind(config) == ErrorKind::config);   // a path that would not be read
     auto loader = open_loader(synthetic(), false);
-    REQUIRE(caught([&] { loader->next(4, 2, 3); }).kind() == ErrorKind::shape);
+    REQUIRE(error_of([&] { loader->next(4, 2, 3); }).kind() == ErrorKind::shape);
 }
 
 TEST_CASE("loader: a failed read loses no sequence", "[data][loader]") {
@@ -283,7 +272,7 @@ TEST_CASE("loader: a failed read loses no sequence", "[data][loader]") {
     auto loader = open_loader(text(folder / "a.txt", 8), false);
     auto before = loader->state();
     folder.write("a.txt", "short");
-    REQUIRE(caught([&] { loader->next(8, 0, 8); }).kind() == ErrorKind::data);
+    REQUIRE(error_of([&] { loader->next(8, 0, 8); }).kind() == ErrorKind::data);
     REQUIRE(loader->state() == before);
     folder.write("a.txt", content);
     REQUIRE(loader->next(8, 0, 8).first_sequence == 0);

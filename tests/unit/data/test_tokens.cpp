@@ -80,24 +80,24 @@ TEST_CASE("tokens: an id outside of the vocabulary is an error with file and pos
     folder.write("big.bin", raw<uint16_t>({1, 2, 256, 299, 300, 7}));
     folder.write("negative.npy", npy("<i4", "(4,)", raw<int32_t>({1, 400, -5, 256})));
     for (int round = 0; round < 2; ++round) {       // found, then known from the cache
-        Error big = thrown_by([&] { open_token_file(folder / "big.bin", options_in(folder), "data.path"); });
+        Error big = error_of([&] { open_token_file(folder / "big.bin", options_in(folder), "data.path"); });
         REQUIRE(big.kind() == ErrorKind::data);
         REQUIRE(big.parts().got == folder / "big.bin" + ": id 300 at position 4");
         REQUIRE(big.parts().want.find("[0, 300)") != std::string::npos);
         REQUIRE(big.parts().hint.find("vocabulary mismatch") != std::string::npos);
-        Error negative = thrown_by([&] { open_token_file(folder / "negative.npy", options_in(folder), "data.path"); });
+        Error negative = error_of([&] { open_token_file(folder / "negative.npy", options_in(folder), "data.path"); });
         REQUIRE(negative.parts().got == folder / "negative.npy" + ": id -5 at position 2");
     }
     REQUIRE(documents_of(folder / "big.bin", options_in(folder, 301)).size() == 2);
     // The vocabulary of the model counts, not the tokenizer's; but documents have to end.
     Config config = data_config(folder, "tokens", folder / "big.bin", 4);
-    REQUIRE(thrown_by([&] { open_loader(config, false); }).kind() == ErrorKind::data);
+    REQUIRE(error_of([&] { open_loader(config, false); }).kind() == ErrorKind::data);
     config.model.vocab_size = 301;
     REQUIRE(open_loader(config, false)->tokens_per_epoch() == 7);
     folder.write("small.bin", raw<uint16_t>({1, 2, 3}));
     config = data_config(folder, "tokens", folder / "small.bin", 4);
     config.model.vocab_size = 10;
-    Error end = thrown_by([&] { open_loader(config, false); });
+    Error end = error_of([&] { open_loader(config, false); });
     REQUIRE(end.kind() == ErrorKind::data);
     REQUIRE(end.parts().got.find("end-of-document id 256") != std::string::npos);
     folder.write("small.json", "{\"eod\": 0}");
@@ -115,7 +115,7 @@ TEST_CASE("tokens: a truncated shard is an error with its bytes and the bytes wa
     folder.write("odd4.bin", raw<uint32_t>(ids).substr(0, 14));
     folder.write("odd4.json", "{\"dtype\": \"uint32\"}");
     auto parts = [&](const std::string& name) {
-        Error e = thrown_by([&] { open_token_file(folder / name, options_in(folder), "data.path"); });
+        Error e = error_of([&] { open_token_file(folder / name, options_in(folder), "data.path"); });
         REQUIRE(e.kind() == ErrorKind::data);
         REQUIRE(e.parts().op == "data.path");
         REQUIRE(e.parts().got.find(folder / name) == 0);
@@ -126,7 +126,7 @@ TEST_CASE("tokens: a truncated shard is an error with its bytes and the bytes wa
     REQUIRE(parts("header.npy") == fmt::format(": 40 bytes | {} bytes for its header alone", whole.size() - 16));
     REQUIRE(parts("odd.bin") == ": 9 bytes | 10 bytes, a multiple of 2");
     REQUIRE(parts("odd4.bin") == ": 14 bytes | 16 bytes, a multiple of 4");
-    REQUIRE(thrown_by([&] { open_token_file(folder / "gone.bin", options_in(folder), "data.path"); }).kind() == ErrorKind::io);
+    REQUIRE(error_of([&] { open_token_file(folder / "gone.bin", options_in(folder), "data.path"); }).kind() == ErrorKind::io);
 }
 
 TEST_CASE("tokens: other arrays and other files are errors that say what is read", "[data][tokens]") {
@@ -136,24 +136,24 @@ TEST_CASE("tokens: other arrays and other files are errors that say what is read
     for (const auto& [descr, shape] : arrays) {
         folder.write("x.npy", npy(descr, shape, eight));
         INFO(descr << " " << shape);
-        Error e = thrown_by([&] { open_token_file(folder / "x.npy", options_in(folder), "data.path"); });
+        Error e = error_of([&] { open_token_file(folder / "x.npy", options_in(folder), "data.path"); });
         REQUIRE(e.kind() == ErrorKind::data);
         REQUIRE(e.parts().want.find("one dimension") != std::string::npos);
     }
     for (std::string content : {"", "PK\x03\x04 no array at all", "\x93NUMPY"}) {
         folder.write("x.npy", content);
-        REQUIRE(thrown_by([&] { open_token_file(folder / "x.npy", options_in(folder), "data.path"); }).kind() == ErrorKind::data);
+        REQUIRE(error_of([&] { open_token_file(folder / "x.npy", options_in(folder), "data.path"); }).kind() == ErrorKind::data);
     }
     folder.write("x.bin", eight);
     for (std::string sidecar : {"{\"dtype\": \"int8\"}", "{\"eod\": \"x\"}", "{\"eod\": -1}", "{\"dtypes\": \"uint16\"}", "[]", "{"}) {
         folder.write("x.json", sidecar);
         INFO(sidecar);
-        REQUIRE(thrown_by([&] { open_token_file(folder / "x.bin", options_in(folder), "data.path"); }).kind() == ErrorKind::data);
+        REQUIRE(error_of([&] { open_token_file(folder / "x.bin", options_in(folder), "data.path"); }).kind() == ErrorKind::data);
     }
     folder.write("empty/x.bin", "");
-    REQUIRE(thrown_by([&] { open_loader(data_config(folder, "tokens", folder / "empty", 8), false); }).kind() == ErrorKind::data);
+    REQUIRE(error_of([&] { open_loader(data_config(folder, "tokens", folder / "empty", 8), false); }).kind() == ErrorKind::data);
     folder.write("none/x.txt", "text");
-    REQUIRE(thrown_by([&] { open_loader(data_config(folder, "tokens", folder / "none", 8), false); }).kind() == ErrorKind::data);
+    REQUIRE(error_of([&] { open_loader(data_config(folder, "tokens", folder / "none", 8), false); }).kind() == ErrorKind::data);
 }
 
 TEST_CASE("tokens: a shard that shrinks while it is read is an error", "[data][tokens]") {
@@ -162,7 +162,7 @@ TEST_CASE("tokens: a shard that shrinks while it is read is an error", "[data][t
     auto shard = open_token_file(folder / "x.bin", options_in(folder), "data.path");
     std::vector<int64_t> ids(4);
     std::filesystem::resize_file(folder / "x.bin", 2);
-    REQUIRE(thrown_by([&] { shard->read(shard->index()[0], 0, ids); }).kind() == ErrorKind::data);
+    REQUIRE(error_of([&] { shard->read(shard->index()[0], 0, ids); }).kind() == ErrorKind::data);
 }
 
 TEST_CASE("tokens: a file or a folder is a domain, with a label on every token and its share", "[data][tokens]") {

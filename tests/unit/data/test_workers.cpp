@@ -115,7 +115,7 @@ TEST_CASE("workers: an error in a worker is next()'s error, and loses no sequenc
     auto alone = open_loader(with_workers(config, 0), false), loader = open_loader(with_workers(config, 3), false);
     auto before = loader->state();
     folder.write("a.txt", "short");
-    Error want = thrown_by([&] { alone->next(8, 0, 8); }), got = thrown_by([&] { loader->next(8, 0, 8); });
+    Error want = error_of([&] { alone->next(8, 0, 8); }), got = error_of([&] { loader->next(8, 0, 8); });
     REQUIRE(want.kind() == ErrorKind::data);
     REQUIRE(got.kind() == want.kind());
     REQUIRE(std::string(got.what()) == want.what());
@@ -153,7 +153,7 @@ TEST_CASE("workers: a loader may end at any time", "[data][workers]") {
         }
     }
     Config negative = with_workers(configs[0], -1);
-    REQUIRE(thrown_by([&] { open_loader(negative, false); }).parts().op == "data.preprocessing.num_workers");
+    REQUIRE(error_of([&] { open_loader(negative, false); }).parts().op == "data.preprocessing.num_workers");
 }
 
 TEST_CASE("workers: sequences in preparation are taken in any order, dropped, and waited for at the end", "[data][workers]") {
@@ -172,9 +172,9 @@ TEST_CASE("workers: sequences in preparation are taken in any order, dropped, an
         REQUIRE(prefetcher.take(9).ids == std::vector<int64_t>{9});
         REQUIRE(prefetcher.take(3).ids == std::vector<int64_t>{3});
         prefetcher.request(13, pieces(13));
-        REQUIRE(thrown_by([&] { prefetcher.take(13); }).parts().op == "test");
+        REQUIRE(error_of([&] { prefetcher.take(13); }).parts().op == "test");
         prefetcher.drop_below(12);
-        REQUIRE(thrown_by([&] { prefetcher.take(5); }).kind() == ErrorKind::internal);
+        REQUIRE(error_of([&] { prefetcher.take(5); }).kind() == ErrorKind::internal);
         REQUIRE(prefetcher.take(12).ids == std::vector<int64_t>{12});
         REQUIRE(made == 4);                       // a request that is there already makes nothing twice
         for (int64_t i = 20; i < 200; ++i) prefetcher.request(i, pieces(i));
@@ -205,8 +205,8 @@ TEST_CASE("workers: sequences_for_tokens counts what next() then gives", "[data]
             if (count > multiple) REQUIRE(tokens_B.narrow(0, 0, count - multiple).sum().item<int64_t>() < tokens);
             REQUIRE(equal(other->next(count, 0, count), batch));
         }
-        REQUIRE(thrown_by([&] { loader->sequences_for_tokens(-1, 1); }).kind() == ErrorKind::usage);
-        REQUIRE(thrown_by([&] { loader->sequences_for_tokens(1, 0); }).kind() == ErrorKind::usage);
+        REQUIRE(error_of([&] { loader->sequences_for_tokens(-1, 1); }).kind() == ErrorKind::usage);
+        REQUIRE(error_of([&] { loader->sequences_for_tokens(1, 0); }).kind() == ErrorKind::usage);
     }
     Config packed = data_config(folder, "text", folder / "text", 32);
     REQUIRE(open_loader(packed, false)->sequences_for_tokens(1000, 8) == 32);
@@ -220,13 +220,13 @@ TEST_CASE("loader: a position is of one data set and version", "[data][loader]")
     auto state = open_loader(config, false)->state();
     open_loader(config, false)->restore(state);
     config.data.dataset_version = "v1_7";
-    REQUIRE(thrown_by([&] { open_loader(config, false)->restore(state); }).kind() == ErrorKind::state);
+    REQUIRE(error_of([&] { open_loader(config, false)->restore(state); }).kind() == ErrorKind::state);
     config.data.dataset_version = "v1_6";
     std::vector<std::string> texts = some_texts(19, 2);
     texts[3][0] = char(texts[3][0] ^ 1);                                 // as many texts and as long, one letter is another
     folder.write("jsonl/0/x.jsonl", as_jsonl(texts));
     std::filesystem::last_write_time(folder / "jsonl/0/x.jsonl", std::filesystem::file_time_type::clock::now() + std::chrono::seconds(10));
-    REQUIRE(thrown_by([&] { open_loader(config, false)->restore(state); }).kind() == ErrorKind::state);
+    REQUIRE(error_of([&] { open_loader(config, false)->restore(state); }).kind() == ErrorKind::state);
 }
 
 TEST_CASE("bench: tokens a second of the loader", "[.bench][data]") {

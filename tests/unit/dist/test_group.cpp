@@ -1,6 +1,5 @@
 #include "core/dist/group.h"
 
-#include "core/base/error.h"
 #include "core/dist/layout.h"
 #include "core/dist/plugin.h"
 
@@ -10,23 +9,14 @@
 #include <cstdlib>
 #include <fstream>
 
-#include "tests/catch.h"      // last: a LibTorch header defines a CHECK of its own
+#include "tests/error_of.h"      // last: a LibTorch header defines a CHECK of its own
 
 using namespace moe;
+using moe::test::error_of;
 using at::Tensor;
 using namespace moe::dist;
 
 namespace {
-template <class F> Error error_of(F&& call) {
-    try {
-        call();
-    } catch (const Error& e) {
-        return e;
-    }
-    FAIL("no error was thrown");
-    throw std::logic_error("unreachable");
-}
-
 /// Claims several ranks without any: what checks see before a library does. Every call fails as a library would.
 struct BrokenBackend : Backend {
     int rank_, size_;

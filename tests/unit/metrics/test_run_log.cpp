@@ -1,6 +1,5 @@
-#include "core/base/error.h"
 #include "core/metrics/run_log.h"
-#include "tests/catch.h"
+#include "tests/error_of.h"
 #include "tests/folder.h"
 
 #include <cmath>
@@ -9,21 +8,11 @@
 #include <sstream>
 
 using namespace moe;
+using moe::test::error_of;
 using namespace moe::metrics;
 namespace fs = std::filesystem;
 
 namespace {
-template <class F>
-Error caught(F&& f) {
-    try {
-        f();
-    } catch (const Error& e) {
-        return e;
-    }
-    FAIL("no moe::Error was thrown");
-    throw;
-}
-
 std::string content(const std::string& path) {
     std::ostringstream text;
     text << std::ifstream(path, std::ios::binary).rdbuf();
@@ -64,7 +53,7 @@ TEST_CASE("run log: a reader sees every record as soon as it is written", "[metr
     REQUIRE((load->rows == 2 && load->cols == 3));
     REQUIRE(std::get<std::vector<int64_t>>(load->values) == kCounts);
     REQUIRE(load->at(1, 0) == 4);
-    REQUIRE(caught([&] { load->at(2, 0); }).kind() == ErrorKind::shape);
+    REQUIRE(error_of([&] { load->at(2, 0); }).kind() == ErrorKind::shape);
     REQUIRE(std::get<std::vector<float>>(reader.matrix("flow", 2)->values) == flow);
     REQUIRE(reader.matrix("load", 1) == nullptr);
     REQUIRE(reader.matrix_steps("load") == std::vector<int64_t>{2});
@@ -153,13 +142,13 @@ TEST_CASE("run log: damage before the end and foreign files are errors", "[metri
         bytes[at] ^= 0x55;
         folder.write("run.moelog", bytes);
         INFO(at);
-        REQUIRE(caught([&] { Reader(folder.path()).poll(); }).kind() == ErrorKind::data);
-        REQUIRE(caught([&] { Writer(folder.path()); }).kind() == ErrorKind::data);
+        REQUIRE(error_of([&] { Reader(folder.path()).poll(); }).kind() == ErrorKind::data);
+        REQUIRE(error_of([&] { Writer(folder.path()); }).kind() == ErrorKind::data);
         REQUIRE(content(run_log_path(folder.path())) == bytes);   // nothing was cut
     }
     folder.write("run.moelog", "step,loss\n1,5.0\n");
-    REQUIRE(caught([&] { Reader(folder.path()).poll(); }).kind() == ErrorKind::data);
-    REQUIRE(caught([&] { Writer(folder.path()); }).kind() == ErrorKind::data);
+    REQUIRE(error_of([&] { Reader(folder.path()).poll(); }).kind() == ErrorKind::data);
+    REQUIRE(error_of([&] { Writer(folder.path()); }).kind() == ErrorKind::data);
     folder.write("run.moelog", "moel");   // a crash while the first bytes were written
     REQUIRE(Reader(folder.path()).poll() == 0);
     Writer(folder.path()).scalars(1, 0, {{"loss", 1.0}});
@@ -171,7 +160,7 @@ TEST_CASE("run log: one writer at a time, its lock ends with it", "[metrics]") {
     test::Folder folder;
     {
         Writer first(folder / "metrics");
-        Error e = caught([&] { Writer(folder / "metrics"); });
+        Error e = error_of([&] { Writer(folder / "metrics"); });
         REQUIRE(e.kind() == ErrorKind::state);
         REQUIRE(e.parts().got.find(folder / "metrics") != std::string::npos);
     }
@@ -181,17 +170,17 @@ TEST_CASE("run log: one writer at a time, its lock ends with it", "[metrics]") {
 TEST_CASE("run log: full disks, folders that cannot be made and wrong sizes are errors", "[metrics]") {
     test::Folder folder;
     fs::create_symlink("/dev/full", run_log_path(folder.path()));
-    Error full = caught([&] { Writer(folder.path()).scalars(1, 0, {{"loss", 1.0}}); });
+    Error full = error_of([&] { Writer(folder.path()).scalars(1, 0, {{"loss", 1.0}}); });
     REQUIRE(full.kind() == ErrorKind::io);
     REQUIRE(full.parts().hint.find("full") != std::string::npos);
     folder.write("file", "x");
-    REQUIRE(caught([&] { Writer(folder / "file"); }).kind() == ErrorKind::io);
-    REQUIRE(caught([&] { Writer(folder / "file/below"); }).kind() == ErrorKind::io);
-    REQUIRE(caught([] { Writer("/proc/moelab"); }).kind() == ErrorKind::io);
+    REQUIRE(error_of([&] { Writer(folder / "file"); }).kind() == ErrorKind::io);
+    REQUIRE(error_of([&] { Writer(folder / "file/below"); }).kind() == ErrorKind::io);
+    REQUIRE(error_of([] { Writer("/proc/moelab"); }).kind() == ErrorKind::io);
     Writer writer(folder / "good");
-    REQUIRE(caught([&] { writer.matrix(1, 0, "load", 2, 2, std::span<const int64_t>(kCounts)); }).kind() == ErrorKind::shape);
-    REQUIRE(caught([&] { writer.scalars(1, -1, {}); }).kind() == ErrorKind::usage);
-    REQUIRE(caught([&] { writer.scalars(1, 0, {{std::string(70000, 'x'), 1.0}}); }).kind() == ErrorKind::usage);
+    REQUIRE(error_of([&] { writer.matrix(1, 0, "load", 2, 2, std::span<const int64_t>(kCounts)); }).kind() == ErrorKind::shape);
+    REQUIRE(error_of([&] { writer.scalars(1, -1, {}); }).kind() == ErrorKind::usage);
+    REQUIRE(error_of([&] { writer.scalars(1, 0, {{std::string(70000, 'x'), 1.0}}); }).kind() == ErrorKind::usage);
     Reader reader(folder / "good");
     REQUIRE(reader.poll() == 0);   // nothing of the refused records is there
 }

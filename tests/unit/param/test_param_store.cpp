@@ -1,15 +1,15 @@
 #include "core/param/param_store.h"
 
-#include "core/base/error.h"
 #include "core/base/random.h"
 
 #include <ATen/ATen.h>
 
 #include <cmath>
 
-#include "tests/catch.h"      // last: a LibTorch header defines a CHECK of its own
+#include "tests/error_of.h"      // last: a LibTorch header defines a CHECK of its own
 
 using namespace moe;
+using moe::test::error_of;
 
 namespace {
 StoreOptions options(const std::string& precision, int zero = 0) {
@@ -36,15 +36,6 @@ struct Model {
     }
 };
 
-template <class F> Error error_of(F&& call) {
-    try {
-        call();
-    } catch (const Error& e) {
-        return e;
-    }
-    FAIL("no error was thrown");
-    throw std::logic_error("unreachable");
-}
 }  // namespace
 
 TEST_CASE("param: handles are aligned views of their bucket and tensors inside one are contiguous", "[param]") {

@@ -1,9 +1,8 @@
-#include "core/base/error.h"
 #include "core/base/json.h"
 #include "core/store/checkpoint.h"
 #include "core/store/folder_lock.h"
 #include "core/store/safetensors.h"
-#include "tests/catch.h"
+#include "tests/error_of.h"
 #include "tests/folder.h"
 
 #include <ATen/ATen.h>
@@ -15,22 +14,12 @@
 #include <unistd.h>
 
 using namespace moe;
+using moe::test::error_of;
 using namespace moe::store;
 namespace fs = std::filesystem;
 using Sizes = std::vector<int64_t>;
 
 namespace {
-template <class F>
-Error error_of(F&& f) {
-    try {
-        f();
-    } catch (const Error& e) {
-        return e;
-    }
-    FAIL("no moe::Error was thrown");
-    throw;
-}
-
 bool says(const Error& e, const std::string& text) { return std::string(e.what()).find(text) != std::string::npos; }
 
 bool same_bits(const at::Tensor& a, const at::Tensor& b) {

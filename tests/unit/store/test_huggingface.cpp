@@ -1,7 +1,6 @@
-#include "core/base/error.h"
 #include "core/base/json.h"
 #include "core/store/huggingface.h"
-#include "tests/catch.h"
+#include "tests/error_of.h"
 #include "tests/folder.h"
 
 #include <ATen/ATen.h>
@@ -11,21 +10,11 @@
 #include <set>
 
 using namespace moe;
+using moe::test::error_of;
 using namespace moe::store;
 
 namespace {
 std::string golden(const std::string& name) { return (std::filesystem::path(__FILE__).parent_path() / "../../golden/hf" / name).lexically_normal().string(); }
-
-template <class F>
-Error caught(F&& f) {
-    try {
-        f();
-    } catch (const Error& e) {
-        return e;
-    }
-    FAIL("no moe::Error was thrown");
-    throw;
-}
 
 // config.json of DeepSeek-V3 itself, in the spelling of its authors.
 nlohmann::json deepseek_v3() {
@@ -101,11 +90,11 @@ TEST_CASE("huggingface: settings that would change the result and are not built 
         INFO(key << " " << value.dump());
         auto json = deepseek_v3();
         json[key] = value;
-        REQUIRE(caught([&] { import(json); }).kind() == ErrorKind::config);
+        REQUIRE(error_of([&] { import(json); }).kind() == ErrorKind::config);
     }
-    REQUIRE(caught([] { import(3); }).kind() == ErrorKind::data);
+    REQUIRE(error_of([] { import(3); }).kind() == ErrorKind::data);
     test::Folder folder;
-    REQUIRE(caught([&] { config_from_hf(folder.path()); }).kind() == ErrorKind::io);
+    REQUIRE(error_of([&] { config_from_hf(folder.path()); }).kind() == ErrorKind::io);
 }
 
 TEST_CASE("huggingface: DeepSeek-V2 routes by softmax without bias, in groups where its method says so", "[store]") {
@@ -159,7 +148,7 @@ TEST_CASE("huggingface: stacked experts come apart into gate, up and down", "[st
     REQUIRE(at::equal(got.at("model.layers.1.mlp.experts.0.down_proj.weight"), down[0]));
     tensors.emplace_back("model.layers.1.mlp.experts.0.up_proj.weight", both);
     save_safetensors(folder / "model.safetensors", tensors);
-    REQUIRE(caught([&] { hf_tensors(folder.path()); }).kind() == ErrorKind::data);
+    REQUIRE(error_of([&] { hf_tensors(folder.path()); }).kind() == ErrorKind::data);
     save_safetensors(folder / "model.safetensors", {{"model.layers.1.mlp.experts.gate_up_proj", at::ones({2, 5, 4})}});
-    REQUIRE(caught([&] { hf_tensors(folder.path()); }).kind() == ErrorKind::data);
+    REQUIRE(error_of([&] { hf_tensors(folder.path()); }).kind() == ErrorKind::data);
 }

@@ -1,6 +1,5 @@
-#include "core/base/error.h"
 #include "core/store/safetensors.h"
-#include "tests/catch.h"
+#include "tests/error_of.h"
 #include "tests/folder.h"
 
 #include <ATen/ATen.h>
@@ -9,20 +8,10 @@
 #include <filesystem>
 
 using namespace moe;
+using moe::test::error_of;
 using namespace moe::store;
 
 namespace {
-template <class F>
-Error caught(F&& f) {
-    try {
-        f();
-    } catch (const Error& e) {
-        return e;
-    }
-    FAIL("no moe::Error was thrown");
-    throw;
-}
-
 std::string file_bytes(const std::string& header, size_t data_bytes) {
     uint64_t length = header.size();
     std::string bytes(8, '\0');
@@ -59,7 +48,7 @@ TEST_CASE("safetensors: every dtype, shape and stride comes back", "[store]") {
     }
     REQUIRE(file.metadata().at("note") == "\"ü\"");
     REQUIRE(!file.contains("other"));
-    REQUIRE(caught([&] { file.get("other"); }).kind() == ErrorKind::data);
+    REQUIRE(error_of([&] { file.get("other"); }).kind() == ErrorKind::data);
     int num_files = 0;
     for (const auto& entry : std::filesystem::directory_iterator(folder.path())) num_files += entry.exists();
     REQUIRE(num_files == 1);   // no temporary file is left
@@ -124,12 +113,12 @@ TEST_CASE("safetensors: damaged and foreign files are errors that name the file"
     for (const auto& [what, bytes] : cases) {
         INFO(what);
         folder.write("a.safetensors", bytes);
-        Error e = caught([&] { SafetensorsFile(folder / "a.safetensors"); });
+        Error e = error_of([&] { SafetensorsFile(folder / "a.safetensors"); });
         REQUIRE(e.kind() == ErrorKind::data);
         REQUIRE(std::string(e.what()).find("a.safetensors") != std::string::npos);
     }
-    REQUIRE(caught([&] { SafetensorsFile(folder / "none"); }).kind() == ErrorKind::io);
-    REQUIRE(caught([&] { SafetensorsFile(folder.path()); }).kind() == ErrorKind::io);
+    REQUIRE(error_of([&] { SafetensorsFile(folder / "none"); }).kind() == ErrorKind::io);
+    REQUIRE(error_of([&] { SafetensorsFile(folder.path()); }).kind() == ErrorKind::io);
 }
 
 TEST_CASE("safetensors: a file cut at any byte is refused", "[store]") {
@@ -138,23 +127,23 @@ TEST_CASE("safetensors: a file cut at any byte is refused", "[store]") {
     auto size = std::filesystem::file_size(folder / "a.safetensors");
     while (size > 0) {
         std::filesystem::resize_file(folder / "a.safetensors", --size);
-        REQUIRE(caught([&] { SafetensorsFile(folder / "a.safetensors"); }).kind() == ErrorKind::data);
+        REQUIRE(error_of([&] { SafetensorsFile(folder / "a.safetensors"); }).kind() == ErrorKind::data);
     }
 }
 
 TEST_CASE("safetensors: full disks, missing folders and repeated names are errors, the old file stays", "[store]") {
     test::Folder folder;
-    Error full = caught([] { save_safetensors("/dev/full", {{"x", at::ones({2048})}}); });
+    Error full = error_of([] { save_safetensors("/dev/full", {{"x", at::ones({2048})}}); });
     REQUIRE(full.kind() == ErrorKind::io);
     REQUIRE(full.parts().hint.find("full") != std::string::npos);
-    REQUIRE(caught([&] { save_safetensors(folder / "none/a.safetensors", {{"x", at::ones({2})}}); }).kind() == ErrorKind::io);
+    REQUIRE(error_of([&] { save_safetensors(folder / "none/a.safetensors", {{"x", at::ones({2})}}); }).kind() == ErrorKind::io);
     save_safetensors(folder / "a.safetensors", {{"x", at::ones({2})}});
-    REQUIRE(caught([&] { save_safetensors(folder / "a.safetensors", {{"x", at::ones({2})}, {"x", at::ones({2})}}); }).kind() == ErrorKind::usage);
-    REQUIRE(caught([&] { save_safetensors(folder / "a.safetensors", {{"x", at::ones({2}, at::kComplexFloat)}}); }).kind() == ErrorKind::dtype);
-    REQUIRE(caught([&] { save_safetensors(folder / "a.safetensors", {{"x", at::Tensor()}}); }).kind() == ErrorKind::usage);
+    REQUIRE(error_of([&] { save_safetensors(folder / "a.safetensors", {{"x", at::ones({2})}, {"x", at::ones({2})}}); }).kind() == ErrorKind::usage);
+    REQUIRE(error_of([&] { save_safetensors(folder / "a.safetensors", {{"x", at::ones({2}, at::kComplexFloat)}}); }).kind() == ErrorKind::dtype);
+    REQUIRE(error_of([&] { save_safetensors(folder / "a.safetensors", {{"x", at::Tensor()}}); }).kind() == ErrorKind::usage);
     REQUIRE(SafetensorsFile(folder / "a.safetensors").get("x").sum().item<float>() == 2);
     std::filesystem::create_directories(folder / "d.safetensors/inside");
-    REQUIRE(caught([&] { save_safetensors(folder / "d.safetensors", {{"x", at::ones({2})}}); }).kind() == ErrorKind::io);
+    REQUIRE(error_of([&] { save_safetensors(folder / "d.safetensors", {{"x", at::ones({2})}}); }).kind() == ErrorKind::io);
     int num_files = 0;
     for (const auto& entry : std::filesystem::directory_iterator(folder.path())) num_files += entry.exists();
     REQUIRE(num_files == 2);
@@ -170,7 +159,7 @@ TEST_CASE("safetensors: a folder is one file, an index with its files, or disjoi
         SafetensorsFolder files(folder / "s");
         REQUIRE(files.names() == std::vector<std::string>{"a", "b"});
         REQUIRE(files.get("a")[0].item<float>() == 'a');
-        REQUIRE(caught([&] { files.get("c"); }).kind() == ErrorKind::data);
+        REQUIRE(error_of([&] { files.get("c"); }).kind() == ErrorKind::data);
     }
     REQUIRE(SafetensorsFolder(folder / "s/p.safetensors").names() == std::vector<std::string>{"b"});
     auto index = [&](const std::string& map) {
@@ -179,15 +168,15 @@ TEST_CASE("safetensors: a folder is one file, an index with its files, or disjoi
     };
     REQUIRE(index(R"({"a":"q.safetensors"})") == std::vector<std::string>{"a"});
     REQUIRE(index(R"({"a":"q.safetensors","b":"p.safetensors"})").size() == 2);
-    REQUIRE(caught([&] { index(R"({"a":"p.safetensors"})"); }).kind() == ErrorKind::data);
-    REQUIRE(caught([&] { index(R"({"a":"q.safetensors","c":"q.safetensors"})"); }).kind() == ErrorKind::data);
-    REQUIRE(caught([&] { index(R"({"a":"../s/q.safetensors"})"); }).kind() == ErrorKind::data);
-    REQUIRE(caught([&] { index(R"({"a":"missing.safetensors"})"); }).kind() == ErrorKind::io);
-    REQUIRE(caught([&] { index("3"); }).kind() == ErrorKind::data);
+    REQUIRE(error_of([&] { index(R"({"a":"p.safetensors"})"); }).kind() == ErrorKind::data);
+    REQUIRE(error_of([&] { index(R"({"a":"q.safetensors","c":"q.safetensors"})"); }).kind() == ErrorKind::data);
+    REQUIRE(error_of([&] { index(R"({"a":"../s/q.safetensors"})"); }).kind() == ErrorKind::data);
+    REQUIRE(error_of([&] { index(R"({"a":"missing.safetensors"})"); }).kind() == ErrorKind::io);
+    REQUIRE(error_of([&] { index("3"); }).kind() == ErrorKind::data);
     std::filesystem::remove(folder / "s/model.safetensors.index.json");
     save("s/r.safetensors", "a");
-    REQUIRE(caught([&] { SafetensorsFolder(folder / "s"); }).kind() == ErrorKind::data);
+    REQUIRE(error_of([&] { SafetensorsFolder(folder / "s"); }).kind() == ErrorKind::data);
     std::filesystem::create_directories(folder / "none");
-    REQUIRE(caught([&] { SafetensorsFolder(folder / "none"); }).kind() == ErrorKind::io);
-    REQUIRE(caught([&] { SafetensorsFolder(folder / "nowhere"); }).kind() == ErrorKind::io);
+    REQUIRE(error_of([&] { SafetensorsFolder(folder / "none"); }).kind() == ErrorKind::io);
+    REQUIRE(error_of([&] { SafetensorsFolder(folder / "nowhere"); }).kind() == ErrorKind::io);
 }

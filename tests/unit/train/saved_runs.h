@@ -1,8 +1,7 @@
 // What tests of saved runs share: a small run that is saved often, and what a call fails with.
 #pragma once
-#include "core/base/error.h"
 #include "core/train/run.h"
-#include "tests/catch.h"
+#include "tests/error_of.h"
 #include "tests/folder.h"
 #include "tests/small_config.h"
 
@@ -35,17 +34,6 @@ inline Config saved_often(const Folder& folder) {
     c.data.preprocessing.num_workers = 2;
     c.training.save_interval = 10;
     return c;
-}
-
-template <class F>
-Error failure(F&& f) {
-    try {
-        f();
-    } catch (const Error& e) {
-        return e;
-    }
-    FAIL("no moe::Error was thrown");
-    throw;
 }
 
 inline bool mentions(const Error& e, const std::string& text) { return std::string(e.what()).find(text) != std::string::npos; }

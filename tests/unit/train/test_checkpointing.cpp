@@ -15,7 +15,7 @@
 
 using namespace moe;
 using namespace moe::train;
-using test::failure, test::mentions, test::saved_often, test::silent;
+using test::error_of, test::mentions, test::saved_often, test::silent;
 namespace fs = std::filesystem;
 
 namespace {
@@ -81,7 +81,7 @@ TEST_CASE("checkpointing: a disk that is full ends the run with its error, earli
     REQUIRE_NOTHROW(run.save());
     fs::remove_all(run.folder() + "/checkpoints/step_4");
     std::ofstream(run.folder() + "/checkpoints/.step_4.partial") << "a file where the folder should be";
-    Error e = failure([&] { run.train(4); });
+    Error e = error_of([&] { run.train(4); });
     REQUIRE((e.kind() == ErrorKind::io && mentions(e, "step_4")));
     REQUIRE(run.current_step() <= 6);
     REQUIRE(store::last_checkpoint(run.folder() + "/checkpoints")->step == 2);
@@ -120,12 +120,12 @@ TEST_CASE("init_from: weights and biases of a checkpoint or of safetensors, step
     wider.model.moe.expert_intermediate_size = 16;
     fewer.model.moe.num_experts = 4;
     more.model.num_layers = 4;
-    Error e = failure([&] { Run run(wider, no_folder); });
+    Error e = error_of([&] { Run run(wider, no_folder); });
     REQUIRE((e.kind() == ErrorKind::data && mentions(e, "[16, 48]") && mentions(e, "[12, 48]")));
-    e = failure([&] { Run run(fewer, no_folder); });
+    e = error_of([&] { Run run(fewer, no_folder); });
     REQUIRE((e.kind() == ErrorKind::data && mentions(e, "experts.4")));
-    e = failure([&] { Run run(more, no_folder); });
+    e = error_of([&] { Run run(more, no_folder); });
     REQUIRE((e.kind() == ErrorKind::data && (mentions(e, "model.layers.4.") || mentions(e, "model.layers.3."))));     // its MTP module is layer 4, the checkpoint's is 3
     from.training.init_from = folder / "none";
-    REQUIRE(failure([&] { Run run(from, no_folder); }).kind() == ErrorKind::io);
+    REQUIRE(error_of([&] { Run run(from, no_folder); }).kind() == ErrorKind::io);
 }

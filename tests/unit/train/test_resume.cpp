@@ -22,7 +22,7 @@
 
 using namespace moe;
 using namespace moe::train;
-using test::failure, test::mentions, test::saved_often, test::silent;
+using test::error_of, test::mentions, test::saved_often, test::silent;
 namespace fs = std::filesystem;
 
 extern char** environ;
@@ -205,7 +205,7 @@ TEST_CASE("resume: the same folder goes on, with the next attempt and an event",
         run_folder = run.folder();
         REQUIRE(run.attempt() == 0);
         run.wait_here();
-        Error e = failure([&] { Run second(c, silent(run_folder)); });
+        Error e = error_of([&] { Run second(c, silent(run_folder)); });
         REQUIRE((e.kind() == ErrorKind::state && mentions(e, run_folder)));
     }
     c.training.learning_rate = 5e-3;
@@ -233,8 +233,8 @@ TEST_CASE("resume: the same folder goes on, with the next attempt and an event",
     run.save("mid");
     REQUIRE(store::Checkpoint(run.folder() + "/checkpoints/mid").meta()["events"][0]["event"] == "resume");
     run.close();
-    REQUIRE(failure([&] { run.step(); }).kind() == ErrorKind::state);
-    REQUIRE(failure([&] { run.save(); }).kind() == ErrorKind::state);
+    REQUIRE(error_of([&] { run.step(); }).kind() == ErrorKind::state);
+    REQUIRE(error_of([&] { run.save(); }).kind() == ErrorKind::state);
     // Elsewhere: another experiment gets a folder of its own, and leaves the old one alone.
     c.experiment_name = "branch";
     Run branch(c, silent(run.folder() + "/checkpoints/mid"));
@@ -257,7 +257,7 @@ TEST_CASE("resume: what may not change is one error with every key and both valu
     other.model.moe.num_experts_per_token = 3;
     other.training.optimizer = "sgd";
     other.training.learning_rate = 1e-3;
-    Error e = failure([&] { Run run(other, silent("last")); });
+    Error e = error_of([&] { Run run(other, silent("last")); });
     REQUIRE(e.kind() == ErrorKind::config);
     for (const char* part : {"seed", "12", "11", "model.moe.num_experts_per_token", "training.optimizer", "sgd", "adamw"}) REQUIRE(mentions(e, part));
     REQUIRE(!mentions(e, "learning_rate"));
@@ -312,7 +312,7 @@ TEST_CASE("resume: a checkpoint is found by path, by name and as the last", "[tr
         REQUIRE(run.save("mid") == fs::absolute(run.folder() + "/checkpoints/mid"));
         REQUIRE(run.save("./" + (fs::relative(folder / "elsewhere")).string()) == folder / "elsewhere");
         first = run.folder();
-        for (const char* bad : {"last", "step_9", ".x"}) REQUIRE(failure([&] { run.save(bad); }).kind() == ErrorKind::usage);
+        for (const char* bad : {"last", "step_9", ".x"}) REQUIRE(error_of([&] { run.save(bad); }).kind() == ErrorKind::usage);
         Run later(c, silent());
         later.train(2);
         second = later.folder();
@@ -326,14 +326,14 @@ TEST_CASE("resume: a checkpoint is found by path, by name and as the last", "[tr
     REQUIRE(found(first + "/checkpoints/") == at(first + "/checkpoints/mid"));
     REQUIRE(found(first + "/checkpoints/step_2") == at(first + "/checkpoints/step_2"));
     REQUIRE(fs::weakly_canonical(find_checkpoint("last", folder.path(), "")).string() == at(second + "/checkpoints/step_2"));
-    Error e = failure([&] { found("mit"); });
+    Error e = error_of([&] { found("mit"); });
     REQUIRE((e.kind() == ErrorKind::io && mentions(e, "did you mean \"mid\"?")));
-    REQUIRE(failure([&] { find_checkpoint("last", folder.path(), "nobody"); }).kind() == ErrorKind::io);
-    REQUIRE(failure([&] { find_checkpoint("", folder.path(), "often"); }).kind() == ErrorKind::usage);
-    REQUIRE(failure([&] { Run run(c, silent(folder / "none")); }).kind() == ErrorKind::io);
+    REQUIRE(error_of([&] { find_checkpoint("last", folder.path(), "nobody"); }).kind() == ErrorKind::io);
+    REQUIRE(error_of([&] { find_checkpoint("", folder.path(), "often"); }).kind() == ErrorKind::usage);
+    REQUIRE(error_of([&] { Run run(c, silent(folder / "none")); }).kind() == ErrorKind::io);
     fs::remove_all(second + "/checkpoints");
     REQUIRE(found("last") == at(first + "/checkpoints/mid"));
-    REQUIRE(failure([&] { found(second); }).kind() == ErrorKind::io);
+    REQUIRE(error_of([&] { found(second); }).kind() == ErrorKind::io);
     Run elsewhere(c, silent(folder / "elsewhere"));                       // belongs to the run that saved it
     REQUIRE(fs::equivalent(elsewhere.folder(), first));
     REQUIRE(elsewhere.current_step() == 3);
@@ -348,7 +348,7 @@ TEST_CASE("resume: corrupt, partial and foreign checkpoints are refused with the
         run.train(1);
         path = run.save("x");
     }
-    auto refused = [&] { return failure([&] { Run run(c, silent(path)); }); };
+    auto refused = [&] { return error_of([&] { Run run(c, silent(path)); }); };
     std::string file = path + "/rank_0.safetensors", bytes = read_text(file), index = read_text(path + "/index.json");
     std::string damaged = bytes;
     damaged[damaged.size() / 2] ^= 4;
