@@ -117,9 +117,9 @@ void throw_if_interrupted(lua_State* L);
 /// that runs: hooks belong to one coroutine each.
 void open_coroutines(lua_State* L);
 
-/// Where an interrupt ends the program, a script or a command: saves the runs whose last step is not saved (checkpointing.save_on_exit).
-/// On several ranks, where an interrupt does not reach all at the same step, only SIGTERM and SIGUSR1 save. Failures are warnings.
-void save_runs_on_interrupt();
+/// Where an interrupt ends the program, a script or a command ("interrupted"), or a session ends ("left"): saves the runs whose last step is not saved
+/// (checkpointing.save_on_exit). On several ranks, where that does not reach all at the same step, only SIGTERM and SIGUSR1 save. Failures are warnings.
+void save_runs(const char* why);
 
 /// From a signal handler or another thread: the running Lua code raises an error of kind `interrupted` at its next instruction.
 void interrupt(Control& control) noexcept;

@@ -24,14 +24,14 @@ std::vector<std::weak_ptr<train::Run>>& live_runs() {
 
 }  // namespace
 
-void save_runs_on_interrupt() {
+void save_runs(const char* why) {
     for (auto& weak : live_runs()) {
         auto r = weak.lock();
         if (!r || r->model().mesh().world.size() != 1 || r->current_step() == 0 || r->folder().empty()) continue;
         try {
-            if (r->save_on_exit()) log::info(fmt::format("interrupted after step {}, which is saved; moelab train --resume {} goes on", r->current_step(), r->folder()));
+            if (r->save_on_exit()) log::info(fmt::format("{} after step {}, which is saved; moelab train --resume {} goes on", why, r->current_step(), r->folder()));
         } catch (const Error& e) {
-            log::warn(fmt::format("interrupted, and step {} could not be saved: {}", r->current_step(), e.what()));
+            log::warn(fmt::format("{}, and step {} could not be saved: {}", why, r->current_step(), e.what()));
         }
     }
 }

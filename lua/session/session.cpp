@@ -24,7 +24,7 @@ namespace moe::lua {
 namespace {
 /// Message handler of every evaluation: makes the error object while the stack that raised it is still there.
 int on_error(lua_State* L) {
-    if (control(L).ends_with_program && error_parts(L, 1).kind == ErrorKind::interrupted) save_runs_on_interrupt();
+    if (control(L).ends_with_program && error_parts(L, 1).kind == ErrorKind::interrupted) save_runs("interrupted");
     add_traceback_to_error(L);
     return 1;
 }
@@ -167,6 +167,7 @@ Session::Session(SessionOptions options) : interactive_(options.interactive), gi
 
 Session::~Session() {
     end_background(control_);
+    if (interactive_) save_runs("left");
     lua_close(L_);
 }
 
@@ -176,7 +177,7 @@ void Session::open() {
     lua_pushglobaltable(L_);
     lua_globals_ = ordered_keys(L_, -1);
     static constexpr Binding kHistory = {"history", history_of, "moe.history(): the inputs of this session so far, a list of texts, the running one last."};
-    static constexpr Binding kExit = {"exit", exit_of, "exit(code): ends the interactive session; code is the program's exit code, default 0. Ctrl-D does it, too."};
+    static constexpr Binding kExit = {"exit", exit_of, "exit(code): ends the interactive session; code is the program's exit code, default 0. Ctrl-D does it, too. Runs whose last step is not saved are saved (checkpointing.save_on_exit)."};
     lua_getfield(L_, -1, "moe");
     lua_pushlightuserdata(L_, this);
     push_function(L_, kHistory, "moe.history", 1);

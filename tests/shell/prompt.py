@@ -69,6 +69,17 @@ def the_prompt_comes_soon_after_two_lines():
 
 
 @test
+def leaving_saves_the_last_step_of_a_run():
+    with Shell() as s:
+        s.ask(f"run = moe.run {{ config = moe.config('cpu_quick'):with {{ output_dir = '{folder}/left', data = {{ dataset_type = 'synthetic' }}, training = {{ train_steps = 9, micro_batch_size = 2 }} }} }}")
+        s.ask("run:train(2)")
+        s.send("\x04")
+        s.wait(r"left after step 2, which is saved; moelab train --resume (\S+) goes on")
+    saved = [f for _, _, names in os.walk(f"{folder}/left") for f in names]
+    assert any(name.endswith(".safetensors") for name in saved), saved
+
+
+@test
 def results_are_echoed_and_nil_is_not():
     with Shell() as s:
         has(s.ask("1 + 1"), "moe> 1 + 1\n2\nmoe>")
