@@ -1,6 +1,6 @@
 #include "lua/session/chain.h"
 
-#include "lua/bind/lua.h"
+#include "lua/bind/config.h"
 
 namespace moe::lua {
 namespace {
@@ -119,8 +119,22 @@ bool push_element(lua_State* L) {
     return lua_pcall(L, 2, 1, 0) == LUA_OK && !lua_isnil(L, -1);
 }
 
+/// A call that ends at token `last` and gives a configuration, moe.config "tiny" or cfg:with {…}: the defaults in its place, whose names are the same.
+bool push_config_call(lua_State* L, const Code& code, size_t last) {
+    bool is_text = code[last].kind == TokenKind::string;
+    size_t open = is_text ? last : code.opening(last), name = open - 1;
+    if (open == Code::npos || open == 0 || !code.is_name(name) || !push_chain(L, code, name)) return false;
+    std::string help = help_of(L, -1).value_or("");
+    lua_pop(L, 1);
+    if (!help.starts_with("moe.config(") && !help.starts_with("cfg:with ")) return false;
+    auto standard = std::make_shared<Config>();
+    push<ConfigValue>(L, {standard, standard});
+    return true;
+}
+
 bool push_link(lua_State* L, const Code& code, size_t last) {
     std::string word(code.text(last));
+    if ((word == ")" || word == "}" || code[last].kind == TokenKind::string) && push_config_call(L, code, last)) return true;
     if (code.is_name(last)) {
         bool member = last > 0 && (code.text(last - 1) == "." || code.text(last - 1) == ":");
         if (!member) lua_pushglobaltable(L);

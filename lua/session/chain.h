@@ -36,7 +36,7 @@ private:
 };
 
 /// Pushes the value of the chain of names, indices and texts that ends with token `last`: "run.model.layers[3]". Returns false, and
-/// pushes nothing, where there is none or a call is in it. Runs getters of our own types, and no Lua function.
+/// pushes nothing, where there is none or a call is in it (but one that gives a configuration: the defaults stand for it). Runs getters of our own types, and no Lua function.
 bool push_chain(lua_State* L, const Code& code, size_t last);
 
 /// Pushes the function that a call's bracket at token `bracket` ("(" or "{") or its text belongs to: the chain that ends right before it,

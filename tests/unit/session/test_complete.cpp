@@ -89,6 +89,13 @@ TEST_CASE("complete: configurations, their sections and the tables that change t
     CHECK(s.offers("cfg:|", "with"));
     CHECK(s.at("cfg:with { model = { moe = { num_shared_ex|") == "num_shared_experts = ");
     CHECK(s.at("cfg:with { training = { learning_rate = 1 }, mod|") == "model = ");
+    for (std::string made : {"moe.config('tiny')", "moe.config 'tiny'", "moe.config(name .. '_2')", "moe.config { inherits = 'tiny' }", "cfg:with { seed = 1 }", "moe.config('tiny'):with({}):with {}"}) {
+        INFO(made);
+        CHECK(s.at(made + ":with { model = { moe = { num_shared_ex|") == "num_shared_experts = ");
+        CHECK(s.at(made + ".model.moe.num_shared_ex|") == "num_shared_experts");
+        CHECK(s.offers("x = " + made + ":|", "with"));
+    }
+    CHECK(!s.offers("moe.zeros('tiny'):with { model = { |", "num_layers = "));
     CHECK(s.at("moe.run { config = { model = { moe = { num_shared_ex|") == "num_shared_experts = ");
     CHECK(s.at("help(cfg, \"model.moe.num_shared_ex|") == "model.moe.num_shared_experts");
     CHECK(s.at("cfg:with { [\"model.moe.num_shared_ex|") == "model.moe.num_shared_experts");
