@@ -2,7 +2,11 @@
 #include "lua/session/session.h"
 #include "tests/catch.h"
 
+#include <ATen/Parallel.h>
+
 #include <chrono>
+#include <filesystem>
+#include <iterator>
 #include <thread>
 
 using namespace moe;
@@ -46,6 +50,25 @@ TEST_CASE("session: the metrics of a step whose line has just been printed are n
     CHECK(run(s, "r.last").at(0).starts_with("step: 3 "));
     CHECK(run(s, "r:train(0)").empty());            // nil
 }
+
+#ifndef __SANITIZE_THREAD__      // which does not follow libgomp's workers
+TEST_CASE("job: the workers that an input's own operators took are let go while it trains", "[session]") {
+    auto threads = [] { return std::distance(std::filesystem::directory_iterator("/proc/self/task"), {}); };
+    const int before = at::get_num_threads();
+    at::set_num_threads(4);
+    Session s(quiet());
+    run(s, kConfig);
+    const auto alone = threads();
+    run(s, "big = moe.ones { 2 ^ 20 }; big:sum()");
+    CHECK(threads() > alone);                // they stay where nothing trains
+    run(s, "r = fresh(); job = r:start(100000); while r.step < 2 do moe.sleep(0.001) end");
+    const auto idle = threads();
+    CHECK(run(s, "(big + big):sum():item()").size() == 1);
+    for (int i = 0; i < 200 && threads() != idle; ++i) std::this_thread::sleep_for(std::chrono::milliseconds(5));      // what ends is listed for a moment
+    CHECK(threads() == idle);
+    at::set_num_threads(before);
+}
+#endif
 
 TEST_CASE("job: hundreds of inputs while it trains, with callbacks and hooks", "[session]") {
     Session s(quiet());
