@@ -245,11 +245,8 @@ int report(ErrorParts error, bool json, std::optional<bool> all_know = {}) {
 int finish(const lua::Session& session, const lua::Result& result, bool json, bool print_values) {
     if (result.error) return report(*result.error, json, session.is_of_several() ? std::optional(result.on_all_ranks) : std::nullopt);
     std::string line;
-    if (json && !result.values.empty()) {                // numbers, truth and texts as they are, other values as they are shown
-        nlohmann::json values = nlohmann::json::array();
-        for (auto& value : result.values) values.push_back(nlohmann::json::accept(value) ? nlohmann::json::parse(value) : nlohmann::json(value));
-        line = nlohmann::json{{"values", values}}.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
-    } else for (auto& value : result.values) line += (line.empty() ? "" : "\t") + value;
+    for (auto& value : json ? result.json : result.values) line += (line.empty() ? "" : json ? "," : "\t") + value;
+    if (json && !line.empty()) line = "{\"values\":[" + line + "]}";
     if (print_values && !line.empty() && launched_rank() == 0) fmt::print("{}\n", line);
     std::fflush(stdout);
     return 0;

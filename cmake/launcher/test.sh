@@ -67,9 +67,9 @@ test_environment() {
   # MPI refuses to start as root otherwise, and busy-waits when there are more ranks than cores.
   export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
   # LibTorch is not instrumented: its own one-time allocations and locks are not ours to report. A small
-  # quarantine: tests that hold memory to a bound would count 256 MB of it.
+  # quarantine: tests that hold memory to a bound would count 256 MB of it. What no memory has room for is refused, as without a sanitizer.
   export ASAN_OPTIONS="detect_leaks=0:detect_odr_violation=0:quarantine_size_mb=32:allocator_may_return_null=1${ASAN_OPTIONS:+:$ASAN_OPTIONS}" UBSAN_OPTIONS="print_stacktrace=1:halt_on_error=1${UBSAN_OPTIONS:+:$UBSAN_OPTIONS}"
-  export TSAN_OPTIONS="ignore_noninstrumented_modules=1${TSAN_OPTIONS:+:$TSAN_OPTIONS}"
+  export TSAN_OPTIONS="ignore_noninstrumented_modules=1:allocator_may_return_null=1${TSAN_OPTIONS:+:$TSAN_OPTIONS}"
 }
 
 count_failure() {

@@ -10,7 +10,6 @@ namespace moe {
 /// A key that is accepted but refused when a model or a run is built.
 struct NotBuilt {
     std::string path;                      ///< a key, or a section: all keys in it
-    std::string row;                       ///< identifier of the feature
     std::vector<std::string> values;       ///< refused values as JSON; empty: all but the default
 };
 

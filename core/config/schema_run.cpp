@@ -10,7 +10,7 @@ const Schema& schema<CheckpointingConfig>() {
         field("dir", &C::dir).row("E1").help("Where: DIR/NAME/START TIME; null is checkpoints/ in the run's folder."),
         field("keep_last", &C::keep_last).min(1).unit("checkpoints").row("E1").help("Older ones are deleted, named ones never."),
         field("async", &C::async).row("E1").help("Write in the background while training goes on."),
-        field("save_on_exit", &C::save_on_exit).row("E1").help("Save when the run ends, is interrupted or preempted, or the session that trained it is left."),
+        field("save_on_exit", &C::save_on_exit).row("E1").help("Save when the run ends, is interrupted or preempted, or the session that trained it is left (the last on one rank)."),
         field("format", &C::format).one_of({"native"}).row("E1").help("Layout of the files."),
     });
     return s;

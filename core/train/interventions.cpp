@@ -17,18 +17,21 @@
 
 namespace moe::train {
 namespace {
-/// Keys of the arguments by kind, and whether it is of layers.
+/// Keys of the arguments by kind, what a script writes for it, and whether it is of layers.
 struct KindOfIntervention {
     std::vector<std::string> keys;
+    const char* written;
     bool of_layers = true;
 };
 const std::map<std::string, KindOfIntervention>& kinds() {
     static const std::map<std::string, KindOfIntervention> list = {
-        {"mask", {{"experts"}}}, {"unmask", {{"experts"}}}, {"ablate", {{"experts"}}}, {"override", {{"top_k", "temperature"}}}, {"offset", {{"values"}}}, {"freeze", {{}}},
-        {"force", {{"experts", "by_token"}}}, {"pre_topk", {{"function"}}}, {"post_topk", {{"function"}}}, {"score", {{"function"}}},
-        {"bias", {{"values"}}}, {"swap", {{"experts", "gate"}}}, {"duplicate", {{"from", "to", "gate"}}}, {"reinit", {{"experts", "gate", "seed"}}},
-        {"lr", {{"value"}, false}}, {"schedule", {{"function"}, false}}, {"data", {{"function"}, false}}, {"optimizer", {{"function"}, false}},
-        {"balance", {{"kind", "alpha", "scope", "speed", "rule", "function"}, false}}, {"set", {{"changes"}, false}}, {"parameter", {{"name", "value", "hash"}, false}},
+        {"mask", {{"experts"}, "router:mask"}}, {"unmask", {{"experts"}, "router:unmask"}}, {"ablate", {{"experts"}, "router:ablate"}}, {"override", {{"top_k", "temperature"}, "router:override"}},
+        {"offset", {{"values"}, "router:offset"}}, {"freeze", {{}, "router:freeze"}}, {"force", {{"experts", "by_token"}, "router:force"}},
+        {"pre_topk", {{"function"}, "router:hook"}}, {"post_topk", {{"function"}, "router:hook"}}, {"score", {{"function"}, "router.score"}}, {"bias", {{"values"}, "router:bias"}},
+        {"swap", {{"experts", "gate"}, "router:swap"}}, {"duplicate", {{"from", "to", "gate"}, "router:duplicate"}}, {"reinit", {{"experts", "gate", "seed"}, "router:reinit"}},
+        {"lr", {{"value"}, "run.lr", false}}, {"schedule", {{"function"}, "run.schedule", false}}, {"data", {{"function"}, "run.data", false}}, {"optimizer", {{"function"}, "run.optimizer", false}},
+        {"balance", {{"kind", "alpha", "scope", "speed", "rule", "function"}, "router.balance", false}}, {"set", {{"changes"}, "run:set", false}},
+        {"parameter", {{"name", "value", "hash"}, "model:set", false}},
     };
     return list;
 }
@@ -83,6 +86,11 @@ struct Interventions::Folded {
     Values shown = Values::object();
 };
 
+std::string Interventions::written(const std::string& what) {
+    auto kind = kinds().find(what);
+    return kind == kinds().end() ? what : kind->second.written;
+}
+
 std::vector<int64_t> Interventions::layers_of(const Values& args) const {
     const auto routed = routed_layers();
     MOE_CHECK(!routed.empty(), config, "router", "a model without routed layers", "one with experts", "");
@@ -106,7 +114,7 @@ Values Interventions::canonical(const std::string& what, const Values& given) co
     std::vector<std::string> names;
     for (auto& [name, _] : kinds()) names.push_back(name);
     MOE_CHECK(kind != kinds().end(), usage, "intervention", '"' + what + '"', "a known kind", did_you_mean(what, names));
-    MOE_CHECK(given.is_object() || given.is_null() || given.empty(), usage, "router:" + what, brief(nlohmann::json(given)), "a table of named values", "");
+    MOE_CHECK(given.is_object() || given.is_null() || given.empty(), usage, kind->second.written, brief(nlohmann::json(given)), "a table of named values", "");
     std::vector<std::string> known = kind->second.keys;
     if (kind->second.of_layers) known.insert(known.end(), {"layer", "layers"});
     if (std::find(known.begin(), known.end(), "experts") != known.end()) known.push_back("expert");
@@ -114,14 +122,14 @@ Values Interventions::canonical(const std::string& what, const Values& given) co
     for (auto it = given.begin(); given.is_object() && it != given.end(); ++it) {
         if (std::find(known.begin(), known.end(), it.key()) == known.end()) MOE_THROW(usage, what + ": option", it.key(), fmt::format("one of {}", fmt::join(known, ", ")), did_you_mean(it.key(), known));
         std::string key = it.key() == "layer" ? "layers" : it.key() == "expert" ? "experts" : it.key();
-        MOE_CHECK(!args.contains(key), usage, what, it.key().ends_with('s') ? it.key().substr(0, it.key().size() - 1) + " and " + it.key() : it.key() + " and " + key, "one of them", "");
+        MOE_CHECK(!args.contains(key), usage, what, key.substr(0, key.size() - 1) + " and " + key, "one of them", "");
         args[key] = it.value();
     }
     if (kind->second.of_layers) args["layers"] = layers_of(args);
     int64_t E = model_.config().model.moe.num_experts;
     auto expert = [&](int64_t e) { MOE_CHECK(e >= 0 && e < E, usage, what + ": expert", std::to_string(e), fmt::format("0 to {}", E - 1), "experts are counted from 0"); };
     auto need = [&](const std::string& key) {
-        MOE_CHECK(args.contains(key), usage, what, "no " + key, key == "experts" ? "expert = a number, or experts = {…}" : key + " = …", "experts are counted from 0");
+        MOE_CHECK(args.contains(key), usage, what, "no " + key, key == "experts" ? "expert = a number, or experts = {…}" : key + " = …", key == "experts" || key == "from" || key == "to" ? "experts are counted from 0" : "");
     };
     if (args.contains("experts")) {
         args["experts"] = integers(args["experts"], what + ": experts");

@@ -60,6 +60,8 @@ public:
     /// Where keys of the configuration can be changed: takes {"key": value, …}, gives the old values in the same form.
     void set_config_changer(std::function<Values(const Values&)> f) { change_config_ = std::move(f); }
 
+    /// What a script writes for something of Item's list: "router:mask", "run.lr".
+    static std::string written(const std::string& what);
     /// Does something of Item's list; "layer" and "expert" may stand for lists of one, and all routed layers for none. Every rank of the model makes the same calls. Where it throws
     /// nothing has changed: moe::Error (usage, shape, config, state).
     Change apply(const std::string& what, const Values& args, int64_t step);

@@ -131,8 +131,7 @@ void Run::log_change(const std::string& event, const Change& change, const Value
 }
 
 Change Run::intervene(const std::string& what, const Values& args) {
-    bool is_of_run = what == "lr" || what == "schedule" || what == "optimizer" || what == "data" || what == "set";
-    std::string op = (is_of_run ? "run." : "router.") + what;
+    std::string op = Interventions::written(what);
     check_between_steps(op);
     check_whole(op);
     Change change;

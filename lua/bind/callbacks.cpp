@@ -180,15 +180,16 @@ std::span<const Binding> callback_methods() { return kRunMethods; }
 
 void check_not_firing(const RunState& state, const std::string& op, std::initializer_list<const char*> events) {
     for (const char* event : events)
-        MOE_CHECK(std::find(state.firing.begin(), state.firing.end(), event) == state.firing.end(), state, op, fmt::format("a call from a callback of \"{}\"", event), "one from outside of it",
+        MOE_CHECK(std::find(state.firing.begin(), state.firing.end(), std::pair(std::this_thread::get_id(), std::string(event))) == state.firing.end(), state, op, fmt::format("a call from a callback of \"{}\"", event), "one from outside of it",
                   "what it does would call the callback again; training goes on when the callback returns");
 }
 
 void fire(lua_State* L, int run_index, const std::string& event, int64_t step) {
     struct Firing {
         std::shared_ptr<RunState> state;
-        Firing(std::shared_ptr<RunState> s, const std::string& event) : state(std::move(s)) { state->firing.push_back(event); }
-        ~Firing() { state->firing.pop_back(); }
+        decltype(RunState::firing)::iterator place;
+        Firing(std::shared_ptr<RunState> s, const std::string& event) : state(std::move(s)), place(state->firing.emplace(state->firing.end(), std::this_thread::get_id(), event)) {}
+        ~Firing() { state->firing.erase(place); }
     } firing(check<RunValue>(L, run_index, "run").state, event);
     int value = lua_gettop(L);
     luaL_checkstack(L, 10, "callbacks");

@@ -84,6 +84,7 @@ void guard_fields(lua_State* L, Wanted wanted) {
         lua_rawset(L, -3);
     }
 }
+
 /// __index of moe's tables of functions. Keys that are no texts are nil, which ipairs and # need.
 int refuse_name(lua_State* L) {
     check_table(L, 1, "module");

@@ -241,11 +241,7 @@ void Job::end() {
     if (!trained || is_on_ranks()) return;
     auto& run = *value_.run;
     std::lock_guard edge(run.edge());
-    try {
-        if (run.current_step() > 0 && run.save_on_exit()) log::info(fmt::format("job: ended after step {}, which is saved; moelab train --resume {} goes on", run.current_step(), run.folder()));
-    } catch (const Error& e) {
-        log::warn(fmt::format("job: ended after step {}, which could not be saved: {}", run.current_step(), e.what()));
-    }
+    if (run.current_step() > 0) save_left(run, "job: ended");
 }
 
 bool Job::wait(const std::function<bool()>& give_up) {
@@ -335,7 +331,8 @@ int resume(lua_State* L) {
 /// Until it has ended, with the state's lock let go. An interrupt ends the wait; a second one the job.
 bool wait_for(lua_State* L, const std::shared_ptr<Job>& j, double secs) {
     MOE_CHECK(!j->is_own_thread(), state, running(L), "a callback of the job itself", "another input", "it would wait for itself: job:stop() ends it after this step");
-    MOE_CHECK(!j->is_on_ranks() || !j->waits_for_this_thread(), state, running(L), "a call of all ranks, for which the job waits", "another place", "wait for it after the call");
+    bool has_ended = !j->is_on_ranks() && j->status() != Job::Status::running;
+    MOE_CHECK(has_ended || !j->waits_for_this_thread(), state, running(L), j->is_on_ranks() ? "a call of all ranks, for which the job waits" : "a callback, for whose end the job waits", "another place", "wait for it after the call");
     auto until = std::chrono::steady_clock::now() + std::chrono::duration<double>(secs);
     bool ended = false;
     auto wait_here = [&] {

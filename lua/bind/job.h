@@ -37,7 +37,7 @@ public:
     /// All ranks know that it has ended: the run needs no turns any more, and another job may begin.
     void forget_turns(lua_State* L);
     const std::shared_ptr<train::Run>& run() const { return value_.run; }
-    /// Whether this thread is in a call of all ranks, for which the job waits between two steps.
+    /// Whether this thread holds the run between two steps, for which the job waits: a call of all ranks, or one that has callbacks.
     bool waits_for_this_thread() const { return value_.run->edge().is_mine(); }
     bool is_on_ranks() const { return control_.ranks != nullptr; }
     /// Its end is told by a log line of the last step, unless the steps before have told it: on the console, as text.

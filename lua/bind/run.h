@@ -6,10 +6,14 @@
 #include <atomic>
 #include <deque>
 #include <initializer_list>
+#include <list>
 #include <memory>
 #include <mutex>
 #include <optional>
 #include <string>
+#include <string_view>
+#include <thread>
+#include <utility>
 #include <vector>
 
 namespace moe::lua {
@@ -20,7 +24,7 @@ class Job;
 struct RunState {
     std::atomic<int> num_callbacks = 0;   ///< none: a background thread need not take the state's lock
     int64_t last_callback = 0;            ///< number of the one that was made last
-    std::vector<std::string> firing;      ///< events whose callbacks run, the inner ones last
+    std::list<std::pair<std::thread::id, std::string>> firing;      ///< threads and events whose callbacks run
     std::deque<double> losses;            ///< of the last steps, for "spike"
     bool console = true;                  ///< its log lines are printed
     std::mutex mutex;                     ///< of `last`: a job writes it, too
@@ -59,7 +63,7 @@ void say_schedule_ended(train::Run& run, const RunState& state);
 void fire(lua_State* L, int run_index, const std::string& event, int64_t step);
 /// The same of the run at index 1, where a function's error on one rank is raised on all.
 void fire_on_all(lua_State* L, const std::string& event, int64_t step);
-/// Throws (state) where callbacks of these events run: what fires them again would never end.
+/// Throws (state) where callbacks of these events run on this thread: what fires them again would never end.
 void check_not_firing(const RunState& state, const std::string& op, std::initializer_list<const char*> events);
 /// The callbacks of a step: step, skip, spike.
 void fire_step(lua_State* L, int run_index, const train::StepMetrics& m, bool spikes);
@@ -90,6 +94,8 @@ int push_run(lua_State* L, const Config& config, const train::RunOptions& option
 /// The options that every new run has: name, console, log.
 class Options;
 train::RunOptions run_options(lua_State* L, const Options& o);
+/// Saves a run that nothing goes on with where its last step is not saved (checkpointing.save_on_exit), and says so: "{why} after step 3, which is saved". A failure is a warning.
+void save_left(train::Run& run, std::string_view why);
 /// The checkpoint that a name means: of this session's runs first.
 std::string find_saved(const std::string& what);
 

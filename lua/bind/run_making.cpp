@@ -24,15 +24,19 @@ std::vector<std::weak_ptr<train::Run>>& live_runs() {
 
 }  // namespace
 
+void save_left(train::Run& run, std::string_view why) {
+    try {
+        if (run.save_on_exit()) log::info(fmt::format("{} after step {}, which is saved; moelab train --resume {} goes on", why, run.current_step(), run.folder()));
+    } catch (const std::exception&) {
+        log::warn(fmt::format("{} after step {}, which could not be saved: {}", why, run.current_step(), Error(current_exception_parts()).what()));
+    }
+}
+
 void save_runs(const char* why) {
     for (auto& weak : live_runs()) {
         auto r = weak.lock();
         if (!r || r->model().mesh().world.size() != 1 || r->current_step() == 0 || r->folder().empty()) continue;
-        try {
-            if (r->save_on_exit()) log::info(fmt::format("{} after step {}, which is saved; moelab train --resume {} goes on", why, r->current_step(), r->folder()));
-        } catch (const Error& e) {
-            log::warn(fmt::format("{}, and step {} could not be saved: {}", why, r->current_step(), e.what()));
-        }
+        save_left(*r, why);
     }
 }
 

@@ -14,7 +14,7 @@ struct TypeName<at::Tensor> {
 
 // --- small tensors that Lua has let go: spent.cpp ---
 
-/// Keeps a small contiguous float32 or float64 tensor of the CPU that nothing else holds for take_spent(); any other one is freed. Making and freeing a tensor of four numbers is a third of adding two such.
+/// Keeps a small contiguous float32 or float64 tensor of the CPU that nothing else holds for take_spent(); any other one is freed. Making and freeing a tensor of four numbers costs more than all else in adding two such.
 void keep_spent(at::Tensor t);
 /// A tensor of a's dtype (float32 or float64) and sizes for a result of a and b, its values anything; undefined where none is kept, or a and b differ in dtype or size, or are not small, contiguous, of the CPU and without gradient.
 at::Tensor take_spent(const at::Tensor& a, const at::Tensor& b);

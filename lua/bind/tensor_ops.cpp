@@ -22,6 +22,7 @@ int operate(lua_State* L) {
     if (!do_expand(**a, **b)) throw_unexpandable(L, **a, **b);
     return push_tensor(L, F(**a, **b));
 }
+
 template <class T, class Op>
 void write_small(Tensor& out, const Tensor& a, const Tensor& b) {
     auto *x = a.const_data_ptr<T>(), *y = b.const_data_ptr<T>();

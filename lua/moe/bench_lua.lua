@@ -1,5 +1,5 @@
 -- What `moelab bench lua` measures: the cost of a bound call, of tensor arithmetic beside what C++ pays for it, and of training in the background.
--- Seconds of the processor, best of several rounds each: what else runs on the machine only adds.
+-- Calls: seconds of the processor, best of several rounds: what else runs on the machine only adds. Background: wall time, in turns, the mean.
 local function best(rounds, f)
   local least = math.huge
   for _ = 1, rounds do least = math.min(least, f()) end

@@ -306,14 +306,14 @@ local function copy(t)
 end
 
 function plot.panels(list, options)
-  local named = {}
-  for _, of in ipairs { type(list) == "table" and list or {}, options or {} } do
-    for key, value in pairs(of) do
-      if type(key) == "string" then named[key] = value end
-    end
-  end
   if type(list) ~= "table" or #list == 0 then moe.fail { op = "viz.panels", got = type(list) == "table" and "no plots" or type(list), want = "a list of plots, such as those of viz.line" } end
-  options = moe.check_keys(named, { "title", "titles", "across", "width", "height", "share_x", "share_y", "legend" }, "viz.panels: options")
+  local keys = { "title", "titles", "across", "width", "height", "share_x", "share_y", "legend" }
+  local named = {}
+  for key, value in pairs(list) do
+    if type(key) == "string" then named[key] = value end
+  end
+  for key, value in pairs(moe.check_keys(options or {}, keys, "viz.panels: options")) do named[key] = value end
+  options = moe.check_keys(named, keys, "viz.panels: options")
   local panels = {}
   for i, p in ipairs(list) do
     if type(p) ~= "table" or not rawget(p, "panels") then moe.fail { op = "viz.panels: plot " .. i, got = type(p), want = "a plot, such as that of viz.line" } end

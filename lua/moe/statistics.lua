@@ -66,7 +66,19 @@ function statistics.interval(values, confidence)
   return mean, statistics.student_t(confidence or 0.95, n - 1) * statistics.std(values) / math.sqrt(n)
 end
 
+-- nan - nan and inf - inf are nan.
+function statistics.finite(values)
+  if type(values) == "userdata" then values = values:to_table() end
+  if type(values) ~= "table" then moe.fail { op = "moe.statistics.finite", got = type(values), want = "a list" } end
+  local list = {}
+  for _, v in ipairs(values) do
+    if type(v) == "number" and v - v == 0 then list[#list + 1] = v end
+  end
+  return list
+end
+
 local TEXTS = {
+  finite = "moe.statistics.finite(values): those that are numbers and neither nan nor infinite, in their order.\nExample: print(#moe.statistics.finite { 1, 0 / 0, 2 })",
   mean = "moe.statistics.mean(values): the arithmetic mean.\nExample: print(moe.statistics.mean { 1, 2, 6 })",
   std = "moe.statistics.std(values): standard deviation of a sample (divided by n − 1); nan of one value.\nExample: print(moe.statistics.std { 1, 2, 6 })",
   median = "moe.statistics.median(values): the middle value, or the mean of the two middle ones.\nExample: print(moe.statistics.median { 1, 2, 6 })",

@@ -286,14 +286,7 @@ local function values_of(t, column)
   return list
 end
 
--- nan - nan and inf - inf are nan.
-local function finite(values)
-  local list = {}
-  for _, v in ipairs(values) do
-    if v - v == 0 then list[#list + 1] = v end
-  end
-  return list
-end
+local finite = moe.statistics.finite
 local function of_finite(f)
   return function(values) return f(finite(values)) end
 end
@@ -328,7 +321,7 @@ local function finite_mean(values)
   return #values > 0 and ONE.mean(values) or 0 / 0
 end
 
---- What agg is asked for: a list of {column of the result, column of the rows, function of its values}.
+--- What agg is asked for: a list of {column of the result, column of the rows, function of its values}, and the first listed column.
 local function aggregates(g, metrics)
   if metrics == nil then metrics = numeric_columns(g) end
   if type(metrics) ~= "table" then metrics = { metrics } end
@@ -352,24 +345,24 @@ local function aggregates(g, metrics)
       list[#list + 1] = { name, what[1], type(what[2]) == "function" and what[2] or ONE[what[2]] }
     end
   end
-  return list
+  return list, metrics[1]
 end
 
 function Groups:agg(metrics)
-  local list, columns, rows = aggregates(self, metrics), {}, {}
+  local list, main = aggregates(self, metrics)
+  local columns, rows = {}, {}
   for i, key in ipairs(self.keys) do columns[i] = key end
   columns[#columns + 1] = "n"
-  local main = type(metrics) == "table" and metrics[1] or type(metrics) == "string" and metrics
   local differs = {}
   for r, group in ipairs(self.list) do
-    local row = {}
+    local n = main and #finite(values_of(group.table, main)) or #group.table.rows
+    local row = { n = n }
     for _, key in ipairs(self.keys) do row[key] = group.first[key] end
     for _, a in ipairs(list) do
       local values = values_of(group.table, a[2])
       if #values > 0 or a.is_count then row[a[1]] = a[3](values) end
+      if a.is_count then differs[a[1]] = differs[a[1]] or row[a[1]] ~= n end
     end
-    row.n = main and row[main .. "_n"] or #group.table.rows
-    for _, a in ipairs(list) do differs[a[1]] = differs[a[1]] or (a.is_count and row[a[1]] ~= row.n) end
     rows[r] = row
   end
   for _, a in ipairs(list) do

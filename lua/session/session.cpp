@@ -13,8 +13,11 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include <nlohmann/json.hpp>
+
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <csignal>
 #include <cstdio>
 #include <filesystem>
@@ -51,9 +54,22 @@ const char kExitKey = 0;                    ///< its address: where the registry
 /// What the results of a call are needed for, and the texts that they gave.
 struct Results {
     bool echo;
-    std::vector<std::string> texts;
+    std::vector<std::string> texts, json;
     bool all_nil = true;
 };
+
+std::string json_of(lua_State* L, int index, const std::string& text) {
+    nlohmann::json value = text;
+    if (lua_type(L, index) == LUA_TNIL) value = nullptr;
+    if (lua_isboolean(L, index)) value = bool(lua_toboolean(L, index));
+    if (lua_isinteger(L, index)) value = lua_tointeger(L, index);
+    else if (lua_type(L, index) == LUA_TNUMBER) {
+        double x = lua_tonumber(L, index);
+        if (std::isfinite(x)) value = x;
+        else value = std::isnan(x) ? "nan" : x > 0 ? "inf" : "-inf";
+    }
+    return value.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+}
 
 /// A lightuserdata Results, values → nothing. Runs protected and interruptible: a __tostring may raise, or never end.
 int show_results(lua_State* L) {
@@ -62,6 +78,7 @@ int show_results(lua_State* L) {
         results.all_nil &= lua_isnil(L, i);
         std::string text = results.echo ? echo_text(L, i) : to_string(L, i);
         if (results.echo && n == 2 && !text.empty() && text == control(L).last_log) continue;         // a step's metrics, which stand there already
+        if (control(L).json) results.json.push_back(json_of(L, i, text));
         results.texts.push_back(std::move(text));
     }
     if (results.echo && lua_gettop(L) >= 2 && !lua_isnil(L, 2)) {
@@ -177,7 +194,7 @@ void Session::open() {
     lua_pushglobaltable(L_);
     lua_globals_ = ordered_keys(L_, -1);
     static constexpr Binding kHistory = {"history", history_of, "moe.history(): the inputs of this session so far, a list of texts, the running one last."};
-    static constexpr Binding kExit = {"exit", exit_of, "exit(code): ends the interactive session; code is the program's exit code, default 0. Ctrl-D does it, too. Runs whose last step is not saved are saved (checkpointing.save_on_exit)."};
+    static constexpr Binding kExit = {"exit", exit_of, "exit(code): ends the interactive session; code is the program's exit code, default 0. Ctrl-D does it, too. Runs of one rank whose last step is not saved are saved (checkpointing.save_on_exit)."};
     lua_getfield(L_, -1, "moe");
     lua_pushlightuserdata(L_, this);
     push_function(L_, kHistory, "moe.history", 1);
@@ -238,7 +255,7 @@ Result Session::call(int num_arguments, bool echo) {
         lua_pushlightuserdata(L_, &results);
         lua_insert(L_, base + 2);
         status = lua_pcall(L_, lua_gettop(L_) - base - 1, 0, base);
-        if (status == LUA_OK && !(echo && results.all_nil && interactive_)) result.values = std::move(results.texts);
+        if (status == LUA_OK && !(echo && results.all_nil && interactive_)) result.values = std::move(results.texts), result.json = std::move(results.json);
     }
     running_ = false;
     control_.interrupted = false;

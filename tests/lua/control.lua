@@ -85,6 +85,25 @@ test("run: what a callback does may not call it again", function()
   run:on("evaluate", function() run:evaluate() end)
   raises("state", function() run:evaluate() end, "run:evaluate: got a call")
   equal(run:train(1).step, 3)
+  local job
+  on = run:on("step", function() job = run:start(1) job:wait() end)
+  raises("state", function() run:train(1) end, "job:wait: got a callback, for whose end the job waits")
+  on:off()
+  is(job:wait())
+  equal(run.step, 5)
+end)
+
+test("run: what a callback refuses in its own thread, others may do", function()
+  local run = fresh()
+  local slow = run:on("step", function() moe.sleep(0.3) end)
+  local job = run:start(2)
+  while run.step < 1 do moe.sleep(0.001) end
+  job:pause()
+  slow:off()
+  while not pcall(run.train, run, 1) do moe.sleep(0.001) end
+  job:resume()
+  job:wait()
+  equal(run.step, 3)
 end)
 
 test("run: callbacks end by their handle, by the run, with a scope, and from inside", function()

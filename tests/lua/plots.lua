@@ -214,6 +214,7 @@ test("plots: panels share axes and one legend", function()
   raises("usage", function() return viz.panels { one(2), titel = "x" } end, 'did you mean "title"?')
   raises("usage", function() return viz.panels({ one(2), titel = "x" }, { title = "y" }) end, 'did you mean "title"?')
   raises("usage", function() return viz.panels {} end)
+  raises("usage", function() return viz.panels({ one(2) }, "x") end, "viz.panels: options")
   raises("usage", function() return viz.panels { 1 } end, "plot 1")
 end)
 

@@ -160,12 +160,7 @@ local function result_table(sweep, metrics)
   return moe.table(rows, { columns = columns, titles = titles })
 end
 
-local function any_finite(sweep, metric)
-  for _, v in ipairs(sweep:table("done"):column(metric)) do
-    if type(v) == "number" and v - v == 0 then return true end
-  end
-  return false
-end
+local function any_finite(sweep, metric) return #moe.statistics.finite(sweep:table("done"):column(metric)) > 0 end
 
 -- A sentence on the points of which a metric is nan or infinite, "" where there is none.
 local function divergences(sweep, metrics)

@@ -1,25 +1,14 @@
-#include "core/base/error.h"
 #include "core/metrics/statistics.h"
-#include "tests/catch.h"
+#include "tests/error_of.h"
 
 #include <cmath>
 
 using namespace moe;
+using moe::test::error_of;
 using namespace moe::metrics;
 
 namespace {
 bool near(double a, double b) { return std::abs(a - b) < 1e-12; }
-
-template <class F>
-ErrorKind kind_of(F&& f) {
-    try {
-        f();
-    } catch (const Error& e) {
-        return e.kind();
-    }
-    FAIL("no moe::Error was thrown");
-    throw;
-}
 }  // namespace
 
 TEST_CASE("statistics: load of experts against values computed by hand", "[metrics]") {
@@ -88,14 +77,14 @@ TEST_CASE("statistics: Jensen-Shannon divergence of two loads", "[metrics]") {
     REQUIRE(near(js_divergence(b, a), want));
     REQUIRE(std::isnan(js_divergence(a, none)));
     std::vector<int64_t> shorter = {1, 2};
-    REQUIRE(kind_of([&] { js_divergence(a, shorter); }) == ErrorKind::shape);
+    REQUIRE(error_of([&] { js_divergence(a, shorter); }).kind() == ErrorKind::shape);
 }
 
 TEST_CASE("statistics: wrong tables are errors", "[metrics]") {
     std::vector<int64_t> table = {1, 2, 3}, negative = {1, -1};
-    REQUIRE(kind_of([&] { load_statistics({}); }) == ErrorKind::shape);
-    REQUIRE(kind_of([&] { load_statistics(negative); }) == ErrorKind::data);
-    REQUIRE(kind_of([&] { mutual_information(table, 2); }) == ErrorKind::shape);
-    REQUIRE(kind_of([&] { relative_load(table, 0); }) == ErrorKind::shape);
-    REQUIRE(kind_of([&] { specialisation(table, 1, 0); }) == ErrorKind::shape);
+    REQUIRE(error_of([&] { load_statistics({}); }).kind() == ErrorKind::shape);
+    REQUIRE(error_of([&] { load_statistics(negative); }).kind() == ErrorKind::data);
+    REQUIRE(error_of([&] { mutual_information(table, 2); }).kind() == ErrorKind::shape);
+    REQUIRE(error_of([&] { relative_load(table, 0); }).kind() == ErrorKind::shape);
+    REQUIRE(error_of([&] { specialisation(table, 1, 0); }).kind() == ErrorKind::shape);
 }

@@ -1,4 +1,4 @@
-// What tests of saved runs share: a small run that is saved often, and what a call fails with.
+// What tests of saved runs share: a small run that is saved often, and what an error mentions.
 #pragma once
 #include "core/train/run.h"
 #include "tests/error_of.h"
