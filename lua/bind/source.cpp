@@ -1,9 +1,13 @@
 #include "lua/bind/source.h"
 
 #include "core/base/json.h"
+#include "core/base/log.h"
 #include "core/train/interventions.h"
+#include "lua/bind/bytecode.h"
 #include "lua/bind/control.h"
 #include "lua/bind/tensor.h"
+
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <cmath>
@@ -15,41 +19,6 @@ namespace moe::lua {
 namespace {
 using Json = nlohmann::ordered_json;
 constexpr int kMaxDepth = 20;
-
-// --- bytecode: to make sure that a text is the function ---
-
-int append(lua_State*, const void* data, size_t size, void* out) {
-    static_cast<std::string*>(out)->append(static_cast<const char*>(data), size);
-    return 0;
-}
-
-/// The dump of the function on top, without what depends on where its upvalues lived. Source: Lua 5.4's ldump.c.
-std::string dump_of(lua_State* L) {
-    std::string dump;
-    lua_dump(L, append, &dump, /*strip=*/1);
-    size_t at = 4 + 1 + 1 + 6 + 3 + sizeof(lua_Integer) + sizeof(lua_Number) + 1;       // header, number of upvalues
-    auto number = [&] {
-        size_t x = 0;
-        for (uint8_t byte = 0; at < dump.size() && !(byte & 0x80);) {
-            byte = uint8_t(dump[at++]);
-            x = x << 7 | (byte & 0x7f);
-        }
-        return x;
-    };
-    number();                                                  // source, stripped
-    size_t begin = at;
-    number(), number();                                        // first and last line
-    at += 3;                                                   // parameters, vararg, stack
-    at += number() * 4;                                        // instructions
-    for (size_t n = number(); n > 0 && at < dump.size(); --n) {
-        int type = uint8_t(dump[at++]);
-        if (type == (LUA_TNUMBER | 1 << 4) || type == LUA_TNUMBER) at += 8;
-        else if (type == LUA_TSTRING || type == (LUA_TSTRING | 1 << 4)) at += number() - 1;
-    }
-    size_t end = at, count = number();
-    if (at > dump.size()) return dump;
-    return dump.substr(begin, end - begin) + dump.substr(std::min(dump.size(), at + 3 * count));
-}
 
 bool is_word(char c) { return std::isalnum(uint8_t(c)) || c == '_'; }
 
@@ -105,9 +74,7 @@ std::optional<Found> find_source(lua_State* L, int index, const std::vector<std:
     lua_Debug d;
     lua_pushvalue(L, index);
     lua_getinfo(L, ">S", &d);
-    lua_pushvalue(L, index);
-    std::string want = dump_of(L);
-    lua_pop(L, 1);
+    std::string want = code_of(L, index);
     for (const std::string& text : texts_of(L, d.source)) {
         auto line_start = [&](int line) {
             size_t at = 0;
@@ -126,7 +93,7 @@ std::optional<Found> find_source(lua_State* L, int index, const std::vector<std:
                 bool same = false;
                 if (luaL_loadbufferx(L, chunk.data(), chunk.size(), "=hook", "t") == LUA_OK) {
                     for (size_t i = 0; i < upvalues.size(); ++i) lua_pushnil(L);
-                    same = lua_pcall(L, int(upvalues.size()), 1, 0) == LUA_OK && lua_isfunction(L, -1) && !lua_iscfunction(L, -1) && dump_of(L) == want;
+                    same = lua_pcall(L, int(upvalues.size()), 1, 0) == LUA_OK && lua_isfunction(L, -1) && !lua_iscfunction(L, -1) && code_of(L, -1) == want;
                 }
                 lua_pop(L, 1);
                 if (same) return found;
@@ -161,9 +128,43 @@ Json builtin_of(lua_State* L, int index) {
 
 Json value_of(lua_State* L, int index, const std::string& path, int depth);
 
+/// Functions that are being stored, the outermost first, and the globals that they were found to read.
+struct Storing {
+    std::vector<const void*> functions;
+    std::vector<std::string> globals;
+};
+thread_local Storing storing;
+
+/// The user's globals that a function reads and does not change, as upvalues by their names: at the prompt every variable is a global. What cannot be stored stays the session's.
+void add_globals(lua_State* L, const std::set<std::string>& names, const std::string& place, int depth, Json& upvalues) {
+    for (const std::string& name : names) {
+        lua_pushglobaltable(L);
+        push_string(L, name);
+        lua_rawget(L, -2);
+        lua_remove(L, -2);
+        Json builtin = builtin_of(L, -1);
+        bool of_lua = builtin.is_object() && (builtin.value("name", "") == name || builtin.value("module", "") == name);
+        if (!lua_isnil(L, -1) && !of_lua) {
+            try {
+                bool within = std::find(storing.functions.begin(), storing.functions.end(), lua_topointer(L, -1)) != storing.functions.end();
+                MOE_CHECK(!within, usage, "a hook: global " + name, "a function that calls itself", "one that is local", "");
+                upvalues.push_back({name, value_of(L, -1, name, depth + 1)});
+                storing.globals.push_back(name);
+            } catch (const Error& e) {
+                log::warn(fmt::format("the function of {} reads the global {}, which is not stored with it: a resume or replay may find another one, or none ({})", place, name, e.parts().got));
+            }
+        }
+        lua_pop(L, 1);
+    }
+}
+
 Json function_of(lua_State* L, int index, int depth) {
     index = lua_absindex(L, index);
     MOE_CHECK(depth < kMaxDepth, usage, "a hook", "functions that hold each other", "plain upvalues", "");
+    struct Within {
+        explicit Within(const void* f) { storing.functions.push_back(f); }
+        ~Within() { storing.functions.pop_back(); }
+    } within(lua_topointer(L, index));
     std::vector<std::string> names;
     Json upvalues = Json::array();
     for (int i = 1; const char* name = lua_getupvalue(L, index, i); ++i) {
@@ -174,7 +175,10 @@ Json function_of(lua_State* L, int index, int depth) {
     auto found = find_source(L, index, names);
     MOE_CHECK(found, usage, "a hook", "the function of " + place, "one whose source is known",
               "write it as function(…) … end in the script or input itself, without <const> locals and not through a file that has changed since; or { replay = false }");
+    OuterNames outer = outer_names(L, index);
     for (size_t i = 0; i < names.size(); ++i) {
+        MOE_CHECK(!outer.assigned.contains(int(i)), usage, "a hook: upvalue " + names[i], "an assignment to it in the function of " + place, "upvalues that are only read: the run holds copies of them",
+                  "{ replay = false } keeps the function as it is, and a global may be assigned to; the run's own events and metrics need neither");
         lua_getupvalue(L, index, int(i) + 1);
         Json value;
         if (names[i] != "_ENV") value = value_of(L, -1, names[i], depth + 1);
@@ -182,6 +186,9 @@ Json function_of(lua_State* L, int index, int depth) {
         if (names[i] != "_ENV") upvalues.push_back({names[i], value});
         else upvalues.push_back({names[i], nullptr});
     }
+    for (auto& name : outer.written) outer.read.erase(name);
+    for (auto& name : names) outer.read.erase(name);
+    add_globals(L, outer.read, place, depth, upvalues);
     return {{"source", found->source}, {"name", place}, {"line", found->line}, {"upvalues", upvalues}};
 }
 
@@ -236,7 +243,10 @@ Json to_values(lua_State* L, int index, const std::string& path) { return value_
 Json function_to_values(lua_State* L, int index) {
     if (Json builtin = builtin_of(L, index); !builtin.is_null()) return {{"builtin", builtin}, {"name", builtin.value("module", "") + "." + builtin.value("name", "")}};
     MOE_CHECK(!lua_iscfunction(L, index), usage, "a hook", "a function that is not Lua's", "function(…) … end", "");
-    return function_of(L, index, 0);
+    storing.globals.clear();
+    Json f = function_of(L, index, 0);
+    if (!storing.globals.empty()) log::info(fmt::format("the function of {} keeps the values that these globals have now: {}", function_place(L, index), fmt::join(storing.globals, ", ")));
+    return f;
 }
 
 void push_values(lua_State* L, const Json& v) {

@@ -4,6 +4,7 @@
 #include "core/base/suggest.h"
 #include "core/train/hardware.h"
 #include "lua/bind/bind.h"
+#include "lua/bind/bytecode.h"
 #include "lua/bind/control.h"
 
 #include <link.h>
@@ -164,6 +165,19 @@ int check_keys(lua_State* L) {
     return 1;
 }
 
+int globals_of(lua_State* L) {
+    if (!lua_isfunction(L, 1) || lua_iscfunction(L, 1)) bad_argument(L, 1, "f", "a Lua function");
+    OuterNames names = outer_names(L, 1);
+    lua_newtable(L);
+    lua_Integer n = 0;
+    for (auto& name : names.read) {
+        if (names.written.contains(name)) continue;
+        push_string(L, name);
+        lua_rawseti(L, -2, ++n);
+    }
+    return 1;
+}
+
 int fail(lua_State* L) {
     check_table(L, 1, "error");
     Options o(L, 1, {"kind", "op", "got", "want", "hint"});
@@ -203,6 +217,8 @@ const Binding kFunctions[] = {
      "Example: print(moe.format_bytes(665720012))"},
     {"format_secs", format_secs_of, "moe.format_secs(n): 125 → \"2 min 05 s\".\n"
      "Example: print(moe.format_secs(125))"},
+    {"globals_of", globals_of, "moe.globals_of(f): names of the globals that the Lua function f, and functions in it, read and do not change, sorted.\n"
+     "Example: print(table.concat(moe.globals_of(function() return math.pi * scale end), \" \"))"},
     {"check_keys", check_keys, "moe.check_keys(options, {\"a\", \"b\"}, op): raises for a key that is not among the known, naming the nearest. Returns options.\n"
      "Example: print(pcall(moe.check_keys, { stesp = 3 }, { \"steps\", \"name\" }, \"mine\"))"},
     {"fail", fail, "moe.fail {kind =, op =, got =, want =, hint =}: raises an error object, as the bindings do.\n"

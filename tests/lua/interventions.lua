@@ -188,6 +188,36 @@ test("router: nothing may be changed inside of a step", function()
   the_run = nil
 end)
 
+test("router: a stored hook keeps the globals that it reads, and may record into others", function()
+  local run = fresh()
+  strength, offsets, seen, calls = 0.5, { layer = 1, values = { 0.1, 0.2 } }, {}, 0
+  function bend(x) return x * strength end
+  local function f(s)
+    calls = calls + 1
+    seen[#seen + 1] = s.step
+    return s.scores * (1 + bend(0.5)) + offsets.values[2] * moe.randn_like(s.scores)
+  end
+  run.model.router:hook("pre_topk", f)
+  run:train(2)
+  local met = calls
+  is(met > 0 and #seen == met)
+  strength, offsets.values[2], bend = 100, 100, nil         -- what it holds is what was there
+  local again = moe.replay(run, { console = false, log = false })
+  must_equal(run, again)
+  equal(calls, 2 * met)
+  strength, offsets, bend, seen, calls = nil
+end)
+
+test("router: a stored hook that assigns to an upvalue is refused", function()
+  local run, n, inner = fresh(), 0, 0
+  local err = raises("usage", function() run.model.router:hook("pre_topk", function(s) n = n + 1 end) end, "upvalue n", "an assignment to it")
+  contains(err.hint, "replay = false")
+  raises("usage", function() run.model.router:hook("pre_topk", function(s) local function f() inner = s.step end f() end) end, "upvalue inner")
+  run.model.router:hook("pre_topk", function(s) n = n + 1 end, { replay = false })
+  run:train(1)
+  is(n > 0)
+end)
+
 test("router: a hook with what cannot be stored is refused, unless replay = false", function()
   local run = fresh()
   local err = raises("usage", function() run.model.router:hook("pre_topk", function(s) return run and s.scores end) end, "upvalue run")

@@ -104,6 +104,17 @@ test("sweep: ids follow what fn does and holds on to, not where it stands or run
   equal(id_of "local scale = 2\n\n\nreturn function(p)\n  -- a comment\n      return { loss = scale }\n\nend", id)
   is(id_of "local scale = 3\nreturn function(p)\n  return { loss = scale }\nend" ~= id, "an upvalue changed")
   is(id_of "local scale = 2\nreturn function(p)\n  return { loss = -scale }\nend" ~= id, "the code changed")
+  local function of_globals() return id_of "return function(p) seen[#seen + 1] = p; calls = calls + 1; local function f() return scale * half(2) end return { loss = f() } end" end
+  _G.seen, _G.calls, _G.scale, _G.half = {}, 0, 2, function(x) return x / 2 end
+  local first = of_globals()
+  _G.seen, _G.calls = { 1 }, 1
+  equal(of_globals(), first, "what it writes is no part of it")
+  _G.scale = 3
+  local second = of_globals()
+  is(second ~= first, "a global changed")
+  _G.half = function(x) return x / 2 + 1 end
+  is(of_globals() ~= second, "a global function changed")
+  _G.seen, _G.calls, _G.scale, _G.half = nil
   equal(id_of("local scale = 2\nreturn function(p)\n  return { loss = scale }\nend", { output_dir = "elsewhere", experiment_name = "x" }), id)
 end)
 

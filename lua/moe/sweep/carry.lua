@@ -110,6 +110,12 @@ function Writer:add_function(node, f, path)
     if not name then break end
     node.up[i] = self:add(value, ("%s: its upvalue '%s'"):format(path, name))
   end
+  if not self.lenient then return end                       -- carry.pack takes all globals
+  for _, name in ipairs(moe.globals_of(f)) do
+    local value = not OWN[name] and rawget(_G, name)
+    node.globals = node.globals or {}
+    if value then node.globals[#node.globals + 1] = { name, self:add(value, ("%s: its global '%s'"):format(path, name)) } end
+  end
 end
 
 local function writer(lenient) return setmetatable({ nodes = {}, seen = {}, names = shared_names(), lenient = lenient }, Writer) end
