@@ -115,6 +115,8 @@ public:
     /// The configuration that step 0 began with.
     const Config& first_config() const { return first_config_; }
     /// Does again what events (of another run with the same first configuration) say at the run's present step. Throws moe::Error (state)
+    /// Throws (state) where replay() of the event would, before anything has been done.
+    static void check_replayable(const Values& event, const ScriptCompiler& compiler);
     /// for one that was not stored.
     void replay(const Values& event);
     /// Goes back, or forward, to the state of a checkpoint of the same model, in place: weights, optimizer, data, interventions and keys

@@ -171,14 +171,27 @@ Change Run::undo(int64_t id) {
     return change;
 }
 
+void Run::check_replayable(const Values& event, const ScriptCompiler& compiler) {
+    std::string kind = event.value("event", "");
+    if (kind == "resume")
+        for (auto& change : event.value("changes", Values::array())) {
+            std::string key = change.at("key");
+            MOE_CHECK(key != "training.use_bf16" && key != "training.use_fp8", state, "moe.replay", fmt::format("a run that was resumed with {} = {}", key, change.at("new").dump()), "products in one precision from step 0 on",
+                      "moe.resume goes on from a checkpoint of it");
+        }
+    if (kind != "intervention") return;
+    const Values& args = event.at("args");
+    bool lost = args.contains("function") && !args["function"].is_null() && compiler.is_stored && !compiler.is_stored(args["function"]);
+    MOE_CHECK(!lost, state, "moe.replay", fmt::format("step {}: {} with replay = false", event.at("step").get<int64_t>(), event.at("what").get<std::string>()), "a function that was stored", "make the run with hooks whose upvalues are plain values");
+}
+
 void Run::replay(const Values& event) {
+    check_replayable(event, options_.compiler);
     std::string kind = event.value("event", "");
     if (kind == "resume") {
         Values live = Values::object();
         for (auto& change : event.value("changes", Values::array())) {
             std::string key = change.at("key");
-            MOE_CHECK(key != "training.use_bf16" && key != "training.use_fp8", state, "moe.replay", fmt::format("a run that was resumed with {} = {}", key, change.at("new").dump()), "products in one precision from step 0 on",
-                      "moe.resume goes on from a checkpoint of it");
             if (is_of(key, live_keys())) live[key] = change.at("new");
         }
         if (!live.empty()) change_config(live);        // no intervention: it has no number and nobody can take it back
@@ -190,10 +203,7 @@ void Run::replay(const Values& event) {
         return;
     }
     if (kind != "intervention") return;
-    Values args = event.at("args");
-    bool lost = args.contains("function") && !args["function"].is_null() && options_.compiler.is_stored && !options_.compiler.is_stored(args["function"]);
-    MOE_CHECK(!lost, state, "moe.replay", fmt::format("step {}: {} with replay = false", event.at("step").get<int64_t>(), event.at("what").get<std::string>()), "a function that was stored", "make the run with hooks whose upvalues are plain values");
-    Change change = intervene(event.at("what"), args);
+    Change change = intervene(event.at("what"), event.at("args"));
     MOE_CHECK(change.id == event.at("id").get<int64_t>(), state, "moe.replay", fmt::format("intervention {}", change.id), fmt::format("{}", event.at("id").get<int64_t>()), "the events are not those of one run from its beginning");
 }
 

@@ -123,12 +123,12 @@ int assign_to_run(lua_State* L) {
 int replay_run(lua_State* L) {
     Options o(L, 2, {"name", "output_dir", "console", "log", "steps"});
     train::RunOptions options = run_options(L, o);
-    std::vector<std::string> events;
+    std::vector<Values> events;
     Config config;
     int64_t steps = 0;
     if (test_box<RunValue>(L, 1)) {
         LiveRun r = live_run(L);
-        events = r->events();
+        for (auto& e : r->events()) events.push_back(Values::parse(e, nullptr, false));
         config = r->first_config();
         steps = r->current_step();
         if (options.name.empty() && !r->folder().empty()) options.name = std::filesystem::path(r->folder()).parent_path().filename().string();
@@ -140,7 +140,7 @@ int replay_run(lua_State* L) {
         path = train::shared_text(path, world);
         train::agree(world, [&] {
             store::Checkpoint checkpoint(path);
-            for (auto& e : checkpoint.meta().at("events")) events.push_back(e.dump());
+            for (auto& e : checkpoint.meta().at("events")) events.push_back(e);
             config = config_of_first(checkpoint);
             steps = checkpoint.meta().at("step");
         });
@@ -148,21 +148,18 @@ int replay_run(lua_State* L) {
     if (o.has("steps")) steps = o.integer("steps", steps);
     MOE_CHECK(steps >= 0, usage, "moe.replay: steps", std::to_string(steps), "0 or more", "");
     if (o.has("output_dir")) config.output_dir = o.string("output_dir", config.output_dir);
+    std::erase_if(events, [&](const Values& e) { return !e.is_object() || e.value("step", int64_t(0)) > steps; });
+    for (auto& e : events) train::Run::check_replayable(e, options.compiler);
     push_run(L, config, options);
     int index = lua_gettop(L);
-    auto run = check<RunValue>(L, index, "run").run;
+    auto [run, state] = check<RunValue>(L, index, "run");
     size_t next = 0;
     for (int64_t step = 0;; ++step) {
-        for (; next < events.size(); ++next) {
-            Values e = Values::parse(events[next], nullptr, false);
-            if (!e.is_object()) continue;
-            if (e.value("step", int64_t(0)) > step) break;
-            run->replay(e);
-        }
+        for (; next < events.size() && events[next].value("step", int64_t(0)) <= step; ++next) run->replay(events[next]);
         if (step == steps) break;
         if (!ranks_of(L)) throw_if_interrupted(L);
         run->set_interrupt(&control(L).interrupted);
-        run->step();
+        remember_step(*state, run->step());
         run->set_interrupt(nullptr);
         if (run->was_interrupted()) throw_interrupted_on_all(L);
     }

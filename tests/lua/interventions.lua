@@ -204,6 +204,7 @@ test("router: a stored hook keeps the globals that it reads, and may record into
   strength, offsets.values[2], bend = 100, 100, nil         -- what it holds is what was there
   local again = moe.replay(run, { console = false, log = false })
   must_equal(run, again)
+  equal(again.last.step, 2)
   equal(calls, 2 * met)
   strength, offsets, bend, seen, calls = nil
 end)
@@ -226,7 +227,8 @@ test("router: a hook with what cannot be stored is refused, unless replay = fals
   local h = run.model.router:hook("pre_topk", function(s) calls = calls + (run and 1 or 0) return s.scores end, { replay = false })
   run:train(1)
   equal(calls, 2 * 2)
-  raises("state", function() moe.replay(run, { console = false, log = false }) end, "replay = false")
+  raises("state", function() moe.replay(run, { console = false, name = "never" }) end, "replay = false")
+  is(not moe.fs.exists(folder .. "/never"), "refused before a run is made")
 end)
 
 test("router: bad input is an error each", function()
