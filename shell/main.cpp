@@ -322,6 +322,7 @@ int run_program(int argc, char** argv) {
     know_own_ranks();
     std::setvbuf(stdout, nullptr, _IOLBF, 1 << 16);
     std::vector<std::string> words(argv + 1, argv + argc);
+    if (!words.empty() && words[0] == "help") words.erase(words.begin()), words.push_back("--help");
     bool json = std::find(words.begin(), words.end(), "--json") != words.end();
     CLI::App app("", "moelab");
     try {

@@ -33,7 +33,7 @@ Problem unknown_key(const std::string& key, const std::string& path, const Schem
     std::string hint;
     if (!places.empty()) hint = fmt::format("it belongs to {}", fmt::join(places, " or "));
     else if (!near.empty()) hint = fmt::format("did you mean {}?", join(path, near));
-    else hint = "help() lists the keys";
+    else hint = "moelab config --keys lists them";
     return {join(path, key), "an unknown key", path.empty() ? "a section or key of the configuration" : "a key of " + path, hint};
 }
 }  // namespace

@@ -52,7 +52,7 @@ const Schema& schema<MoeConfig>() {
     using C = MoeConfig;
     static const Schema s("moe", {
         field("num_experts", &C::num_experts).alias("n_routed_experts").min(1).row("A4").help("Routed experts of a layer."),
-        field("num_experts_per_token", &C::num_experts_per_token).alias("num_experts_per_tok").min(1).row("A4").help("Experts that each token goes to (top-k)."),
+        field("num_experts_per_token", &C::num_experts_per_token).alias("num_experts_per_tok").alias("top_k").min(1).row("A4").help("Experts that each token goes to (top-k)."),
         field("expert_intermediate_size", &C::expert_intermediate_size).alias("expert_dim").alias("moe_intermediate_size").min(1).unit("features").row("A4").help("Inner width of one routed expert."),
         field("num_shared_experts", &C::num_shared_experts).alias("n_shared_experts").min(0).row("A4").help("Experts that every token passes."),
         field("shared_intermediate_size", &C::shared_intermediate_size).min(0).unit("features").row("A4").help("Inner width of all shared experts together; 0 is num_shared_experts × expert_intermediate_size."),

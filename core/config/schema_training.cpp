@@ -51,7 +51,7 @@ const Schema& schema<TrainingConfig>() {
         field("train_steps", &C::train_steps).min(1).unit("steps").row("B1").help("Length of the run; goes before the two keys below."),
         field("total_training_tokens", &C::total_training_tokens).min(1).unit("tokens").row("B1").help("Length of the run where train_steps is null."),
         field("tokens_per_parameter_ratio", &C::tokens_per_parameter_ratio).above(0).unit("tokens a parameter").row("B1").help("Length of the run, times all parameters, where both keys above are null; 20 is Chinchilla's."),
-        field("learning_rate", &C::learning_rate).min(0).row("B3").help("Peak learning rate."),
+        field("learning_rate", &C::learning_rate).alias("lr").min(0).row("B3").help("Peak learning rate."),
         field("min_learning_rate", &C::min_learning_rate).min(0).row("B3").help("Learning rate at the end of the decay."),
         field("lr_warmup_steps", &C::lr_warmup_steps).min(0).unit("steps").row("B3").help("Steps of linear rise from 0 to learning_rate."),
         field("lr_decay_style", &C::lr_decay_style).one_of({"cosine", "linear", "constant", "wsd", "deepseek_v3"}).row("B3").help("Shape of the decay after the warm-up."),

@@ -240,7 +240,8 @@ Run::NonFinite Run::find_non_finite() {
 
 /// A step that was not updated from, once it is done: a warning and an event.
 void Run::report_skip(const StepMetrics& m, const NonFinite& first) {
-    if (mesh_.world.rank() == 0 || first.is_here) log::warn(fmt::format("step {}: loss {} and gradient norm {}: skipped{}", m.step, m.loss, m.grad_norm, first.name.empty() ? "" : "; first in " + first.name));
+    auto shown = [](double x) { return std::isnan(x) ? std::abs(x) : x; };      // a nan's sign says nothing
+    if (mesh_.world.rank() == 0 || first.is_here) log::warn(fmt::format("step {}: loss {} and gradient norm {}: skipped{}", m.step, shown(m.loss), shown(m.grad_norm), first.name.empty() ? "" : "; first in " + first.name));
     add_event("skip", {{"step", m.step - 1}, {"first", first.name}});
 }
 

@@ -172,6 +172,13 @@ Config with_vocabulary(Config c) {
     return c;
 }
 
+/// self with its vocabulary, validated.
+Config checked(lua_State* L) {
+    Config c = with_vocabulary(*self<ConfigValue>(L).config);
+    validate(c);
+    return c;
+}
+
 /// self as it would run on {ranks =}: validated, with the data-parallel ranks of each pipeline stage and the steps of the run.
 struct Length {
     Config config;
@@ -179,9 +186,8 @@ struct Length {
     std::optional<int64_t> steps;
 };
 Length length(lua_State* L) {
-    Config c = with_vocabulary(*self<ConfigValue>(L).config);
+    Config c = checked(L);
     Options o(L, 2, {"ranks"});
-    validate(c);
     const DistributedConfig& d = c.distributed;
     int64_t replicas = std::max<int64_t>(1, o.integer("ranks", 1) / (d.tensor_parallel_size * d.pipeline_parallel_size));
     return {c, replicas, train::num_steps(c, plan::count(c.model).total, replicas)};
@@ -200,9 +206,8 @@ int num_tokens(lua_State* L) {
 }
 
 int memory(lua_State* L) {
-    Config c = with_vocabulary(*self<ConfigValue>(L).config);
+    Config c = checked(L);
     Options o(L, 2, {"ranks"});
-    validate(c);
     plan::Memory m = plan::memory(c, o.integer("ranks", 1));
     push_ordered_table(L, {"weights", "gradients", "optimizer", "activations", "total"});
     auto set = [&](const char* name, double bytes) {
@@ -218,7 +223,7 @@ int memory(lua_State* L) {
 }
 
 int params(lua_State* L) {
-    Config c = with_vocabulary(*self<ConfigValue>(L).config);
+    Config c = checked(L);
     int64_t depth = c.training.mtp_depth();
     auto counts = plan::count(c.model, depth);
     push_ordered_table(L, {"total", "active", "flops_per_token", "flops_per_token_full", "mtp", "router_bias"});

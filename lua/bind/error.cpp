@@ -1,4 +1,5 @@
 #include "core/base/host_memory.h"
+#include "core/base/suggest.h"
 #include "core/base/units.h"
 #include "lua/bind/lua.h"
 
@@ -6,6 +7,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <cstring>
 #include <filesystem>
 #include <stdexcept>
 
@@ -53,7 +55,9 @@ ErrorKind kind_of_torch_message(const std::string& message) {
 /// Of LibTorch's message or of none. A GPU's says itself what was asked for and what there is; the CPU's in bytes what was asked for.
 ErrorParts out_of_memory(const std::string& message = "") {
     constexpr std::string_view kAsked = "DefaultCPUAllocator: can't allocate memory: you tried to allocate ";
-    ErrorParts parts{ErrorKind::memory, "out of memory", message.substr(0, message.find(" Of the allocated")), "", "x:free() gives memory back at once; smaller sizes or dtypes ask for less"};
+    ErrorParts parts;
+    parts.kind = ErrorKind::memory, parts.op = "out of memory", parts.got = message.substr(0, message.find(" Of the allocated"));
+    parts.hint = "x:free() gives memory back at once; smaller sizes or dtypes ask for less";
     size_t at = message.find(kAsked);
     if (at != std::string::npos) parts.got = format_bytes(std::strtod(message.c_str() + at + kAsked.size(), nullptr));
     if (at != std::string::npos || message.empty()) parts.want = format_bytes(double(host_memory().available)) + " at most, what is free on this host";
@@ -110,6 +114,12 @@ bool is_error(lua_State* L, int index) {
 void add_traceback_to_error(lua_State* L) {
     if (!is_error(L, 1)) {
         ErrorParts parts = error_parts(L, 1);
+        if (size_t at = parts.op.find("a nil value (global '"); at != std::string::npos) {
+            lua_pushglobaltable(L);
+            at += std::strlen("a nil value (global '");
+            parts.hint = did_you_mean(parts.op.substr(at, parts.op.find('\'', at) - at), ordered_keys(L, -1));
+            lua_pop(L, 1);
+        }
         push_error(L, parts);
         if (!parts.where.empty()) {
             push_string(L, parts.where);

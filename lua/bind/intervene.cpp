@@ -10,6 +10,8 @@
 #include "lua/bind/script.h"
 #include "lua/bind/tensor.h"
 
+#include <fmt/ranges.h>
+
 #include <algorithm>
 
 namespace moe::lua {
@@ -101,7 +103,8 @@ void flatten(const nlohmann::ordered_json& value, const nlohmann::ordered_json& 
             if (live == key || words.back() == key) found.push_back(live);
         }
         if (found.empty() && key.find('.') != std::string::npos) found.push_back(key);
-        if (found.empty()) MOE_THROW(usage, "run:set", key, "a key of the configuration that may change between steps", did_you_mean(key, words));
+        bool is_field = key == "lr" || key == "schedule" || key == "optimizer";
+        if (found.empty()) MOE_THROW(usage, "run:set", key, "a key of the configuration that may change between steps", is_field ? "run." + key + " = … sets it" : did_you_mean(key, words));
         out[found[0]] = it.value();
     }
 }
@@ -170,7 +173,8 @@ Values live_changes(lua_State* L, int index, const Config& config) {
             auto source = std::find_if(sources.begin(), sources.end(), [&](auto& s) { return s["name"] == it.key(); });
             std::vector<std::string> names;
             for (auto& s : sources) names.push_back(s["name"]);
-            if (source == sources.end()) MOE_THROW(usage, "run:set: data", it.key(), "the name of a source in data.sources", did_you_mean(it.key(), names));
+            if (source == sources.end())
+                MOE_THROW(usage, "run:set: data", it.key(), names.empty() ? "a run whose data.sources name its domains, with weights" : fmt::format("one of the sources {}", fmt::join(names, ", ")), did_you_mean(it.key(), names));
             MOE_CHECK(it.value().is_number(), usage, "run:set: data." + it.key(), brief(nlohmann::json(it.value())), "a weight", "");
             (*source)["weight"] = it.value();
         }

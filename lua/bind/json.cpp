@@ -28,6 +28,19 @@ Json value_to_json(lua_State* L, int index, int depth) {
     bad_argument(L, index, "value", "nil, true, false, a number, a text or a table of them");
 }
 
+/// __tostring: "{1, 2}".
+int list_text(lua_State* L) {
+    luaL_checkstack(L, 6, "nested list");
+    std::string text;
+    for (lua_Integer i = 1, n = lua_Integer(lua_rawlen(L, 1)); i <= n; ++i) {
+        lua_rawgeti(L, 1, i);
+        text += (i > 1 ? ", " : "") + to_string(L, -1);
+        lua_pop(L, 1);
+    }
+    push_string(L, "{" + text + "}");
+    return 1;
+}
+
 bool is_list(lua_State* L, int index) {
     auto n = lua_Integer(lua_rawlen(L, index));
     if (n == 0) {
@@ -111,7 +124,10 @@ static void push_json(lua_State* L, const Json& value, int depth) {
         case Json::value_t::string: push_string(L, value.get_ref<const std::string&>()); return;
         case Json::value_t::array: {
             lua_createtable(L, int(value.size()), 0);
-            luaL_newmetatable(L, kListType);
+            if (luaL_newmetatable(L, kListType)) {
+                lua_pushcfunction(L, list_text);
+                lua_setfield(L, -2, "__tostring");
+            }
             lua_setmetatable(L, -2);
             lua_Integer i = 0;
             for (auto& item : value) {

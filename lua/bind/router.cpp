@@ -77,7 +77,7 @@ Values balance_arguments(lua_State* L, int index) {
         args["kind"] = "custom";
         return args;
     }
-    if (!lua_istable(L, index)) bad_argument(L, index, "balance", "one of moe.balance, such as moe.balance.aux { alpha = 1e-3 }, or a function(counts, bias, m) that gives the next bias");
+    if (!lua_istable(L, index)) bad_argument(L, index, "balance", "one of moe.balance, such as moe.balance.aux { alpha = 1e-3 }, or a function(counts, bias, m) that gives the next bias; h:undo() or run:undo(id) takes a change back");
     Values args = Values::object();
     for (auto& key : ordered_keys(L, index)) {
         lua_getfield(L, index, key.c_str());

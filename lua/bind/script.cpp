@@ -2,6 +2,7 @@
 
 #include "core/base/random.h"
 #include "core/base/suggest.h"
+#include "core/tensor/check.h"
 #include "core/train/interventions.h"
 #include "lua/bind/source.h"
 #include "lua/bind/tensor.h"
@@ -341,7 +342,7 @@ train::ScriptCompiler script_compiler(lua_State* L) {
                 batch.domain = tensor_at(L, -1, "domain");
             };
             function->call(place, seed_of(run_seed, step, 0xfff1), push, 3, take);
-            MOE_CHECK(batch.ids.defined() && batch.ids.dim() == 2 && at::isIntegralType(batch.ids.scalar_type(), false), usage, place(), "no ids", "ids, targets, domain: ids int64 [sequences, seq_length]", "");
+            MOE_CHECK(batch.ids.defined() && batch.ids.dim() == 2 && at::isIntegralType(batch.ids.scalar_type(), false), usage, place(), batch.ids.defined() ? "ids " + describe(batch.ids) : "no ids", "ids, targets, domain: ids int64 [sequences, seq_length]", "");
             batch.ids = batch.ids.to(at::kCPU, at::kLong).contiguous();
             if (!batch.targets.defined()) {
                 batch.targets = at::full_like(batch.ids, -100);

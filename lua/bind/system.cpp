@@ -152,9 +152,9 @@ int default_device(lua_State* L) {
 }
 
 int check_keys(lua_State* L) {
-    check_table(L, 1, "options");
-    std::vector<std::string> known = texts(L, 2, "known");
     std::string op = lua_isnoneornil(L, 3) ? "options" : check_string(L, 3, "op");
+    MOE_CHECK(lua_istable(L, 1), usage, op, got_text(L, 1), "a table", "");
+    std::vector<std::string> known = texts(L, 2, "known");
     for (auto& key : ordered_keys(L, 1)) {
         if (std::find(known.begin(), known.end(), key) != known.end()) continue;
         std::string want;

@@ -329,7 +329,7 @@ function plot.panels(list, options)
   end
   local function same_label(key)
     for _, p in ipairs(panels) do
-      if not p[key] or p[key].label ~= panels[1][key].label then return false end
+      if not p[key] or not p[key].label or p[key].label ~= panels[1][key].label then return false end
     end
     return true
   end

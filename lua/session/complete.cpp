@@ -449,6 +449,11 @@ Inspection inspect(lua_State* L, std::string_view whole, size_t cursor, bool det
     if (!path || out.found()) return out;
     if (detail) search();
     else if (auto keys = fields(); std::any_of(keys.begin(), keys.end(), [&](auto& key) { return key.path == whole; })) out.text = help(std::string(whole)).text;
+    else {                                 // a type's: run:set, run.lr, before there is a run
+        push_help_names(L);
+        if (lua_getfield(L, -1, std::string(whole).c_str()) != LUA_TNIL) out.text = help_of(L, -1).value_or("");
+        lua_pop(L, 2);
+    }
     return out;
 }
 }  // namespace moe::lua

@@ -22,10 +22,14 @@ std::string describe(const ErrorParts& error, bool colour) {
     std::string text = fmt::format("{}error:{} {}", colour ? "\033[31m" : "", colour ? "\033[0m" : "", Error(error).what());
     bool says_where = !error.where.empty() && (error.kind == ErrorKind::internal || !is_place_of_ours(error.where));
     if (says_where && text.find(error.where) == std::string::npos) text += "\n  at " + error.where;
-    // A traceback of the main chunk alone says nothing that `where` does not say.
-    size_t levels = size_t(std::count(error.traceback.begin(), error.traceback.end(), '\n'));
+    // A traceback of the main chunk alone, below functions of C++ and of our modules, says nothing that `where` does not say.
+    size_t levels = 0;
+    for (size_t at = error.traceback.find("\n\t"); at != std::string::npos; at = error.traceback.find("\n\t", at + 1)) {
+        std::string_view line = std::string_view(error.traceback).substr(at + 2);
+        levels += !line.starts_with("[C]") && !line.starts_with("lua/moe/") && !line.starts_with("(...");
+    }
     // Nor does that of a command of ours to who typed it.
-    bool deep = levels > 3 && !error.where.starts_with("lua/moe/commands/") && error.kind != ErrorKind::interrupted && error.kind != ErrorKind::usage && error.kind != ErrorKind::config;
+    bool deep = levels > 1 && !error.where.starts_with("lua/moe/commands/") && error.kind != ErrorKind::interrupted && error.kind != ErrorKind::usage && error.kind != ErrorKind::config;
     if (deep) text += "\n" + error.traceback;
     return text;
 }

@@ -334,8 +334,13 @@ Result Session::eval_here(const std::string& code, const std::string& name) {
         history_.push_back({code, name, 0, true});
     }
     if (!load("return " + kept, chunk, result)) {
-        result.error.reset();
+        std::optional<ErrorParts> of_expression = std::exchange(result.error, std::nullopt);
         if (!load(kept, chunk, result)) {
+            // Of "1 +* 2" the statement says that it cannot begin with 1: the expression got further.
+            std::string_view begin(kept);
+            begin.remove_prefix(std::min(begin.find_first_not_of(" \t\r\n"), begin.size()));
+            size_t quote = result.error->op.rfind("near '");
+            if (quote != std::string::npos && begin.starts_with(std::string_view(result.error->op).substr(quote + 6, result.error->op.size() - quote - 7))) result.error = of_expression;
             if (interactive_) history_.back().ok = false;
             return result;
         }

@@ -17,6 +17,8 @@ test("run: keys change between steps, by name, path and section", function()
   h:undo()
   equal(run.config.training.learning_rate, 3e-3)
   raises("usage", function() run:set { learnin_rate = 1 } end, "learnin_rate")
+  raises("usage", function() run:set { lr = 1 } end, "run.lr = … sets it")
+  raises("usage", function() run:set { data = { web = 1 } } end, "got web, want a run whose data.sources name its domains")
   raises("usage", function() run:set { model = { num_layers = 4 } } end, "model.num_layers")
   raises("config", function() run:set { learning_rate = -1 } end)
   raises("config", function() run:set { global_batch_size = 3 } end)
@@ -385,6 +387,8 @@ test("parts: a data source", function()
   is(run:train(20).loss < first)
   equal(run:counts { by = "domain" }[1][1]:sum():item(), 0)
   must_equal(run, moe.replay(run, { console = false, log = false }))
+  run.data = function(m) return moe.zeros { m.sequences, m.seq_length } end
+  raises("usage", function() run:train(1) end, "run.data", "got ids float32 [")
   run.data = function(m) return moe.zeros({ 1, 1 }):to("int64") end
   raises("shape", function() run:train(1) end, "run.data")
   run.data = nil

@@ -315,6 +315,7 @@ test("events: each intervention is one, with step, what, old and new", function(
   run:train(1)
   h:undo()
   local e = run.events
+  contains(tostring(e[1]), "layers = {")
   equal(#e, 3)
   equal(e[1].step, 2) equal(e[1].what, "mask") equal(e[1].args.layers[1], 2) equal(e[1].args.experts[1], 5)
   equal(e[1].new["2"][1], 5) equal(e[1].old, nil)

@@ -14,6 +14,8 @@ test("program: version, help, one line of code", function()
   out, code = check.moelab("--help")
   equal(code, 0)
   check.contains(out, "run")
+  equal(check.moelab("help"), out)
+  check.contains((check.moelab("help train")), "Usage: moelab train")
   out, code = check.moelab("< /dev/null")     -- without arguments it reads statements
   equal(out, "")
   equal(code, 0)

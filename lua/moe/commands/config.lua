@@ -9,6 +9,7 @@ return function(words, options, given, assignments)
   end
   local cfg = moe.config(words[1])
   if #assignments > 0 then cfg = cfg:assign(assignments) end
+  cfg:validate { built = false }
   if given.json then
     print(moe.json.encode(cfg:to_table(), { indent = 2 }))
     return

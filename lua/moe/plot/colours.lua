@@ -22,7 +22,6 @@ end
 
 -- Lightness falls evenly with t, from near white to deep blue over green: the order reads in grey as well.
 local function sequential(t)
-  if t <= 0 then return oklch(0.975, 0.005, 110) end
   return oklch(0.975 - 0.67 * t, 0.015 + 0.088 * math.sin(math.pi * math.min(1, 0.15 + 0.75 * t)), 110 + 165 * t)
 end
 

@@ -157,11 +157,25 @@ TEST_CASE("session: quiet sessions print nothing", "[session]") {
     CHECK(session.eval("print(1)").ok());
 }
 
+TEST_CASE("session: errors of a misspelt global and of an expression point at them", "[session]") {
+    Session s({.print = [](std::string_view) {}, .interactive = true});
+    CHECK(s.eval("pritn(1)").error->hint == "did you mean \"print\"?");
+    CHECK(s.eval("nothing_like_it(1)").error->hint.empty());
+    CHECK(s.eval("1 +* 2").error->op == "unexpected symbol near '*'");
+    CHECK(s.eval("  x ~").error->op == "syntax error near '~'");
+    CHECK(s.eval("for = 1").error->op == "<name> expected near '='");
+    CHECK(s.inspect("run:set", 7, false).text.starts_with("run:set"));
+    CHECK(!s.inspect("run:nothing", 11, false).found());
+}
+
 TEST_CASE("session: errors as text and JSON", "[session]") {
-    ErrorParts e{ErrorKind::shape, "matmul", "[4, 8]", "[8, 4]", "transpose", "x.lua:3", -1, "stack traceback:\n\ta\n\tb\n"};
+    ErrorParts e{ErrorKind::shape, "matmul", "[4, 8]", "[8, 4]", "transpose", "x.lua:3", -1, "stack traceback:\n\t[C]: in function 'f'\n\tlua/moe/plot.lua:3: in function 'g'\n\tx.lua:3: in main chunk\n\t[C]: in ?"};
     CHECK(lua::describe(e, false) == "error: matmul: got [4, 8], want [8, 4] (transpose)\n  at x.lua:3");
     CHECK(lua::describe(e, true).find("\033[31m") == 0);
     CHECK(lua::to_json(e).find("\"kind\":\"shape\"") != std::string::npos);
+    ErrorParts deep = e;
+    deep.traceback = "stack traceback:\n\tx.lua:3: in function 'h'\n\tx.lua:9: in main chunk\n\t[C]: in ?";
+    CHECK(lua::describe(deep, false).ends_with("\n" + deep.traceback));
     // Places of this program are for who works on it.
     e.where = "core/config/load.cpp:77";
     CHECK(lua::describe(e, false) == "error: matmul: got [4, 8], want [8, 4] (transpose)");
