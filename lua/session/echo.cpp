@@ -4,7 +4,10 @@
 #include "lua/bind/source.h"
 #include "lua/session/lexer.h"
 
+#include <nlohmann/json.hpp>
+
 #include <algorithm>
+#include <cmath>
 #include <vector>
 
 namespace moe::lua {
@@ -185,5 +188,17 @@ std::string echo_text(lua_State* L, int index) {
     size_t end = 0;
     for (size_t i = 0; i + 1 < kLines; ++i) end = text.find('\n', end) + 1;
     return text.substr(0, end) + fmt::format("… {} more lines", lines - kLines + 1);
+}
+
+std::string echo_json(lua_State* L, int index) {
+    nlohmann::json value;
+    if (lua_isboolean(L, index)) value = bool(lua_toboolean(L, index));
+    else if (lua_isinteger(L, index)) value = lua_tointeger(L, index);
+    else if (lua_type(L, index) == LUA_TNUMBER) {
+        double x = lua_tonumber(L, index);
+        if (std::isfinite(x)) value = x;
+        else value = std::isnan(x) ? "nan" : x > 0 ? "inf" : "-inf";
+    } else if (!lua_isnil(L, index)) value = echo_text(L, index);
+    return value.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
 }
 }  // namespace moe::lua

@@ -13,11 +13,8 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
-#include <nlohmann/json.hpp>
-
 #include <algorithm>
 #include <chrono>
-#include <cmath>
 #include <csignal>
 #include <cstdio>
 #include <filesystem>
@@ -58,19 +55,6 @@ struct Results {
     bool all_nil = true;
 };
 
-std::string json_of(lua_State* L, int index, const std::string& text) {
-    nlohmann::json value = text;
-    if (lua_type(L, index) == LUA_TNIL) value = nullptr;
-    if (lua_isboolean(L, index)) value = bool(lua_toboolean(L, index));
-    if (lua_isinteger(L, index)) value = lua_tointeger(L, index);
-    else if (lua_type(L, index) == LUA_TNUMBER) {
-        double x = lua_tonumber(L, index);
-        if (std::isfinite(x)) value = x;
-        else value = std::isnan(x) ? "nan" : x > 0 ? "inf" : "-inf";
-    }
-    return value.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
-}
-
 /// A lightuserdata Results, values → nothing. Runs protected and interruptible: a __tostring may raise, or never end.
 int show_results(lua_State* L) {
     auto& results = *static_cast<Results*>(lua_touserdata(L, 1));
@@ -78,7 +62,7 @@ int show_results(lua_State* L) {
         results.all_nil &= lua_isnil(L, i);
         std::string text = results.echo ? echo_text(L, i) : to_string(L, i);
         if (results.echo && n == 2 && !text.empty() && text == control(L).last_log) continue;         // a step's metrics, which stand there already
-        if (control(L).json) results.json.push_back(json_of(L, i, text));
+        if (control(L).json) results.json.push_back(echo_json(L, i));
         results.texts.push_back(std::move(text));
     }
     if (results.echo && lua_gettop(L) >= 2 && !lua_isnil(L, 2)) {

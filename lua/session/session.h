@@ -30,7 +30,7 @@ struct SessionOptions {
 /// What an evaluation gave: the values as texts, or the error.
 struct Result {
     std::vector<std::string> values;               ///< eval: as echo_text shows them, in an interactive session none where all are nil
-    std::vector<std::string> json;                 ///< with SessionOptions::json: the same as JSON, one each: null, truth, numbers and texts as they are, what has no JSON as the text that shows it
+    std::vector<std::string> json;                 ///< with SessionOptions::json: the same as echo_json shows them
     std::optional<ErrorParts> error;
     double secs = 0;
     bool on_all_ranks = false;                     ///< the error is that of all ranks, wherever it came from: one of them shows it
