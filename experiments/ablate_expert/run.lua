@@ -1,10 +1,10 @@
 -- What is lost with the expert that is most at home in one domain: that domain, or all of them alike? Arguments: help=true
-local options = moe.script_options({ "output_dir", "seeds", "steps", "jobs", "help" }, "ablate_expert")
+local options = moe.script_options({ "jobs", "help", output_dir = "outputs", seeds = 3, steps = 300 }, "ablate_expert")
 if options.help then
   print("output_dir=outputs   where the sweep's folder goes\nseeds=3              repetitions\nsteps=300            optimizer steps of each run\njobs=0               runs at once, as processes; 0: one after the other here")
   return
 end
-local here, steps = arg[0]:match("^(.*)/[^/]*$") or ".", options.steps or 300
+local here, steps = arg[0]:match("^(.*)/[^/]*$") or ".", options.steps
 
 -- How much the loss rises without an expert: in one domain, and on average in the others.
 local function damage(run, before, expert)
@@ -32,8 +32,8 @@ local function point(p, run_options)
 end
 
 local sweep = moe.sweep {
-  name = "ablate_expert", about = "What is lost with the expert that is most at home in one domain: that domain, or all of them alike?", metric = "own", fn = point, seeds = options.seeds or 3,
-  base = moe.config(here .. "/../ablation.json"):with { output_dir = options.output_dir or "outputs", training = { train_steps = steps, lr_warmup_steps = steps // 10 } },
+  name = "ablate_expert", about = "What is lost with the expert that is most at home in one domain: that domain, or all of them alike?", metric = "own", fn = point, seeds = options.seeds,
+  base = moe.config(here .. "/../ablation.json"):with { output_dir = options.output_dir, training = { train_steps = steps, lr_warmup_steps = steps // 10 } },
 }
 sweep:run { jobs = options.jobs }
 local a = sweep:agg { "own", "others", "least_own", "least_others", "lift", "least_lift" }[1]

@@ -1,6 +1,6 @@
 -- A balance strategy of one's own: the bias moves by the square root of the missing share, quick when far off and calm when near.
-local here, options = arg[0]:match("^(.*)/[^/]*$") or ".", moe.script_options({ "output_dir", "steps" }, "balance")
-local run <close> = moe.run { config = moe.config(here .. "/../ablation.json"):with { output_dir = options.output_dir or "outputs", training = { train_steps = options.steps or 100, lr_warmup_steps = 0 } }, name = "balance", console = false }
+local here, options = arg[0]:match("^(.*)/[^/]*$") or ".", moe.script_options({ output_dir = "outputs", steps = 100 }, "balance")
+local run <close> = moe.run { config = moe.config(here .. "/../ablation.json"):with { output_dir = options.output_dir, training = { train_steps = options.steps, lr_warmup_steps = 0 } }, name = "balance", console = false }
 run.model.router.balance = function(counts, bias, m)
   local load = counts:to("fp64")
   local missing = 1.0 - load / load:mean()

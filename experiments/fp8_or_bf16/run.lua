@@ -3,7 +3,7 @@
 local here = arg[0]:match("^(.*)/[^/]*$") or "."
 local corpus = dofile(here .. "/../quickstart/corpus.lua")
 
-local options = moe.script_options({ "output_dir", "seed", "steps", "device", "batch", "precisions", "from", "seeds", "help" }, "fp8_or_bf16")
+local options = moe.script_options({ "device", "precisions", "help", output_dir = "outputs", seed = 1, steps = 1000, batch = 16, from = 0, seeds = 1 }, "fp8_or_bf16")
 if options.help then
   print([[
 output_dir=outputs            where the corpus, the run folders and the picture go
@@ -16,9 +16,9 @@ seeds=1                       so many seeds, from seed on: a mean with its stand
 device=cpu|cuda               default: a GPU where there is one; on a CPU fp8 is exact and slow]])
   return
 end
-local output, steps, batch, from, num_seeds = options.output_dir or "outputs", options.steps or 1000, options.batch or 16, options.from or 0, options.seeds or 1
-if math.type(from) ~= "integer" or from < 0 or from >= steps then moe.fail { op = "fp8_or_bf16: from", got = tostring(from), want = "0 to " .. steps - 1 .. ", below steps" } end
-if math.type(num_seeds) ~= "integer" or num_seeds < 1 then moe.fail { op = "fp8_or_bf16: seeds", got = tostring(num_seeds), want = "1 or more" } end
+local output, steps, batch, from, num_seeds = options.output_dir, options.steps, options.batch, options.from, options.seeds
+if from < 0 or from >= steps then moe.fail { op = "fp8_or_bf16: from", got = tostring(from), want = "0 to " .. steps - 1 .. ", below steps" } end
+if num_seeds < 1 then moe.fail { op = "fp8_or_bf16: seeds", got = tostring(num_seeds), want = "1 or more" } end
 local precisions = {}
 for precision in (options.precisions or "fp32,bf16,fp8"):gmatch("[^,]+") do precisions[#precisions + 1] = precision end
 
@@ -67,7 +67,7 @@ local function train(run, precision, seed)
   return true
 end
 
-for seed = options.seed or 1, (options.seed or 1) + num_seeds - 1 do
+for seed = options.seed, options.seed + num_seeds - 1 do
   local start
   if from > 0 then
     local run <close> = moe.run { config = configuration(precisions[1], seed), console = false }

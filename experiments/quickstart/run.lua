@@ -4,7 +4,7 @@
 local here = arg[0]:match("^(.*)/[^/]*$") or "."
 local corpus = dofile(here .. "/corpus.lua")
 
-local options = moe.script_options({ "output_dir", "seconds", "steps", "seed", "device", "megabytes", "learning_rate", "bias_speed", "bias_rule", "compare", "name", "help" }, "quickstart")
+local options = moe.script_options({ "seconds", "steps", "device", "megabytes", "learning_rate", "bias_speed", "bias_rule", "compare", "name", "help", output_dir = "outputs", seed = 42 }, "quickstart")
 if options.help then
   print([[
 output_dir=outputs   where the corpus, the run folder and the pictures go
@@ -25,7 +25,7 @@ if (tonumber(os.getenv("OMPI_COMM_WORLD_SIZE")) or 1) > 1 then
   moe.fail { kind = "usage", op = "quickstart", got = "several ranks", want = "one", hint = "it measures and draws on one process; start it without --ranks" }
 end
 local on_gpu = (options.device or moe.default_device()) == "cuda"
-local output = options.output_dir or "outputs"
+local output = options.output_dir
 local name = options.name or "quickstart"
 local seconds, compare = options.seconds or (on_gpu and 45 or 120), options.compare ~= false
 local started = moe.clock()
@@ -50,7 +50,7 @@ local function configuration(steps, bias)
     training = { global_batch_size = 8, micro_batch_size = 8, seq_length = 256, learning_rate = 4e-3 },
   }
   return moe.config("cpu_quick"):with(shape):with {
-    experiment_name = name, output_dir = output, seed = options.seed or 42, device = options.device,
+    experiment_name = name, output_dir = output, seed = options.seed, device = options.device,
     model = { vocab_size = moe.null, init_method_std = 0.02, moe = { bias_update_speed = options.bias_speed or (on_gpu and 0.05 or 0.02), bias_update_rule = options.bias_rule or "magnitude", use_aux_loss_free = bias } },
     training = { train_steps = steps, lr_warmup_steps = math.min(30, steps // 10), lr_decay_style = "cosine", min_learning_rate = (options.learning_rate or shape.training.learning_rate) / 20, weight_decay = 0.1, grad_clip = 1.0,
       learning_rate = options.learning_rate or shape.training.learning_rate, log_interval = 10 },

@@ -62,8 +62,8 @@ end)
 
 test("experiments: fp8_or_bf16 says what is wrong with from and seeds before it makes anything", function()
   for words, part in pairs {
-    ["from=-1"] = "fp8_or_bf16: from: got -1, want 0 to 9, below steps", ["from=10"] = "fp8_or_bf16: from: got 10, want 0 to 9, below steps", ["from=half"] = 'fp8_or_bf16: from: got half, want 0 to 9, below steps',
-    ["from=0.5"] = "fp8_or_bf16: from: got 0.5, want", ["seeds=0"] = "fp8_or_bf16: seeds: got 0, want 1 or more", ["seeds=two"] = "fp8_or_bf16: seeds: got two, want 1 or more",
+    ["from=-1"] = "fp8_or_bf16: from: got -1, want 0 to 9, below steps", ["from=10"] = "fp8_or_bf16: from: got 10, want 0 to 9, below steps", ["from=half"] = "fp8_or_bf16: from: got half, want an integer",
+    ["from=0.5"] = "fp8_or_bf16: from: got 0.5, want an integer", ["seeds=0"] = "fp8_or_bf16: seeds: got 0, want 1 or more", ["seeds=two"] = "fp8_or_bf16: seeds: got two, want an integer",
   } do
     local out, code = check.moelab(("run '%s/fp8_or_bf16/run.lua' steps=10 %s output_dir='%s/none'"):format(experiments, words, folder))
     equal(code, 2, words .. ": " .. out)
@@ -90,6 +90,11 @@ test("experiments: a word without \"=\" is an error that names it, whichever scr
   arg = { [0] = "mine.lua", options = { seed = 1 } }
   equal(moe.script_options({ "steps", "seed" }, "mine").seed, 1)
   raises("usage", function() moe.script_options({ "steps" }, "mine") end, '"seed"')
+  local with = moe.script_options({ "jobs", seed = 7, steps = 300, name = "x" }, "mine")
+  equal(with.seed, 1) equal(with.steps, 300) equal(with.name, "x") equal(with.jobs, nil)
+  arg = { [0] = "mine.lua", options = { steps = "x", name = 3 } }
+  raises("usage", function() moe.script_options({ "name", steps = 300 }, "mine") end, 'mine: steps: got x, want an integer, such as steps=300')
+  equal(moe.script_options({ "steps", name = "x" }, "mine").name, "3")
   arg = kept
 end)
 
