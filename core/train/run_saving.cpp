@@ -208,8 +208,12 @@ void Run::begin_periodic_save() {
     saved_step_ = step_;
 }
 
+bool Run::would_save_on_exit() const {
+    return !is_closed_ && !is_broken_ && !folder_.empty() && config_.checkpointing.enabled && config_.checkpointing.save_on_exit && saved_step_ != step_;
+}
+
 bool Run::save_on_exit() {
-    if (is_closed_ || is_broken_ || folder_.empty() || !config_.checkpointing.enabled || !config_.checkpointing.save_on_exit || saved_step_ == step_) return false;
+    if (!would_save_on_exit()) return false;
     on_all([&] {
         begin_periodic_save();
         checkpoints_->finish();

@@ -118,7 +118,7 @@ void throw_if_interrupted(lua_State* L);
 void open_coroutines(lua_State* L);
 
 /// Where an interrupt ends the program, a script or a command ("interrupted"), or a session ends ("left"): saves the runs whose last step is not saved
-/// (checkpointing.save_on_exit). On several ranks, where that does not reach all at the same step, only SIGTERM and SIGUSR1 save. Failures are warnings.
+/// (checkpointing.save_on_exit). On several ranks, where that does not reach all at the same step, only SIGTERM and SIGUSR1 save, and rank 0 says what is not saved. Failures are warnings.
 void save_runs(const char* why);
 
 /// From a signal handler or another thread: the running Lua code raises an error of kind `interrupted` at its next instruction.

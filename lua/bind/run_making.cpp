@@ -35,7 +35,11 @@ void save_left(train::Run& run, std::string_view why) {
 void save_runs(const char* why) {
     for (auto& weak : live_runs()) {
         auto r = weak.lock();
-        if (!r || r->model().mesh().world.size() != 1 || r->current_step() == 0 || r->folder().empty()) continue;
+        if (!r || r->current_step() == 0 || r->folder().empty()) continue;
+        if (const auto& world = r->model().mesh().world; world.size() != 1) {
+            if (world.rank() == 0 && r->would_save_on_exit()) log::warn(fmt::format("{} after step {}, which is not saved: of several ranks only run:save() does that", why, r->current_step()));
+            continue;
+        }
         save_left(*r, why);
     }
 }
