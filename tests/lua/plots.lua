@@ -209,6 +209,8 @@ test("plots: panels share axes and one legend", function()
   check_texts(p)
   local own = viz.panels({ one(2), one(3) }, { share_y = false })
   equal(count(own.svg, ">loss<"), 2)
+  local scale = viz.heatmap({ { 0.69, 0.7, 0.9 }, { 1.0, 1.1, 1.21 } }, { values = false }).svg
+  is(scale:find(">0.8<", 1, true) and scale:find(">1.0<", 1, true) and scale:find(">1.2<", 1, true), "a scale has more than one number")
   is(viz.panels({ one(2), viz.heatmap { { 1, 2 } } }).svg:find("<svg"))
   check.contains(viz.panels({ one(2), title = "Behind" }).svg, ">Behind<")
   raises("usage", function() return viz.panels { one(2), titel = "x" } end, 'did you mean "title"?')

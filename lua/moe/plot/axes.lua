@@ -134,10 +134,19 @@ function axes.place_ticks(axis, length, room)
     else axis.low, axis.high = axis.fixed_low and axis.low or axis.low - pad, axis.high + pad end
   end
   local make = axis.log and log_ticks or linear_ticks
-  for count = math.max(2, math.floor(length / 44)), 1, -1 do
+  local function place(count, share)
     axis.from, axis.to, axis.ticks, axis.texts, axis.minor = make(axis, count)
-    if room(axis.texts) * #axis.texts <= length * 1.02 then break end
+    return room(axis.texts) * #axis.texts <= length * (share or 1.02)
   end
+  local most = math.max(2, math.floor(length / 44))
+  local count = most
+  while not place(count) and count > 1 do count = count - 1 end
+  if #axis.ticks > 1 then return end
+  -- One number is no scale: of finer ones the first that has two, which may stand closer.
+  for finer = count + 1, most + 4 do
+    if place(finer, 1.12) and #axis.ticks > 1 then return end
+  end
+  place(count)
 end
 
 -- Where a value lies between pixels a and b.
