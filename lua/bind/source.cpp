@@ -138,6 +138,7 @@ thread_local Storing storing;
 /// The user's globals that a function reads and does not change, as upvalues by their names: at the prompt every variable is a global. What cannot be stored stays the session's.
 void add_globals(lua_State* L, const std::set<std::string>& names, const std::string& place, int depth, Json& upvalues) {
     for (const std::string& name : names) {
+        const int top = lua_gettop(L);           // what could not be stored leaves its parts there
         lua_pushglobaltable(L);
         push_string(L, name);
         lua_rawget(L, -2);
@@ -154,7 +155,7 @@ void add_globals(lua_State* L, const std::set<std::string>& names, const std::st
                 log::warn(fmt::format("the function of {} reads the global {}, which is not stored with it: a resume or replay may find another one, or none ({})", place, name, e.parts().got));
             }
         }
-        lua_pop(L, 1);
+        lua_settop(L, top);
     }
 }
 

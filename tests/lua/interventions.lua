@@ -209,6 +209,16 @@ test("router: a stored hook keeps the globals that it reads, and may record into
   strength, offsets, bend, seen, calls = nil
 end)
 
+test("router: a stored hook may read globals that cannot be stored, in whatever depth and order", function()
+  local run = fresh()
+  first, odd, table_of_hooks = 1, { { 2, { run } }, "x" }, { f = function(x) return odd and x * first end, g = 3 }
+  local h = run.model.router:hook("pre_topk", function(s) return table_of_hooks.f(s.scores) * (odd[2] == "x" and first or 0) end)
+  equal(h.active, true)
+  run:train(1)
+  h:undo()
+  first, odd, table_of_hooks = nil
+end)
+
 test("router: a stored hook that assigns to an upvalue is refused", function()
   local run, n, inner = fresh(), 0, 0
   local err = raises("usage", function() run.model.router:hook("pre_topk", function(s) n = n + 1 end) end, "upvalue n", "an assignment to it")
