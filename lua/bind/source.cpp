@@ -131,7 +131,7 @@ Json value_of(lua_State* L, int index, const std::string& path, int depth);
 /// Functions that are being stored, the outermost first, and the globals that they were found to read.
 struct Storing {
     std::vector<const void*> functions;
-    std::vector<std::string> globals;
+    std::set<std::string> globals;
 };
 thread_local Storing storing;
 
@@ -150,7 +150,7 @@ void add_globals(lua_State* L, const std::set<std::string>& names, const std::st
                 bool within = std::find(storing.functions.begin(), storing.functions.end(), lua_topointer(L, -1)) != storing.functions.end();
                 MOE_CHECK(!within, usage, "a hook: global " + name, "a function that calls itself", "one that is local", "");
                 upvalues.push_back({name, value_of(L, -1, name, depth + 1)});
-                storing.globals.push_back(name);
+                storing.globals.insert(name);
             } catch (const Error& e) {
                 log::warn(fmt::format("the function of {} reads the global {}, which is not stored with it: a resume or replay may find another one, or none ({})", place, name, e.parts().got));
             }
@@ -179,7 +179,7 @@ Json function_of(lua_State* L, int index, int depth) {
     OuterNames outer = outer_names(L, index);
     for (size_t i = 0; i < names.size(); ++i) {
         MOE_CHECK(!outer.assigned.contains(int(i)), usage, "a hook: upvalue " + names[i], "an assignment to it in the function of " + place, "upvalues that are only read: the run holds copies of them",
-                  "{ replay = false } keeps the function as it is, and a global may be assigned to; the run's own events and metrics need neither");
+                  "assign to a global, or give { replay = false }, which takes the function as it is");
         lua_getupvalue(L, index, int(i) + 1);
         Json value;
         if (names[i] != "_ENV") value = value_of(L, -1, names[i], depth + 1);
