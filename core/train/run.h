@@ -90,6 +90,7 @@ public:
     /// Saves where checkpointing.save_on_exit wants it and this step is not saved yet, and says whether it did: for a run that is
     /// interrupted between steps.
     bool save_on_exit();
+    /// Whether save_on_exit() has something to save.
     bool would_save_on_exit() const;
     /// True once a stop was asked for (request_stop(), or a file `stop` in the run's folder) and the state was saved.
     bool is_stopping() const { return is_stopping_; }
