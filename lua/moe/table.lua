@@ -321,9 +321,10 @@ local function finite_mean(values)
   return #values > 0 and ONE.mean(values) or 0 / 0
 end
 
---- What agg is asked for: a list of {column of the result, column of the rows, function of its values}, and the first listed column.
+--- What agg is asked for: a list of {column of the result, column of the rows, function of its values}, and the first listed column, if one is.
 local function aggregates(g, metrics)
-  if metrics == nil then metrics = numeric_columns(g) end
+  local listed = metrics ~= nil
+  if not listed then metrics = numeric_columns(g) end
   if type(metrics) ~= "table" then metrics = { metrics } end
   local list = {}
   for i, column in ipairs(metrics) do
@@ -345,7 +346,7 @@ local function aggregates(g, metrics)
       list[#list + 1] = { name, what[1], type(what[2]) == "function" and what[2] or ONE[what[2]] }
     end
   end
-  return list, metrics[1]
+  return list, listed and metrics[1] or nil
 end
 
 function Groups:agg(metrics)
